@@ -1,0 +1,1 @@
+"""Where numbers are read from: weights as exact updates, hidden states, gradient statistics."""

@@ -1,0 +1,1 @@
+"""Sharded ZeRO checkpoints: read lazily, checked, consolidated."""

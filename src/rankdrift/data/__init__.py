@@ -1,0 +1,1 @@
+"""Rows from the hub, a folder of Parquet slices or a generator; prompts, tokens, batches."""

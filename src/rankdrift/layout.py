@@ -1,0 +1,161 @@
+"""The name of every file and folder of a run and of a study, in one place. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+STEP_PATTERN = re.compile(r"^step-(\d{6,})$")
+
+
+def step_name(step: int) -> str:
+    """Return the folder name of an optimizer step: ``step-000500``."""
+    return f"step-{step:06d}"
+
+
+def step_of(name: str) -> int | None:
+    """Return the step a folder name states, or None where it is not a step's folder."""
+    match = STEP_PATTERN.match(name)
+    return int(match.group(1)) if match else None
+
+
+def steps_in(folder: Path, suffix: str = "") -> list[int]:
+    """Return the sorted steps that have an entry ``step-NNNNNN<suffix>`` in a folder (empty if absent)."""
+    if not folder.is_dir():
+        return []
+    stems = (entry.name.removesuffix(suffix) for entry in folder.iterdir() if entry.name.endswith(suffix))
+    return sorted(step for step in map(step_of, stems) if step is not None)
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """One training run: one method, one seed."""
+
+    root: Path
+
+    @property
+    def status(self) -> Path:
+        """Where the run stands: state, step, times."""
+        return self.root / "status.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine, command."""
+        return self.root / "env.json"
+
+    @property
+    def spec(self) -> Path:
+        """The resolved experiment."""
+        return self.root / "spec.json"
+
+    @property
+    def ds_config(self) -> Path:
+        """The DeepSpeed configuration as it was given to DeepSpeed."""
+        return self.root / "ds_config.json"
+
+    @property
+    def log(self) -> Path:
+        """Rank 0's log."""
+        return self.root / "train.log"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a logged step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def probes(self) -> Path:
+        """One Parquet table a probe."""
+        return self.root / "probes"
+
+    def probe(self, name: str) -> Path:
+        """The table of one probe."""
+        return self.probes / f"{name}.parquet"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Sharded ZeRO checkpoints, one folder a step, and the file ``latest``."""
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The sharded ZeRO checkpoint of one step."""
+        return self.checkpoints / step_name(step)
+
+    @property
+    def exports(self) -> Path:
+        """Consolidated checkpoints, one folder a step."""
+        return self.root / "exports"
+
+    def export(self, step: int) -> Path:
+        """The safetensors model folder or PEFT adapter folder of one step."""
+        return self.exports / step_name(step)
+
+    @property
+    def scores(self) -> Path:
+        """Scores, one JSON file a step, the per-item tables beside them."""
+        return self.root / "scores"
+
+    def score(self, step: int) -> Path:
+        """The scores of one step; step 0 is the base model."""
+        return self.scores / f"{step_name(step)}.json"
+
+    def score_items(self, step: int, name: str) -> Path:
+        """The per-item table of one step and one task or text."""
+        return self.scores / f"{step_name(step)}.{name}.parquet"
+
+
+@dataclass(frozen=True)
+class StudyLayout:
+    """A study: several runs that are compared, their tables, figures and report."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """The recipe as it was expanded: arms, seeds."""
+        return self.root / "study.json"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a run."""
+        return self.root / "runs"
+
+    def run(self, name: str) -> RunLayout:
+        """The layout of one run."""
+        return RunLayout(self.runs / name)
+
+    def run_names(self) -> list[str]:
+        """The names of the runs that have a spec, sorted."""
+        if not self.runs.is_dir():
+            return []
+        return sorted(entry.name for entry in self.runs.iterdir() if RunLayout(entry).spec.exists())
+
+    @property
+    def base(self) -> Path:
+        """What is measured once on the base model: its scores (a run's ``scores`` layout) and spectra."""
+        return self.root / "base"
+
+    @property
+    def tables(self) -> Path:
+        """Tidy tables, Parquet and CSV, with a ``.meta.json`` each."""
+        return self.root / "tables"
+
+    def table(self, name: str) -> Path:
+        """The Parquet file of one table."""
+        return self.tables / f"{name}.parquet"
+
+    @property
+    def figures(self) -> Path:
+        """Figures as PNG and PDF."""
+        return self.root / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained report."""
+        return self.root / "report.html"

@@ -1,0 +1,187 @@
+"""Files that appear whole or not at all, and the facts that say where a number came from.
+
+Every file is written under a temporary name in its own folder, flushed to the disk and renamed, so a
+reader (or a killed process) never meets half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+
+from rankdrift.errors import UserError
+
+PACKAGES = ("rankdrift", "torch", "deepspeed", "transformers", "peft", "safetensors", "numpy", "scipy")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success fsync it and rename it to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically. NaN and infinities are refused: null says 'undefined'."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raise UserError that names the file if it is missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); restore or delete the file") from None
+
+
+def append_jsonl(handle: IO[str], row: Mapping[str, Any]) -> None:
+    """Append one row to an open JSON-lines file and hand it to the operating system at once."""
+    handle.write(json.dumps(row, allow_nan=False) + "\n")
+    handle.flush()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file; a last line cut short by a kill is left out, any other bad line is an error."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}:{number}: not valid JSON; restore or delete the line") from None
+    return rows
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write one table as Parquet, atomically."""
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def write_table(path: Path, table: pd.DataFrame, meta: Mapping[str, Any], csv: bool = True) -> None:
+    """Write a tidy table as ``X.parquet``, ``X.csv`` and ``X.meta.json`` (inputs, parameters, columns).
+
+    The metadata is written last: a table whose metadata is missing is not complete.
+    """
+    write_parquet(path, table)
+    if csv:
+        with replacing(path.with_suffix(".csv")) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.9g")
+    write_json(path.with_suffix(".meta.json"), {**meta, "rows": len(table), "written": timestamp()})
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a Parquet table; raise UserError that names it where it is missing or unreadable."""
+    if not path.exists():
+        raise UserError(f"{path}: no such table; run the command that makes it")
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:
+        raise UserError(f"{path}: not a readable Parquet table ({error}); delete it and run again") from None
+
+
+def digest_text(text: str) -> str:
+    """Return the SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """Return the SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
+    return digest_text(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str))
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """Return a cheap identity of a file, or of all files below a folder: names, sizes, times of change.
+
+    It decides whether outputs are up to date; it is not a checksum.
+    """
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    stats = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return digest_json(stats)
+
+
+def timestamp() -> str:
+    """Return the time now, UTC, to the second, as ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def environment() -> dict[str, Any]:
+    """Return what a number depends on outside the spec: versions, machine, commit, command."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git": _git_commit(),
+        "command": sys.argv,
+        "time": timestamp(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> dict[str, Any] | None:
+    """Return the commit of the source tree and whether it has changes; None outside a git checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

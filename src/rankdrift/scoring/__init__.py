@@ -1,0 +1,1 @@
+"""Scores of a checkpoint: task metrics, and retention on general text."""

@@ -1,0 +1,1 @@
+"""Measurements taken during training, before the optimizer step. One file a probe."""
