@@ -79,6 +79,11 @@ class RunLayout:
         return self.probes / f"{name}.parquet"
 
     @property
+    def model(self) -> Path:
+        """What an export needs besides weights: configuration, tokenizer."""
+        return self.root / "model"
+
+    @property
     def checkpoints(self) -> Path:
         """Sharded ZeRO checkpoints, one folder a step, and the file ``latest``."""
         return self.root / "checkpoints"

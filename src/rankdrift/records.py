@@ -71,9 +71,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); restore or delete the file") from None
 
 
+def json_line(row: Mapping[str, Any]) -> str:
+    """Return one row as a line of a JSON-lines file, its line break included."""
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
 def append_jsonl(handle: IO[str], row: Mapping[str, Any]) -> None:
     """Append one row to an open JSON-lines file and hand it to the operating system at once."""
-    handle.write(json.dumps(row, allow_nan=False) + "\n")
+    handle.write(json_line(row))
     handle.flush()
 
 

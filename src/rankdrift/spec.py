@@ -81,7 +81,9 @@ class MethodSpec(_Section):
     def _known_group(self) -> MethodSpec:
         if isinstance(self.targets, str) and self.targets not in TARGET_GROUPS:
             hint = did_you_mean(self.targets, TARGET_GROUPS)
-            raise ValueError(f"'{self.targets}' is not a target group: {hint} Or give a list of module names.")
+            raise ValueError(
+                f"'{self.targets}' is not a target group: {hint} Or give a list of module names."
+            )
         return self
 
     @property
@@ -133,7 +135,9 @@ class TrainingSpec(_Section):
     @model_validator(mode="after")
     def _steps_in_range(self) -> TrainingSpec:
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps} leaves no step of steps={self.steps} after it")
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} leaves no step of steps={self.steps} after it"
+            )
         late = [step for step in self.save_steps if step > self.steps]
         if late:
             raise ValueError(f"save_steps {late} come after the last step, steps={self.steps}")
@@ -320,7 +324,9 @@ def _explain(problem: Any) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         fields = _fields_at(problem["loc"][:-1])
-        return f"unknown key '{path}' (value {problem['input']!r}): {did_you_mean(problem['loc'][-1], fields)}"
+        return (
+            f"unknown key '{path}' (value {problem['input']!r}): {did_you_mean(problem['loc'][-1], fields)}"
+        )
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{path}: {message}" if path else message

@@ -1,1 +1,29 @@
-"""Methods: which parameters train, how they start, and how the result is exported. One file a method."""
+"""Methods: which parameters train, how they start, and what an export needs. One file a method.
+
+To add one, write ``methods/<name>.py`` that defines ``METHOD``, a :class:`Method`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankdrift.spec import MethodSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a base model."""
+
+    name: str
+    prepare: Callable[[PreTrainedModel, MethodSpec, Path], PreTrainedModel]
+    """(model, settings, base folder) -> the model to train, its trainable parameters marked."""
+    save_config: Callable[[PreTrainedModel, Path], None]
+    """Write what an export needs besides weights and tokenizer."""
+    exclude_frozen: bool
+    """Checkpoints leave out what does not train (the base is on disk already)."""

@@ -1,0 +1,79 @@
+"""Analyses: a checkpoint (or a run) becomes rows of one or more tidy tables. One file an analysis.
+
+To add one, write ``analyses/<name>.py`` that defines ``ANALYSIS``, an :class:`Analysis`. The engine
+(``analysis/engine.py``) decides what has to be computed, puts the identity columns in front, and writes
+the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from rankdrift.analysis.subjects import Subject
+from rankdrift.layout import RunLayout
+
+
+@dataclass(frozen=True)
+class Params:
+    """Settings of the analyses, shared by all."""
+
+    cache: Path
+    """Folder for what is computed once per base model; safe to delete."""
+    top_k: int = 10
+    """Leading singular vectors compared: intruders, principal angles."""
+    intruder_threshold: float = 0.5
+    """A vector is an intruder where its largest |cosine| with the base's vectors is below this."""
+    drift_rows: int = 64
+    """Inputs over which layer drift is measured (the first ones)."""
+    drift_inputs: Path | None = None
+    """Parquet file of these inputs: column ``input_ids``."""
+    workers: int = 0
+    """Processes that share the matrices; 0 is one a core. Numbers do not depend on it."""
+
+
+def checkpoint_inputs(subject: Subject) -> list[Path]:
+    """Return what a per-checkpoint analysis reads: the base model and the tuned model or adapter."""
+    return [subject.base] if subject.tuned is None else [subject.base, subject.tuned]
+
+
+def run_inputs(subject: Subject) -> list[Path]:
+    """Return what per-run analyses read: metrics, probes and scores of the run's folder."""
+    if subject.run_dir is None:
+        return []
+    layout = RunLayout(subject.run_dir)
+    return [layout.metrics, layout.probes, layout.scores]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An analysis: the tables it makes, what their columns mean, and how they are computed."""
+
+    name: str
+    """Name of its file."""
+    columns: Mapping[str, Mapping[str, str]]
+    """Table -> column -> meaning and unit, in order, without the identity columns."""
+    per: Literal["checkpoint", "run"]
+    """Computed for every checkpoint, or once for a run's folder. A per-run frame brings its own ``step``
+    column, which takes the place of the identity's (and is not declared in ``columns``)."""
+    compute: Callable[[Subject, Params], dict[str, pd.DataFrame]]
+    """Returns table -> rows without identity columns; a table left out has no rows for this subject."""
+    parameters: tuple[str, ...] = ("top_k", "intruder_threshold", "drift_rows", "drift_inputs")
+    """Fields of Params that change its numbers; a path among them is also an input."""
+    version: int = 1
+    """Raised whenever its numbers change, so that stored parts are computed anew."""
+    parquet_only: frozenset[str] = frozenset()
+    """Tables too long to be useful as CSV."""
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of its tables."""
+        return tuple(self.columns)
+
+    def inputs(self, subject: Subject) -> list[Path]:
+        """Return the files and folders its numbers depend on."""
+        return checkpoint_inputs(subject) if self.per == "checkpoint" else run_inputs(subject)

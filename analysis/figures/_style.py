@@ -1,0 +1,231 @@
+"""What all figures share: type and colours, one style a run in every figure, panels, legend.
+
+Colours are from the palettes of Okabe & Ito (2008) and of Paul Tol (2021), which stay apart for
+colour-blind readers: warm for full fine-tuning, cool for LoRA; seeds of one arm share its colour and differ
+in line and marker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from rankdrift.analysis.observations import RUN_KEYS, arm_of, tuned_rows
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "pdf.fonttype": 42,  # TrueType: text stays text
+}
+WIDTH = 9.5
+"""Inches."""
+GREY = "#6b6b6b"
+FULL_COLOURS = ("#D55E00", "#E69F00", "#882255", "#AA4499")
+OTHER_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#332288", "#999933", "#44AA99", "#117733")
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+MOST_MARKED = 32
+"""Points on a line above which markers would hide it."""
+
+
+@dataclass(frozen=True)
+class RunStyle:
+    """How one run looks in every figure."""
+
+    label: str
+    colour: str
+    line: Any
+    marker: str
+
+    def of_line(self, points: int) -> dict[str, Any]:
+        """Return the keywords of ``Axes.plot`` for a line of so many points."""
+        marker = self.marker if points <= MOST_MARKED else ""
+        return {"color": self.colour, "linestyle": self.line, "marker": marker}
+
+
+def run_styles(tables: Mapping[str, pd.DataFrame]) -> dict[str, RunStyle]:
+    """Return the style of every trained run that any table names: full before LoRA, by rank, by seed."""
+    known = [
+        table[RUN_KEYS].drop_duplicates("run") for table in tables.values() if set(RUN_KEYS) <= set(table)
+    ]
+    runs = tuned_rows(pd.concat(known)).drop_duplicates("run")
+    arms = [arm_of(run, seed) for run, seed in zip(runs["run"], runs["seed"], strict=True)]
+    runs = runs.assign(arm=arms, late=runs["method"] != "full").sort_values(["late", "rank", "arm", "seed"])
+    seeded = bool((runs.groupby("arm").size() > 1).any())
+    positions = _positions(runs)
+    labels = runs["run"] if seeded else runs["arm"]
+    return {
+        run: _style(label, method, *positions[run])
+        for run, label, method in zip(runs["run"], labels, runs["method"], strict=True)
+    }
+
+
+def _positions(runs: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Return (place of the arm within its colour family, place of the run within its arm)."""
+    families = [runs[~runs["late"]], runs[runs["late"]]]
+    return {
+        run: (place, order)
+        for family in families
+        for place, (_, arm) in enumerate(family.groupby("arm", sort=False))
+        for order, run in enumerate(arm["run"])
+    }
+
+
+def _style(label: str, method: str, place: int, order: int) -> RunStyle:
+    colours = FULL_COLOURS if method == "full" else OTHER_COLOURS
+    marker = MARKERS[(order + place // len(colours)) % len(MARKERS)]
+    return RunStyle(label, colours[place % len(colours)], LINES[order % len(LINES)], marker)
+
+
+def in_order(runs: Iterable[Hashable], styles: Mapping[str, RunStyle]) -> list[str]:
+    """Return the given runs in the order of the styles."""
+    given = set(runs)
+    return [run for run in styles if run in given]
+
+
+def columns_for(count: int) -> int:
+    """Return how many panels stand side by side when there are so many."""
+    if count <= 3:
+        return max(count, 1)
+    return {4: 2, 5: 3, 6: 3, 9: 3}.get(count, 4)
+
+
+def panels(
+    count: int, columns: int | None = None, height: float = 2.7, share_y: bool | Literal["row"] = False
+) -> tuple[Canvas, list[Axes]]:
+    """Return a canvas of WIDTH inches and its first ``count`` panels, each ``height`` inches high."""
+    columns = columns or columns_for(count)
+    rows = math.ceil(count / columns)
+    canvas = Canvas(figsize=(WIDTH, rows * height + 0.4), layout="constrained")
+    axes = list(canvas.subplots(rows, columns, squeeze=False, sharey=share_y).ravel())
+    for spare in axes[count:]:
+        spare.remove()
+    return canvas, axes[:count]
+
+
+def draw_runs(axes: Axes, table: pd.DataFrame, x: str, y: str, styles: Mapping[str, RunStyle]) -> None:
+    """Draw one line a run, ``y`` over ``x``; undefined values interrupt it."""
+    for run in in_order(table["run"].unique(), styles):
+        rows = table[table["run"] == run].sort_values(x)
+        axes.plot(rows[x], rows[y], **styles[run].of_line(len(rows)))
+
+
+def draw_band(
+    axes: Axes, table: pd.DataFrame, x: str, low: str, high: str, styles: Mapping[str, RunStyle]
+) -> None:
+    """Shade ``low`` to ``high`` over ``x`` in each run's colour."""
+    for run in in_order(table["run"].unique(), styles):
+        rows = table[table["run"] == run].sort_values(x)
+        axes.fill_between(rows[x], rows[low], rows[high], color=styles[run].colour, alpha=0.15, linewidth=0)
+
+
+def legend(canvas: Canvas, runs: Iterable[Hashable], styles: Mapping[str, RunStyle], *extra: Line2D) -> None:
+    """Put one legend above the panels: the runs, then what else is drawn."""
+    handles = [
+        Line2D([], [], label=styles[run].label, **styles[run].of_line(1)) for run in in_order(runs, styles)
+    ]
+    handles.extend(extra)
+    canvas.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), handlelength=2.6)
+
+
+def reference(label: str, linestyle: Any = "--", **style: Any) -> Line2D:
+    """Return the legend's entry for a grey line of reference."""
+    return Line2D([], [], label=label, **{"color": GREY, "linestyle": linestyle, "linewidth": 1.2, **style})
+
+
+def whole_numbers(axes: Axes, label: str) -> None:
+    """Label the x axis, whose ticks are whole numbers (steps, layers)."""
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+
+
+def log_if_positive(axes: Axes, values: pd.Series) -> None:
+    """Use a logarithmic y axis where every defined value is positive and they span more than a decade."""
+    defined = values.dropna()
+    if not defined.empty and 0 < 10 * defined.min() < defined.max():
+        axes.set_yscale("log")
+
+
+def from_zero(axes: Axes, values: pd.Series, least: float = 0.0) -> None:
+    """Let the y axis run from zero to a little above the largest value, and at least to ``least``."""
+    top = max(float(values.max(skipna=True)), least)
+    axes.set_ylim(0, 1.08 * top if top > 0 else 1)
+
+
+def few_ticks(axes: Axes) -> None:
+    """Thin out the x axis of a narrow panel, so that its numbers do not meet."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, min_n_ticks=2))
+
+
+def log_colours(values: np.ndarray, decades: float = 3.0) -> Normalize:
+    """Return a colour scale over the positive values: logarithmic, at most so many decades deep.
+
+    Values that span less than a decade get a linear scale from zero.
+    """
+    positive = values[np.isfinite(values) & (values > 0)]
+    top = float(positive.max(initial=0.0))
+    low = max(float(positive.min(initial=np.inf)), top * 10.0**-decades)
+    if 10 * low < top:
+        return LogNorm(low, top)
+    return Normalize(0.0, top or 1.0)
+
+
+def shared_bar(canvas: Canvas, image: Any, axes: list[Axes], label: str) -> None:
+    """Put one colour bar beside all panels."""
+    rows = len({ax.get_subplotspec().rowspan.start for ax in axes})  # type: ignore[union-attr]
+    canvas.colorbar(image, ax=axes, label=label, aspect=16 * rows, pad=0.015)
+
+
+def heatmap(axes: Axes, grid: pd.DataFrame, norm: Normalize, y_label: str) -> Any:
+    """Draw rows x columns as coloured cells with their names as ticks; return the image, for the colour bar.
+
+    Undefined cells, and on a logarithmic scale zero cells, are light grey.
+    """
+    values = grid.to_numpy(dtype=float)
+    shown = np.ma.masked_where(~np.isfinite(values) | (values <= 0), values)
+    image = axes.imshow(
+        shown, aspect="auto", norm=norm, cmap="viridis", origin="lower", interpolation="nearest"
+    )
+    axes.set_facecolor("#e0e0e0")
+    axes.grid(False)
+    axes.set_ylabel(y_label)
+    _name_ticks(axes.set_xticks, grid.columns, 12)
+    _name_ticks(axes.set_yticks, grid.index, 8)
+    return image
+
+
+def _name_ticks(set_ticks: Any, names: pd.Index, most: int) -> None:
+    every = math.ceil(len(names) / most)
+    set_ticks(range(0, len(names), every), [str(name) for name in names[::every]])

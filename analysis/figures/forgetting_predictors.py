@@ -1,0 +1,65 @@
+"""Forgetting against what is said to drive it: the update's size, its leading value, intruder energy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from rankdrift.analysis.figures import Figure, NothingToDraw
+from rankdrift.analysis.figures._style import few_ticks, in_order, legend, panels, run_styles
+from rankdrift.analysis.observations import forgetting, intruder_totals, update_sizes
+
+PREDICTORS = {
+    "relative_update_norm": r"$\|\Delta W\| / \|W_0\|$, all matrices",
+    "sigma1_ratio": r"largest $\sigma_1(\Delta W) / \sigma_1(W_0)$",
+    "intruder_energy": "energy share of intruders",
+}
+
+
+def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
+    points = _joined(tables["performance_metrics"], tables["svd_analysis_results"])
+    if points.empty:
+        raise NothingToDraw(
+            "no checkpoint has both its update and its NLL on general text, with the base model's"
+        )
+    styles = run_styles(tables)
+    canvas, axes = panels(len(PREDICTORS), height=3.1, share_y=True)
+    for ax, (column, label) in zip(axes, PREDICTORS.items(), strict=True):
+        for run in in_order(points["run"].unique(), styles):
+            rows = points[points["run"] == run].sort_values("step")
+            ax.plot(rows[column], rows["nll_increase"], **styles[run].of_line(1))
+        ax.set_xlabel(label)
+        few_ticks(ax)
+    axes[0].set_ylabel("NLL increase (nats / token)")
+    legend(canvas, points["run"].unique(), styles)
+    return canvas
+
+
+def _joined(performance: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a checkpoint: the predictors and the increase of the NLL."""
+    intruders = intruder_totals(spectra)
+    intruders["intruder_energy"] = (
+        intruders["intruder_energy_left"] + intruders["intruder_energy_right"]
+    ) / 2
+    joined = forgetting(performance).dropna(subset=["nll_increase"])
+    for predictor in (update_sizes(spectra), intruders):
+        joined = joined.merge(predictor.drop(columns=["method", "rank", "seed"]), on=["run", "step"])
+    return joined
+
+
+FIGURE = Figure(
+    name="forgetting_predictors",
+    title="Forgetting and what may drive it",
+    section="Learning and forgetting",
+    tables=("performance_metrics", "svd_analysis_results"),
+    caption=(
+        "Each point is one checkpoint, each path one run. Published studies disagree on what carries "
+        "forgetting: intruder dimensions (arXiv 2410.21228) or the mere size and threshold of the update "
+        "(arXiv 2607.23711); hence the three side by side. Along one run everything grows with the step, so "
+        "that a rising path shows no cause: only a line that several runs share speaks for a predictor, and "
+        "only an intervention with the norm held equal would show it."
+    ),
+    draw=_draw,
+)

@@ -1,0 +1,197 @@
+"""Hidden states of a base or tuned model on given token rows, mean-pooled over tokens, layer by layer.
+
+Models are loaded with transformers alone, in fp32 and evaluation mode. A LoRA adapter is the base model
+with W0 + sBA merged in fp32. States are pooled where they arise, so no token's state is ever stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from rankdrift import records
+from rankdrift.errors import UserError
+
+BATCH_TOKENS = 2048
+"""Tokens put through the model at once, padding included; one row may be longer."""
+PAD_ID = 0
+"""Any id will do: padding is masked."""
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The inputs over which representations are compared."""
+
+    path: Path
+    """Where they were read from."""
+    rows: tuple[tuple[int, ...], ...]
+    """Token ids of each input, without padding."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the token ids."""
+        return records.digest_json(self.rows)
+
+
+def read_rows(path: Path, limit: int) -> TokenRows:
+    """Read the first ``limit`` inputs of a Parquet file with a column ``input_ids`` (lists of token ids).
+
+    Raises
+    ------
+    UserError
+        If the file or the column is missing, or a row is not a list of one or more token ids.
+
+    """
+    table = records.read_table(path)
+    if "input_ids" not in table.columns:
+        raise UserError(f"{path}: no column 'input_ids' (columns: {', '.join(table.columns)}); add token ids")
+    values = table["input_ids"].head(limit)
+    return TokenRows(path, tuple(_token_ids(path, index, value) for index, value in enumerate(values)))
+
+
+def _token_ids(path: Path, index: int, value: Any) -> tuple[int, ...]:
+    try:
+        row = tuple(operator.index(token) for token in value)
+    except TypeError:
+        row = ()
+    if not row or min(row) < 0:
+        raise UserError(f"{path}: row {index}: input_ids {value!r} is not a list of one or more token ids")
+    return row
+
+
+def load_backbone(folder: Path) -> PreTrainedModel:
+    """Return a model folder's transformer without its head, fp32, in evaluation mode.
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be loaded, or lacks weights, which would be drawn at random.
+
+    """
+    try:
+        model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: cannot be loaded as a model ({error}); is it a complete export?") from None
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UserError(f"{folder}: weights are missing ({missing}, ...); export the checkpoint again")
+    return model.eval()
+
+
+def load_tuned(base: Path, tuned: Path) -> PreTrainedModel:
+    """Return a tuned model's transformer as ``load_backbone`` does, from a model or PEFT adapter folder."""
+    raise NotImplementedError
+
+
+def base_states(base: Path, inputs: TokenRows, cache: Path) -> tuple[Path, Tensor]:
+    raise NotImplementedError
+
+
+def pooled_states(model: PreTrainedModel, inputs: TokenRows) -> Tensor:
+    """Return each input's mean hidden state over its tokens, (n, layers + 1, d), fp32, on the CPU.
+
+    State 0 is what enters the first block, state i what leaves block i, before any final norm. Rows are
+    put together by length, so that little is padded; neither that nor the padding changes a number beyond
+    rounding.
+
+    Raises
+    ------
+    UserError
+        If a token is not in the model's vocabulary, or a state is not finite.
+
+    """
+    _check_vocabulary(model, inputs)
+    model = model.to(device())  # type: ignore[arg-type]
+    batches = list(length_batches([len(row) for row in inputs.rows]))
+    with torch.inference_mode():
+        pooled = [_pooled_batch(model, [inputs.rows[index] for index in batch]) for batch in batches]
+    states = torch.cat(pooled)
+    states[list(itertools.chain(*batches))] = states.clone()
+    if not states.isfinite().all():
+        raise UserError(f"{model.name_or_path}: hidden states are not finite; its weights hold NaN or overflow")
+    return states
+
+
+def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the indices of rows of about the same length, at most ``BATCH_TOKENS`` padded tokens at once."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def device() -> torch.device:
+    """Return where models run: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _pooled_batch(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return the pooled states of rows of token ids put through the model together, (n, layers + 1, d)."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[PAD_ID] * (width - len(row)) + list(row) for row in rows], device=device())
+    lengths = torch.tensor([len(row) for row in rows], device=device())
+    mask = torch.arange(width, device=device()) >= (width - lengths)[:, None]
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    with _recorded(model, mask) as states:
+        model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
+    return torch.stack(states, dim=1).cpu()
+
+
+@contextlib.contextmanager
+def _recorded(model: PreTrainedModel, mask: Tensor) -> Iterator[list[Tensor]]:
+    """Yield a list that fills with the pooled states, each (n, d), as the model runs."""
+    states: list[Tensor] = []
+
+    def entered(block: nn.Module, inputs: tuple[Any, ...]) -> None:
+        states.append(mean_over_tokens(inputs[0], mask))
+
+    def left(block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        states.append(mean_over_tokens(output[0] if isinstance(output, tuple) else output, mask))
+
+    blocks = _blocks(model)
+    hooks = [blocks[0].register_forward_pre_hook(entered)]
+    hooks += [block.register_forward_hook(left) for block in blocks]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of hidden (n, tokens, d) over the tokens where mask (n, tokens) is true, (n, d)."""
+    # not a product with the mask: a fully masked position may hold NaN
+    kept = hidden.masked_fill(~mask[:, :, None], 0)
+    return kept.sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def _blocks(model: PreTrainedModel) -> nn.ModuleList:
+    count = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise UserError(f"{model.name_or_path}: {type(model).__name__} has no list of {count} blocks to measure")
+
+
+def _check_vocabulary(model: PreTrainedModel, inputs: TokenRows) -> None:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    for index, row in enumerate(inputs.rows):
+        if max(row) >= vocabulary:
+            raise UserError(
+                f"{inputs.path}: row {index}: token id {max(row)} is not in the vocabulary of "
+                f"{model.name_or_path} ({vocabulary} tokens); tokenise with that model's tokenizer"
+            )

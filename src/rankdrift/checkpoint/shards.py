@@ -1,0 +1,203 @@
+"""A sharded ZeRO checkpoint as a set of named tensors, each read from the shards only when asked for.
+
+Weights are the fp32 master copies the optimizer updates, not the rounded copies the model computes with.
+What lies where (read from DeepSpeed 0.19.8's optimizers and its ``zero_to_fp32``):
+
+- stage 0: one file, the module's own state;
+- stages 1 and 2: a file a rank; the parameters of an optimizer group lie end to end in one vector, and
+  rank r holds its r-th part;
+- stage 3: a file a rank; each parameter is cut into one equal part a rank (the last padded), and a rank's
+  parts lie end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from rankdrift.checkpoint import zero_layouts
+from rankdrift.checkpoint.archive import StoredTensor, read_archive
+from rankdrift.checkpoint.zero_layouts import Span
+from rankdrift.errors import UserError, did_you_mean
+
+MODEL_FILE = "mp_rank_00_model_states.pt"
+
+
+@dataclass(frozen=True)
+class ShardedTensor:
+    """One parameter of the model: the stored runs of elements it is made of, in order."""
+
+    name: str
+    shape: tuple[int, ...]
+    spans: tuple[Span, ...] = field(repr=False)
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """Yield the parameter's elements in row-major order: flat views of the files, in the stored dtype."""
+        return (span.load() for span in self.spans)
+
+    def load(self) -> torch.Tensor:
+        """Return the whole parameter in fp32: a view of the file where it lies in one piece, else a copy."""
+        pieces = [piece.float() for piece in self.pieces()]
+        flat = pieces[0] if len(pieces) == 1 else torch.cat([torch.empty(0), *pieces])
+        return flat.view(self.shape)
+
+
+@dataclass(frozen=True)
+class ShardedCheckpoint:
+    """The parameters of a checkpoint; shared parameters are listed once, under the name that owns them."""
+
+    folder: Path
+    zero_stage: int
+    world_size: int
+    tensors: Mapping[str, ShardedTensor] = field(repr=False)
+    """Every stored parameter by its name in the trained module, in the order of the shards; no buffers."""
+    aliases: Mapping[str, str] = field(repr=False)
+    """Further names of shared parameters, to the name in ``tensors``: ``lm_head.weight`` of a tied model."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a parameter in fp32 by its name or an alias; raise UserError with the near miss."""
+        owner = self.aliases.get(name, name)
+        if owner not in self.tensors:
+            raise UserError(f"{self.folder}: no parameter '{name}': {did_you_mean(name, self.tensors)}")
+        return self.tensors[owner].load()
+
+
+def open_checkpoint(folder: Path) -> ShardedCheckpoint:
+    """Open a folder that ``engine.save_checkpoint`` wrote, of ZeRO stage 0 to 3 and any number of ranks.
+
+    Only the files' indices are read. Raises UserError where a shard is missing, truncated or foreign, or
+    where the layout is not one this module knows: it never guesses at one.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such checkpoint folder")
+    optimizer_files = sorted(path.name for path in folder.glob("*_optim_states.pt"))
+    if not optimizer_files and (folder / MODEL_FILE).exists():
+        return _open_stage_0(folder)
+    if not optimizer_files:
+        raise UserError(f"{folder}: no *_optim_states.pt in it: not a ZeRO checkpoint, or an incomplete one")
+    prefix = "bf16_" if all(name.startswith("bf16_") for name in optimizer_files) else ""
+    first = _optimizer_state(folder, prefix, rank=0)
+    stage, world_size = zero_layouts.stage_of(first, folder), zero_layouts.world_size_of(first, folder)
+    models = _partitioned_model_files(world_size) if stage == 3 else [MODEL_FILE]
+    _check_files(folder, {*models, *(_optimizer_file(prefix, rank) for rank in range(world_size))})
+    states = [first, *(_optimizer_state(folder, prefix, rank) for rank in range(1, world_size))]
+    zero_layouts.check_states(states, stage, world_size, folder)
+    model = _model_state(folder / models[0])
+    open_stage = _open_stage_3 if stage == 3 else _open_stages_1_and_2
+    spans = open_stage(folder, model, states)
+    return _checkpoint(folder, stage, world_size, spans, model["shared_params"] or {})
+
+
+def _open_stage_0(folder: Path) -> ShardedCheckpoint:
+    """Open an unpartitioned checkpoint, whose only weights are the module's."""
+    _check_files(folder, {MODEL_FILE})
+    state = _model_state(folder / MODEL_FILE)
+    if state["param_shapes"] is not None:
+        raise UserError(f"{folder}: its optimizer shards (*_optim_states.pt) are missing; use another step")
+    if isinstance(state["optimizer"], dict) and "fp32_groups" in state["optimizer"]:
+        raise UserError(
+            f"{folder}: ZeRO stage 0 in bf16 or fp16 keeps its masters without names; train at stage 1 to 3"
+        )
+    tensors = _parameters_of(state)
+    owners: dict[StoredTensor, str] = {}
+    for name, tensor in tensors.items():
+        owners.setdefault(tensor, name)
+    shared = {name: owners[tensor] for name, tensor in tensors.items() if owners[tensor] != name}
+    spans = {name: _whole(tensors[name]) for name in owners.values()}
+    return _checkpoint(folder, 0, state["dp_world_size"], spans, shared)
+
+
+def _open_stages_1_and_2(
+    folder: Path, model: Mapping[str, Any], states: list[Mapping[str, Any]]
+) -> dict[str, tuple[tuple[int, ...], tuple[Span, ...]]]:
+    spans = zero_layouts.partitioned_groups(model["param_shapes"], states, folder)
+    frozen = {name: tensor for name, tensor in _parameters_of(model).items() if name not in spans}
+    return {**spans, **{name: _whole(tensor) for name, tensor in frozen.items()}}
+
+
+def _open_stage_3(
+    folder: Path, model: Mapping[str, Any], states: list[Mapping[str, Any]]
+) -> dict[str, tuple[tuple[int, ...], tuple[Span, ...]]]:
+    spans = zero_layouts.partitioned_parameters(model["param_shapes"], states, folder)
+    if not model["frozen_param_shapes"]:
+        return spans
+    files = _partitioned_model_files(len(states))
+    fragments = [_model_state(folder / name)["frozen_param_fragments"] for name in files]
+    return {**spans, **zero_layouts.frozen_parameters(model["frozen_param_shapes"], fragments, folder)}
+
+
+def _checkpoint(
+    folder: Path,
+    stage: int,
+    world_size: int,
+    spans: Mapping[str, tuple[tuple[int, ...], tuple[Span, ...]]],
+    shared: Mapping[str, str],
+) -> ShardedCheckpoint:
+    # An alias whose owner was left out (a frozen, tied embedding beside adapters) names nothing that is here.
+    aliases = {alias: owner for alias, owner in shared.items() if owner in spans}
+    tensors = {name: ShardedTensor(name, *spans[name]) for name in spans if name not in shared}
+    return ShardedCheckpoint(
+        folder=folder,
+        zero_stage=stage,
+        world_size=world_size,
+        tensors=MappingProxyType(tensors),
+        aliases=MappingProxyType(aliases),
+    )
+
+
+def _parameters_of(state: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """Return the module's stored tensors that are not buffers."""
+    buffers = set(state["buffer_names"])
+    return {name: tensor for name, tensor in state["module"].items() if name not in buffers}
+
+
+def _whole(tensor: StoredTensor) -> tuple[tuple[int, ...], tuple[Span, ...]]:
+    return tensor.shape, (Span(tensor, 0, tensor.numel),)
+
+
+def _partitioned_model_files(world_size: int) -> list[str]:
+    return [f"zero_pp_rank_{rank}_{MODEL_FILE}" for rank in range(world_size)]
+
+
+def _optimizer_file(prefix: str, rank: int) -> str:
+    return f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+
+
+def _optimizer_state(folder: Path, prefix: str, rank: int) -> Mapping[str, Any]:
+    path = folder / _optimizer_file(prefix, rank)
+    tree = read_archive(path)
+    if not isinstance(tree, dict) or not isinstance(tree.get("optimizer_state_dict"), dict):
+        raise UserError(f"{path}: not a ZeRO optimizer shard; restore the file or use another step")
+    zero_layouts.check_keys(tree["optimizer_state_dict"], path)
+    return tree["optimizer_state_dict"]
+
+
+def _model_state(path: Path) -> Mapping[str, Any]:
+    tree = read_archive(path)
+    needed = ("module", "buffer_names", "param_shapes", "optimizer", "shared_params", "frozen_param_shapes")
+    if not isinstance(tree, dict) or any(key not in tree for key in needed):
+        raise UserError(f"{path}: not a DeepSpeed model file; restore the file or use another step")
+    if tree.get("mp_world_size", 1) != 1 or tree.get("universal_checkpoint_info") is not None:
+        raise UserError(f"{path}: written with tensor parallelism, which is not supported; train without it")
+    return tree
+
+
+def _check_files(folder: Path, expected: set[str]) -> None:
+    """Compare the folder's shards with those its layout calls for.
+
+    Shards beyond them are of another layout (experts, pipeline, tensor parallel) or of an older
+    checkpoint with more ranks that was overwritten; in neither case is it known which ones count.
+    """
+    found = {path.name for path in folder.glob("*_states.pt")}
+    if missing := sorted(expected - found):
+        raise UserError(f"{folder}: shard {missing[0]} is missing ({len(missing)} in all); use another step")
+    if extra := sorted(found - expected):
+        raise UserError(
+            f"{folder}: shard {extra[0]} does not belong to this checkpoint ({len(extra)} in all): it is of "
+            "another layout (experts, pipeline, tensor parallel) or of another run; use another step"
+        )

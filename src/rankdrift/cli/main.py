@@ -1,0 +1,56 @@
+"""The ``rankdrift`` command: finds the subcommand by file name and turns a user's error into one message.
+
+Each module ``cli/<command>.py`` has a docstring (its help), ``add_arguments(parser)`` and
+``run(arguments) -> int``. Exit codes: 0 done, 2 input that cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from rankdrift import __version__, cli
+from rankdrift.errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # ranks and workers are processes already
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = _command(arguments.command).run(arguments)
+        return status
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # every rank meets the same error: one says it
+            print(f"rankdrift {arguments.command}: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def commands() -> list[str]:
+    """Return the names of the commands."""
+    return sorted(module.name for module in pkgutil.iter_modules(cli.__path__) if module.name != "main")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rankdrift", description="Full fine-tuning against LoRA, measured.")
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in commands():
+        module = _command(name)
+        summary = (module.__doc__ or "").strip().splitlines()[0]
+        module.add_arguments(subparsers.add_parser(name, help=summary, description=module.__doc__))
+    return parser
+
+
+def _command(name: str) -> ModuleType:
+    return importlib.import_module(f"rankdrift.cli.{name}")

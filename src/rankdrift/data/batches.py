@@ -1,0 +1,151 @@
+"""Which rows make a step, how they are shared out, and how they become tensors.
+
+The order of rows is a function of seed and step alone: it is the same on any number of ranks, and resuming at a
+step needs no saved state and no replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankdrift.data.tokens import Head, Row
+from rankdrift.errors import UserError
+
+IGNORED = -100
+"""Label of a position that carries no loss, as ``torch.nn.functional.cross_entropy`` has it."""
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """The row indices of every global batch: epoch after epoch, each in its own permutation.
+
+    A batch may cross the border between epochs; within an epoch every row comes exactly once.
+    """
+
+    size: int
+    """Rows of the training set."""
+    global_batch: int
+    seed: int
+
+    def rows(self, step: int) -> np.ndarray:
+        """Return the indices of optimizer step ``step`` (0-based): shape (global_batch,), int64."""
+        first = step * self.global_batch
+        positions = np.arange(first, first + self.global_batch)
+        epochs, offsets = np.divmod(positions, self.size)
+        pieces = [
+            _permutation(self.size, self.seed, int(epoch))[offsets[epochs == epoch]]
+            for epoch in np.unique(epochs)
+        ]
+        return np.concatenate(pieces)
+
+
+@lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    permutation = np.random.default_rng([seed, epoch]).permutation(size)
+    permutation.setflags(write=False)
+    return permutation
+
+
+class MicroBatchPlan(NamedTuple):
+    """How each rank takes its share of a global batch."""
+
+    micro_batch: int
+    """Rows a forward pass."""
+    accumulation: int
+    """Forward passes an optimizer step."""
+
+
+def plan_micro_batches(global_batch: int, micro_batch: int, world_size: int) -> MicroBatchPlan:
+    """Return the largest micro-batch of at most ``micro_batch`` rows that divides a rank's share.
+
+    Raises
+    ------
+    UserError
+        If the ranks cannot share the global batch evenly; it states the nearest sizes that they can.
+
+    """
+    share, rest = divmod(global_batch, world_size)
+    if rest:
+        nearest = [share * world_size, (share + 1) * world_size]
+        possible = " or ".join(str(size) for size in nearest if size > 0)
+        raise UserError(
+            f"training.global_batch={global_batch} cannot be shared by {world_size} ranks: use {possible}"
+        )
+    micro = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
+    return MicroBatchPlan(micro, share // micro)
+
+
+def rank_micro_batches(
+    indices: np.ndarray, lengths: Sequence[int] | np.ndarray, rank: int, world_size: int, micro_batch: int
+) -> list[np.ndarray]:
+    """Return one rank's micro-batches of a global batch, the longest rows first.
+
+    Rows are sorted by length and dealt out in turn, so the ranks' n-th micro-batches are of nearly the same
+    length and little is padded; over all ranks each row is taken once.
+
+    Parameters
+    ----------
+    indices
+        Shape (global_batch,): rows of this step; a multiple of ``world_size * micro_batch``.
+    lengths
+        Tokens of every row of the data set, indexed by ``indices``.
+    rank, world_size, micro_batch
+        As planned by :func:`plan_micro_batches`.
+
+    """
+    window = world_size * micro_batch
+    assert len(indices) % window == 0, f"{len(indices)} rows are no multiple of {window}"
+    longest_first = np.argsort(-np.asarray(lengths)[indices], kind="stable")
+    dealt = np.asarray(indices)[longest_first].reshape(-1, micro_batch, world_size)
+    return list(dealt[:, :, rank])
+
+
+def collate(rows: Sequence[Row], pad_id: int, head: Head) -> dict[str, Tensor]:
+    """Return a left-padded batch.
+
+    ``input_ids``, ``attention_mask`` and ``position_ids`` (0-based from a row's first token, 0 on pads) have
+    shape (rows, longest), int64. ``labels`` have that shape with -100 except on target tokens, or shape (rows,)
+    for the classifier.
+    """
+    width = max(len(row.input_ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        first = width - len(row.input_ids)
+        ids[number, first:] = torch.from_numpy(row.input_ids)
+        mask[number, first:] = 1
+    labels = _target_labels(rows, ids) if head == "lm" else _class_labels(rows)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
+
+
+def target_positions(labels: Tensor) -> int:
+    """Return how many trailing positions the loss needs (``logits_to_keep``): the longest target and one before.
+
+    Parameters
+    ----------
+    labels
+        Shape (rows, length), int64, from :func:`collate` with the LM head.
+
+    """
+    return int((labels != IGNORED).sum(dim=1).max()) + 1
+
+
+def _target_labels(rows: Sequence[Row], ids: Tensor) -> Tensor:
+    labels = torch.full_like(ids, IGNORED)
+    for number, row in enumerate(rows):
+        first = ids.shape[1] - row.target_tokens
+        labels[number, first:] = ids[number, first:]
+    return labels
+
+
+def _class_labels(rows: Sequence[Row]) -> Tensor:
+    assert all(row.label is not None for row in rows), "the classifier was given a row without a label"
+    return torch.tensor([row.label for row in rows], dtype=torch.int64)

@@ -1,0 +1,39 @@
+"""All rows of an experiment: its tasks, read, tokenised and put one after the other."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from rankdrift import registry
+from rankdrift.data.sources import load_examples
+from rankdrift.data.tokens import TokenizedRows, tokenize
+from rankdrift.errors import UserError
+from rankdrift.spec import Spec
+
+
+def load_rows(spec: Spec, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
+    """Return the rows of every task of a spec, task after task ("train" or "validation").
+
+    Raises
+    ------
+    UserError
+        If the data cannot be used, or if one classifier is to serve several tasks.
+
+    """
+    if spec.model.head == "classifier" and len(spec.data.tasks) > 1:
+        raise UserError(
+            f"model.head=classifier has the classes of one task, got data.tasks={list(spec.data.tasks)}: "
+            "name one task, or use model.head=lm"
+        )
+    parts = [_task_rows(spec, name, split, tokenizer) for name in spec.data.tasks]
+    return TokenizedRows(
+        rows=[row for part in parts for row in part.rows],
+        dropped=sum(part.dropped for part in parts),
+        truncated=sum(part.truncated for part in parts),
+    )
+
+
+def _task_rows(spec: Spec, name: str, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
+    task = registry.load("task", name)
+    examples = load_examples(task, split, spec.data)
+    return tokenize(examples, task, tokenizer, spec.data.max_length, spec.model.head)

@@ -1,0 +1,98 @@
+"""Held-out general text, on which forgetting is measured: WikiText-2, or fifty paragraphs that come with rankdrift.
+
+The built-in paragraphs (``general_text.txt``) were written for this purpose, so no base model has trained
+on them. WikiText-2 is taken as it is stored (spaces around punctuation, ``@-@``, ``<unk>``): its NLL compares
+checkpoints with their base, not with published perplexities of the raw text (Merity et al., arXiv 1609.07843).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from rankdrift import records
+from rankdrift.errors import UserError
+from rankdrift.spec import DataSpec
+
+BUILTIN = Path(__file__).with_name("general_text.txt")
+WIKITEXT2 = Path("wikitext_2_v1") / "test.parquet"
+WINDOW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class TextWindow:
+    """The beginning of one paragraph."""
+
+    input_ids: tuple[int, ...]
+    """At most 128 tokens, with the special tokens the tokenizer puts around a text."""
+    index: int
+    """The paragraph's number in its source, from 0."""
+    words: int
+    """Words, separated by white space, that the window holds; the last one may be cut."""
+
+
+def load_windows(
+    data: DataSpec, tokenizer: PreTrainedTokenizerBase, limit: int | None = None
+) -> list[TextWindow]:
+    """Return one window a paragraph, in the order of the text; with a limit, that many evenly spaced ones.
+
+    Paragraphs are independent of one another only in part: neighbours in WikiText-2 share an article,
+    which is why a limit spreads over the text and does not take its beginning. Windows of a single
+    token, which predict nothing, are left out.
+
+    Raises
+    ------
+    UserError
+        If WikiText-2 is asked for and is not below ``data.root``, or the text has no paragraph.
+
+    """
+    source = text_source(data)
+    paragraphs = _evenly_spaced(list(enumerate(_paragraphs(source))), limit)
+    windows = [_window(tokenizer, index, paragraph) for index, paragraph in paragraphs]
+    windows = [window for window in windows if len(window.input_ids) > 1]
+    if not windows:
+        raise UserError(f"{source}: no paragraph of general text in it; restore the file")
+    return windows
+
+
+def text_source(data: DataSpec) -> Path:
+    """Return the file of the general text: WikiText-2's test split or the built-in paragraphs."""
+    if data.general_text == "builtin" or (data.general_text == "auto" and data.root is None):
+        return BUILTIN
+    if data.root is None:
+        raise UserError(
+            "data.general_text='wikitext2' needs data.root, a folder that holds "
+            f"{WIKITEXT2}; set data.root or choose data.general_text=builtin"
+        )
+    path = Path(data.root) / WIKITEXT2
+    if path.is_file():
+        return path
+    if data.general_text == "auto":
+        return BUILTIN
+    raise UserError(f"{path}: no such file; put WikiText-2 there or choose data.general_text=builtin")
+
+
+def _paragraphs(source: Path) -> list[str]:
+    """Return the paragraphs of a source, without headings (``= Title =``) and blank lines."""
+    if source.suffix == ".txt":
+        return source.read_text(encoding="utf-8").strip().split("\n\n")
+    table: pd.DataFrame = records.read_table(source)
+    if "text" not in table:
+        raise UserError(f"{source}: no column 'text', only {', '.join(table.columns)}")
+    lines = (line.strip() for line in table["text"])
+    return [line for line in lines if line and not line.startswith("=")]
+
+
+def _evenly_spaced(paragraphs: list[tuple[int, str]], limit: int | None) -> list[tuple[int, str]]:
+    if limit is None or limit >= len(paragraphs):
+        return paragraphs
+    return [paragraphs[number * len(paragraphs) // limit] for number in range(limit)]
+
+
+def _window(tokenizer: PreTrainedTokenizerBase, index: int, paragraph: str) -> TextWindow:
+    ids = tokenizer(paragraph, truncation=True, max_length=WINDOW_TOKENS)["input_ids"]
+    words = tokenizer.decode(ids, skip_special_tokens=True).split()
+    return TextWindow(input_ids=tuple(ids), index=index, words=len(words))

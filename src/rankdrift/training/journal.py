@@ -1,0 +1,124 @@
+"""What rank 0 writes as a run goes: metrics.jsonl, TensorBoard, train.log, status, probe tables, a bar."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from rankdrift import records
+from rankdrift.layout import RunLayout
+
+logger = logging.getLogger(__name__)
+
+SCALARS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_gib")
+
+
+class Journal:
+    """The open files of one run. A resumed run drops what was logged after the step it resumes from.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    steps
+        The last step.
+    start
+        The step that is already done; 0 for a new run.
+
+    """
+
+    def __init__(self, run: RunLayout, steps: int, start: int) -> None:
+        self.run, self.steps = run, steps
+        _keep_until(run.metrics, start)
+        self._metrics: TextIO = run.metrics.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1)
+        self._probes = {path.stem: _rows_until(path, start) for path in run.probes.glob("*.parquet")}
+        self._bar = _progress_bar()
+        self._task = self._bar.add_task(run.root.name, total=steps, completed=start, loss="")
+        self._bar.start()
+
+    def metrics(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
+        """Log one line; the keys are those of the table ``training_metrics``."""
+        records.append_jsonl(self._metrics, {"step": step, "split": split, **values})
+        for key in SCALARS:
+            value = values.get(key)
+            if value is not None:
+                self._tensorboard.add_scalar(f"{split}/{key}", value, step)
+        text = ", ".join(f"{key} {value:.4g}" for key, value in values.items() if value is not None)
+        logger.info("step %d/%d %s: %s", step, self.steps, split, text)
+
+    def probe(self, name: str, step: int, rows: list[dict[str, Any]]) -> None:
+        """Add one step's rows to a probe's table."""
+        table = pd.DataFrame(rows)
+        table.insert(0, "step", step)
+        self._probes.setdefault(name, []).append(table)
+
+    def progress(self, step: int, loss: float) -> None:
+        """Move the bar; where the output is not a terminal, print a line now and then."""
+        self._bar.update(self._task, completed=step, loss=f"loss {loss:.3f}")
+        if not self._bar.console.is_terminal and (step % max(1, self.steps // 8) == 0 or step == self.steps):
+            print(f"{self.run.root.name}: step {step}/{self.steps}, loss {loss:.3f}", flush=True)
+
+    def status(self, state: str, step: int, **facts: Any) -> None:
+        """Say where the run stands."""
+        value = {"state": state, "step": step, "steps": self.steps, "time": records.timestamp(), **facts}
+        records.write_json(self.run.status, value)
+
+    def flush(self) -> None:
+        """Bring tables and event files to the disk; called before a checkpoint says they are there."""
+        for name, tables in self._probes.items():
+            if tables:
+                records.write_parquet(self.run.probe(name), pd.concat(tables, ignore_index=True))
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Close everything; nothing more may be logged."""
+        self.flush()
+        self._bar.stop()
+        self._tensorboard.close()
+        self._metrics.close()
+
+
+def log_to(path: Path) -> None:
+    """Send rankdrift's log to a file, and its warnings to the error stream."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger("rankdrift")
+    root.setLevel(logging.INFO)
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setLevel(logging.WARNING)
+    root.handlers[:] = [file, stream]
+
+
+def _keep_until(path: Path, step: int) -> None:
+    rows = [row for row in records.read_jsonl(path) if row["step"] <= step]
+    lines = [records.json_line(row) for row in rows]
+    records.write_text(path, "".join(lines))
+
+
+def _rows_until(path: Path, step: int) -> list[pd.DataFrame]:
+    table = records.read_table(path)
+    kept = table[table["step"] <= step]
+    return [kept] if len(kept) else []
+
+
+def _progress_bar() -> Progress:
+    console = Console(file=sys.stdout)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,288 @@
+"""The training loop, the same for every method: the order of events of a run and of a step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rankdrift import records, registry
+from rankdrift.data.batches import (
+    BatchOrder,
+    collate,
+    plan_micro_batches,
+    rank_micro_batches,
+    target_positions,
+)
+from rankdrift.data.dataset import load_rows
+from rankdrift.data.tokens import Row, TokenizedRows
+from rankdrift.layout import RunLayout, StudyLayout
+from rankdrift.methods import Method
+from rankdrift.models.base import base_digest, load_model, load_tokenizer, resolve
+from rankdrift.spec import Spec
+from rankdrift.training import checkpointing, ds_config, engine
+from rankdrift.training.journal import Journal, log_to
+from rankdrift.training.loss import target_loss_sum
+from rankdrift.training.probes import Probe
+from rankdrift.training.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows of both splits, and the order of the training rows."""
+
+    train: TokenizedRows
+    validation: TokenizedRows
+    order: BatchOrder
+
+
+def train(spec: Spec, config_path: Path) -> RunLayout:
+    """Train one run to its last step, from its newest checkpoint if it has one; every rank must call it."""
+    engine.start_process_group()
+    run = StudyLayout(spec.study_root).run(spec.run_name)
+    if engine.rank() == 0:
+        log_to(run.log)
+    precision = resolved_precision(spec)
+    micro, accumulation = plan_micro_batches(
+        spec.training.global_batch, spec.training.micro_batch, engine.world_size()
+    )
+    plan = ds_config.BatchPlan(micro, accumulation, engine.world_size())
+    config, notes = ds_config.merge(spec, config_path, plan, precision, engine.zero_keys())
+    for note in notes:
+        logger.warning(note)
+    base = resolve(spec.model.name, spec.model.revision)
+    tokenizer = load_tokenizer(base)
+    data = load_data(spec, tokenizer)
+    method: Method = registry.load("method", spec.method.name)
+    torch.manual_seed(spec.seed)
+    model = method.prepare(load_model(base, spec.model, num_labels(spec)), spec.method, base)
+    describe(spec, run, config, model, method, tokenizer)
+    trainer = Trainer(spec, run, engine.Engine(model, spec.training, config), method, data, base, plan)
+    trainer.fit()
+    engine.stop_process_group()
+    return run
+
+
+def resolved_precision(spec: Spec) -> str:
+    """Return "fp32" or "bf16": bf16 on a GPU and fp32 on a CPU unless the recipe says otherwise."""
+    if spec.training.precision != "auto":
+        return spec.training.precision
+    return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+def num_labels(spec: Spec) -> int:
+    """Return the classes of a classification head, 0 for the LM head."""
+    return len(registry.load("task", spec.data.tasks[0]).choices) if spec.model.head == "classifier" else 0
+
+
+def load_data(spec: Spec, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+    """Return the tokenised rows of both splits."""
+    train_rows = load_rows(spec, "train", tokenizer)
+    order = BatchOrder(len(train_rows.rows), spec.training.global_batch, spec.seed)
+    return TrainingData(train_rows, load_rows(spec, "validation", tokenizer), order)
+
+
+def describe(
+    spec: Spec,
+    run: RunLayout,
+    config: dict[str, object],
+    model: PreTrainedModel,
+    method: Method,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write on rank 0 what the run is: settings, environment, what an export needs besides weights."""
+    if engine.rank() == 0:
+        records.write_json(run.spec, spec.as_dict())
+        records.write_json(run.ds_config, config)
+        records.write_json(run.environment, {**records.environment(), "ranks": engine.world_size()})
+        run.model.mkdir(parents=True, exist_ok=True)
+        method.save_config(model, run.model)
+        tokenizer.save_pretrained(run.model)
+    engine.barrier()
+
+
+class Trainer:
+    """One run on one engine.
+
+    Parameters
+    ----------
+    spec, run
+        The experiment and its folder.
+    under
+        The engine that holds the model.
+    method
+        The method, which says what a checkpoint leaves out.
+    data
+        Rows and their order.
+    base
+        Folder of the base model.
+    plan
+        How the global batch is cut.
+
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        run: RunLayout,
+        under: engine.Engine,
+        method: Method,
+        data: TrainingData,
+        base: Path,
+        plan: ds_config.BatchPlan,
+    ) -> None:
+        self.spec, self.run, self.engine, self.method, self.data = spec, run, under, method, data
+        self.plan = plan
+        self.pad = under.module.config.pad_token_id
+        self.identity = checkpointing.Identity(
+            world_size=engine.world_size(),
+            zero_stage=under.stage,
+            method=method.name,
+            precision=resolved_precision(spec),
+            spec_digest=spec.digest(),
+            base=str(base),
+            base_digest=base_digest(base),
+        )
+        self.probes: list[Probe] = [registry.load("probe", name) for name in registry.names("probe")]
+
+    def fit(self) -> None:
+        """Train from the newest checkpoint to the last step."""
+        training = self.spec.training
+        start = checkpointing.resume(self.engine, self.run, self.identity, not self.method.exclude_frozen)
+        self._require_space(start)
+        self.journal = Journal(self.run, training.steps, start) if engine.rank() == 0 else None
+        if start == 0:
+            self._evaluate(0)
+        for step in range(start + 1, training.steps + 1):
+            self._train_step(step)
+            if self._is_due(step, training.eval_every or training.save_every):
+                self._evaluate(step)
+            if self._is_due(step, training.save_every) or step in training.save_steps:
+                self._save(step)
+        if self.journal:
+            self.journal.status("finished", training.steps)
+            self.journal.close()
+
+    def _train_step(self, step: int) -> None:
+        """Order of events: forward and backward over the window, probes, update, log."""
+        began = time.perf_counter()
+        # dropout depends on the step and the rank alone, so that a resumed run draws the same
+        torch.manual_seed(_mixed_seed(self.spec.seed, step, engine.rank()))
+        self.engine.deepspeed.train()
+        window = self.data.order.rows(step - 1)
+        targets = sum(self._targets(self.data.train.rows[index]) for index in window)
+        micro_batches = self._micro_batches(self.data.train, window)
+        loss_sum = 0.0
+        for number, micro_batch in enumerate(micro_batches):
+            loss = self._loss_sum(micro_batch)
+            self.engine.backward(loss / targets)
+            loss_sum += float(loss.detach())
+            if number < len(micro_batches) - 1:
+                self.engine.end_micro_batch()
+        self._probe(step)
+        rate = learning_rate(self.spec.training, step)
+        norm = self.engine.step(rate)
+        tokens = sum(len(self.data.train.rows[index].input_ids) for index in window)
+        seconds = time.perf_counter() - began
+        self._log(step, _total(loss_sum) / targets, rate, norm, tokens / seconds)
+
+    def _micro_batches(self, data: TokenizedRows, window: np.ndarray) -> list[list[Row]]:
+        """Return this rank's micro-batches of a window of row indices."""
+        lengths = [len(row.input_ids) for row in data.rows]
+        parts = rank_micro_batches(window, lengths, engine.rank(), engine.world_size(), self.plan.micro_batch)
+        return [[data.rows[index] for index in part] for part in parts]
+
+    def _loss_sum(self, rows: list[Row]) -> torch.Tensor:
+        """Return the summed loss of some rows; logits are made only where a target can follow."""
+        batch = collate(rows, self.pad, self.spec.model.head)
+        labels = batch.pop("labels")
+        options = {"logits_to_keep": target_positions(labels)} if self.spec.model.head == "lm" else {}
+        return target_loss_sum(self.engine.forward(batch, **options), labels)
+
+    def _targets(self, row: Row) -> int:
+        """Return the terms of the loss a row has: its target tokens, or its one label."""
+        return row.target_tokens if self.spec.model.head == "lm" else 1
+
+    def _probe(self, step: int) -> None:
+        if self._is_due(step, self.spec.training.probe_every):
+            for probe in self.probes:
+                rows = probe.measure(self.engine)
+                if self.journal:
+                    self.journal.probe(probe.name, step, rows)
+
+    def _log(self, step: int, loss: float, rate: float, norm: float, speed: float) -> None:
+        memory = engine.max_over_ranks(_memory_gib())
+        if not self.journal:
+            return
+        self.journal.progress(step, loss)
+        if self._is_due(step, self.spec.training.log_every):
+            values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+            self.journal.metrics(step, "train", {**values, "tokens_per_second": speed, "memory_gib": memory})
+            self.journal.status("training", step)
+
+    def _evaluate(self, step: int) -> None:
+        """Log the mean validation loss; every rank passes the same number of batches, as ZeRO-3 needs."""
+        self.engine.deepspeed.eval()
+        rows = self.data.validation.rows[: self.spec.training.eval_rows]
+        world = engine.world_size()
+        share = -(-len(rows) // (world * self.plan.micro_batch)) * self.plan.micro_batch
+        mine = rows[engine.rank() * share : (engine.rank() + 1) * share]
+        loss_sum = 0.0
+        with torch.no_grad():
+            for first in range(0, share, self.plan.micro_batch):
+                batch = mine[first : first + self.plan.micro_batch]
+                # a rank that has no rows left passes the first one again and leaves it out of the sum
+                loss = float(self._loss_sum(batch or rows[:1]))
+                loss_sum += loss if batch else 0.0
+        loss = _total(loss_sum) / sum(self._targets(row) for row in rows)
+        if self.journal:
+            self.journal.metrics(step, "validation", {"loss": loss})
+
+    def _save(self, step: int) -> None:
+        if self.journal:
+            self.journal.flush()
+        checkpointing.save(self.engine, self.run, step, self.identity, self.method.exclude_frozen)
+
+    def _is_due(self, step: int, every: int | None) -> bool:
+        """Say whether something done every so many steps (None: at the end; 0: never) is due."""
+        if every == 0:
+            return False
+        return step == self.spec.training.steps or (every is not None and step % every == 0)
+
+    def _require_space(self, start: int) -> None:
+        """Refuse to start a run whose checkpoints the disk cannot hold."""
+        training = self.spec.training
+        later = range(start + 1, training.steps + 1)
+        saves = sum(self._is_due(s, training.save_every) or s in training.save_steps for s in later)
+        trained = sum(self.engine.numels.values())
+        frozen = 0 if self.method.exclude_frozen else _numel(self.engine.module) - trained
+        weight = 2 if self.identity.precision == "bf16" else 4
+        needed = saves * checkpointing.predicted_bytes(trained, frozen, self.engine.stage, weight)
+        checkpointing.require_space(self.run.root, needed, f"{saves} checkpoints")
+
+
+def _numel(module: torch.nn.Module) -> int:
+    return sum(getattr(param, "ds_numel", param.numel()) for param in module.parameters())
+
+
+def _total(value: float) -> float:
+    return float(engine.sum_over_ranks(torch.tensor(value, dtype=torch.float64)))
+
+
+def _mixed_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
+
+
+def _memory_gib() -> float:
+    """Return this rank's memory: the GPU's peak, or the process's resident set on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30

@@ -1,0 +1,154 @@
+"""Consolidated = trained: every ZeRO layout, against what DeepSpeed itself gathers from the live engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rankdrift.checkpoint.adapters import disk_name
+from rankdrift.checkpoint.consolidate import consolidate
+from rankdrift.checkpoint.shards import open_checkpoint
+from rankdrift.layout import RunLayout
+
+pytestmark = pytest.mark.distributed
+
+SCRIPT = Path(__file__).with_name("save_checkpoints.py")
+STEP = 2
+TOKENS = torch.arange(2 * 12).view(2, 12) % 67
+
+CASES: list[dict[str, Any]] = [
+    *(
+        {"name": f"{method}-fp32-{stage}", "method": method, "stage": stage}
+        for method in ("full", "lora")
+        for stage in range(4)
+    ),
+    *(
+        {"name": f"{method}-bf16-{stage}", "method": method, "stage": stage, "precision": "bf16"}
+        for method, stage in (("full", 1), ("full", 2), ("full", 3), ("lora", 2))
+    ),
+    {"name": "untied", "method": "full", "stage": 2, "tied": False},
+    {"name": "classifier", "method": "full", "stage": 2, "classifier": True},
+    *(
+        {"name": f"lora-classifier-{stage}", "method": "lora", "stage": stage, "classifier": True}
+        for stage in (0, 3)
+    ),
+    {"name": "lora-embeddings", "method": "lora", "stage": 2, "lora": {"target_modules": ["embed_tokens", "v_proj"]}},
+    {"name": "dora", "method": "lora", "stage": 1, "lora": {"use_dora": True}},
+    *({"name": f"frozen-{stage}", "method": "full", "stage": stage, "freeze": "mlp"} for stage in range(4)),
+    {"name": "round-robin", "method": "full", "stage": 2, "zero": {"round_robin_gradients": True}},
+    {
+        "name": "alignment",
+        "method": "full",
+        "stage": 2,
+        "precision": "bf16",
+        "zero": {"parameter_alignment": True},
+    },
+    {
+        "name": "bf16-optimizer",
+        "method": "full",
+        "stage": 1,
+        "precision": "bf16",
+        "config": {"data_types": {"grad_accum_dtype": "fp32"}},
+    },
+    {"name": "sub-groups", "method": "full", "stage": 3, "zero": {"sub_group_size": 500}},
+]
+NAMES = [case["name"] for case in CASES]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1-rank", "2-ranks"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and save every case once on this many ranks."""
+    folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
+    (folder / "cases.json").write_text(json.dumps(CASES))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": request.param, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    common |= {"DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ranks = []
+    for rank in range(request.param):
+        environment = os.environ | {key: str(value) for key, value in common.items()}
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, str(SCRIPT), str(folder)]
+        log = (folder / f"rank-{rank}.log").open("w")
+        ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=240) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert not any(codes), (folder / "rank-0.log").read_text()[-4000:]
+    return folder
+
+
+def case_of(name: str) -> dict[str, Any]:
+    return next(case for case in CASES if case["name"] == name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_equal_those_deepspeed_gathers(saved: Path, name: str) -> None:
+    run = RunLayout(saved / name)
+    facts = torch.load(run.root / "expected.pt")
+    checkpoint = open_checkpoint(run.checkpoint(STEP))
+    assert checkpoint.zero_stage == case_of(name)["stage"]
+    wanted = set(facts["trained"]) if case_of(name)["method"] == "lora" else set(facts["parameters"])
+    # At stage 0 the frozen embedding's alias cannot be told from a parameter; it is no adapter tensor.
+    assert wanted - set(checkpoint.tensors) == set()
+    assert set(checkpoint.tensors) - wanted <= {"base_model.model.lm_head.weight"}
+    for parameter in wanted:
+        assert torch.equal(checkpoint.tensor(parameter), facts["parameters"][parameter]), parameter
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export_holds_the_trained_weights_and_nothing_else(saved: Path, name: str) -> None:
+    run = RunLayout(saved / name)
+    facts = torch.load(run.root / "expected.pt")
+    export = consolidate(run, STEP)
+    if case_of(name)["method"] == "lora":
+        weights = load_file(export / "adapter_model.safetensors")
+        wanted = {disk_name(parameter): facts["parameters"][parameter] for parameter in facts["trained"]}
+    else:
+        weights = load_file(export / "model.safetensors")
+        wanted = facts["parameters"]
+    assert set(weights) == set(wanted)
+    assert all(torch.equal(weights[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "bf16" not in name and name != "alignment"])
+def test_export_reloads_to_the_trained_models_logits(saved: Path, name: str) -> None:
+    run, case = RunLayout(saved / name), case_of(name)
+    export = consolidate(run, STEP)
+    auto = AutoModelForSequenceClassification if case.get("classifier") else AutoModelForCausalLM
+    if case["method"] == "lora":
+        base = json.loads((export / "adapter_config.json").read_text())["base_model_name_or_path"]
+        config = AutoConfig.from_pretrained(base, num_labels=3)
+        model = PeftModel.from_pretrained(auto.from_pretrained(base, config=config), export)
+    else:
+        model = auto.from_pretrained(export)
+    assert model.dtype == torch.float32
+    with torch.no_grad():
+        logits = model.eval()(input_ids=TOKENS).logits
+    assert torch.equal(logits, torch.load(run.root / "expected.pt")["logits"])
+
+
+def test_tied_head_is_an_alias(saved: Path) -> None:
+    for stage in range(4):
+        checkpoint = open_checkpoint(RunLayout(saved / f"full-fp32-{stage}").checkpoint(STEP))
+        assert dict(checkpoint.aliases) == {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+def test_bf16_keeps_master_weights_that_bf16_cannot_hold(saved: Path) -> None:
+    checkpoint = open_checkpoint(RunLayout(saved / "full-bf16-2").checkpoint(STEP))
+    weights = checkpoint.tensor("model.layers.0.mlp.up_proj.weight")
+    assert not torch.equal(weights, weights.bfloat16().float())

@@ -1,0 +1,144 @@
+"""Metrics: one contract for all of them, and each against a published example or an independent code."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from rankdrift import registry
+from rankdrift.errors import UserError
+
+TEXTS = (
+    "the quick brown fox jumps over the lazy dog",
+    "rain fell on the harbour all through the night",
+    "she counted the boxes twice and signed the sheet",
+    "he runs",
+)
+REFERENCES = tuple((text, "an answer that nobody gave here") for text in TEXTS)
+LABELS = (0, 1, 1, 0, 1, 0, 0, 1)
+
+
+def a_perfect_set(metric):
+    return (LABELS, LABELS) if metric.kind == "classification" else (TEXTS, REFERENCES)
+
+
+@pytest.fixture(params=registry.names("metric"))
+def metric(request):
+    return registry.load("metric", request.param)
+
+
+def test_perfect_predictions_give_the_best_value(metric):
+    assert metric.compute(*a_perfect_set(metric)) == pytest.approx(metric.best)
+
+
+def test_a_wrong_prediction_costs(metric):
+    predictions, answers = a_perfect_set(metric)
+    wrong = 1 if metric.kind == "classification" else "zzz"
+    assert metric.compute((wrong, *predictions[1:]), answers) < metric.best * 0.999
+
+
+def test_order_of_the_items_does_not_matter(metric):
+    predictions, answers = a_perfect_set(metric)
+    predictions = (
+        *predictions[1:],
+        predictions[0],
+    )  # half wrong, so that the value is not trivially the best
+    order = list(range(len(answers)))
+    random.Random(3).shuffle(order)
+    shuffled = metric.compute([predictions[i] for i in order], [answers[i] for i in order])
+    assert shuffled == pytest.approx(metric.compute(predictions, answers))
+
+
+def test_the_mean_of_the_items_is_the_value(metric):
+    if metric.per_item is None:
+        pytest.skip("not a mean over items")
+    predictions, answers = a_perfect_set(metric)
+    predictions = (*predictions[1:], predictions[0])
+    items = [metric.per_item(*pair) for pair in zip(predictions, answers, strict=True)]
+    assert metric.compute(predictions, answers) == pytest.approx(np.mean(items))
+
+
+def test_the_file_is_the_name(metric):
+    assert registry.load("metric", metric.name) is metric
+
+
+@pytest.mark.parametrize(("predictions", "answers"), [([], []), ([1], [1, 0])])
+def test_no_items_or_unequal_numbers_are_refused(metric, predictions, answers):
+    if metric.kind == "generation":
+        predictions, answers = [str(p) for p in predictions], [(str(a),) for a in answers]
+    with pytest.raises(ValueError):
+        metric.compute(predictions, answers)
+
+
+def test_an_unknown_metric_suggests_the_near_one():
+    with pytest.raises(UserError, match="did you mean 'accuracy'"):
+        registry.load("metric", "acuracy")
+
+
+@pytest.mark.parametrize(("classes", "average"), [(2, "binary"), (4, "macro")])
+def test_classification_agrees_with_scikit_learn(classes, average):
+    rng = np.random.default_rng(classes)
+    labels, predictions = rng.integers(0, classes, 200), rng.integers(0, classes, 200)
+    f1 = registry.load("metric", "f1").compute(predictions.tolist(), labels.tolist())
+    assert f1 == pytest.approx(sklearn_metrics.f1_score(labels, predictions, average=average), abs=1e-12)
+    accuracy = registry.load("metric", "accuracy").compute(predictions.tolist(), labels.tolist())
+    assert accuracy == pytest.approx(sklearn_metrics.accuracy_score(labels, predictions))
+
+
+def test_a_missing_prediction_is_a_false_negative_and_no_class():
+    # TP = 1, FP = 0, FN = 1 for class 1: 2 / (2 + 1)
+    assert registry.load("metric", "f1").compute([1, -1, 0], [1, 1, 0]) == pytest.approx(2 / 3)
+    # Three classes: F1 = 1, 0, 1; -1 does not enter the mean as a fourth.
+    assert registry.load("metric", "f1").compute([0, -1, 2], [0, 1, 2]) == pytest.approx(2 / 3)
+
+
+def test_f1_of_a_class_that_occurs_nowhere_is_undefined():
+    assert math.isnan(registry.load("metric", "f1").compute([0, 0], [0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [(("The dog bit the man.", "The dog had bit the man."), 48.53), (("The dog had bit the man.",), 29.44)],
+)
+def test_bleu_of_sacrebleus_own_examples(first, expected):
+    """Source: README of sacreBLEU 2.6, 'Using SacreBLEU from Python' and 'Variable Number of References'."""
+    predictions = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
+    references = [
+        first,
+        ("It was not unexpected.", "No one was surprised."),
+        ("The man bit him first.", "The man had bitten the dog."),
+    ]
+    assert registry.load("metric", "bleu").compute(predictions, references) == pytest.approx(
+        expected, abs=0.005
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("rouge1", 12 / 17), ("rouge2", 4 / 15), ("rouge_l", 10 / 17)]
+)
+def test_rouge_of_rouge_scores_own_pair(name, expected):
+    """The sentence pair of rouge-score's README, counted by hand: F = 2 x overlap / (both lengths).
+
+    Nine and eight words after stemming. Words in both: the (twice), quick, brown, jump, dog. Pairs in
+    both: the quick, quick brown. Longest common subsequence: the quick brown jump the.
+    """
+    target = "The quick brown fox jumps over the lazy dog"
+    prediction = "The quick brown dog jumps on the log."
+    assert registry.load("metric", name).compute([prediction], [(target,)]) == pytest.approx(100 * expected)
+
+
+def test_rouge_takes_the_best_reference_and_the_mean_over_texts():
+    rouge = registry.load("metric", "rouge1")
+    references = [("nothing shared whatsoever", "a b c d"), ("x y",)]
+    assert rouge.compute(["a b c d", "x z"], references) == pytest.approx((100 + 50) / 2)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"), [(" SELECT  a\n", 1.0), ("select a", 0.0), ("b", 1.0), ("", 0.0)]
+)
+def test_exact_match_ignores_white_space_only(prediction, expected):
+    assert registry.load("metric", "exact_match").per_item(prediction, ("SELECT a", "b")) == expected
