@@ -5,6 +5,9 @@ Every function takes tables as docs/architecture.md describes them and returns a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -20,6 +23,11 @@ def arm_of(run: str, seed: int) -> str:
     'lora-r8'
     """
     return run.removesuffix(f"-seed{seed}")
+
+
+def rows_of(table: pd.DataFrame) -> Iterator[Any]:
+    """Return the rows as named tuples."""
+    return table.itertuples(index=False, name="Row")
 
 
 def tuned_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +63,8 @@ def base_score(performance: pd.DataFrame, task: str, metric: str) -> tuple[float
 def forgetting(performance: pd.DataFrame) -> pd.DataFrame:
     """Return a row a checkpoint, on general text: `nll`, `nll_increase`, `kl_from_base`, `kl_stderr`.
 
-    All in nats a token, the increase over the base; NaN where a measurement is missing; no rows where general text was not scored.
+    All in nats a token, the increase over the base; NaN where a measurement is missing; no rows where
+    general text was not scored.
     """
     general = tuned_rows(performance[performance["task"] == GENERAL_TEXT])
     keys = [*RUN_KEYS, "step"]
@@ -68,7 +77,7 @@ def forgetting(performance: pd.DataFrame) -> pd.DataFrame:
 
 
 def update_sizes(spectra: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Return a row a checkpoint (and `by`), `relative_update_norm` = sqrt(sum ||dW||_F^2 / sum ||W0||_F^2)."""
+    """Return a row a checkpoint (and `by`): relative_update_norm = sqrt(sum ||dW||_F^2 / sum ||W0||_F^2)."""
     rows = tuned_rows(spectra)
     squares = rows.assign(update=rows["update_norm"] ** 2, base=rows["base_norm"] ** 2)
     sums = squares.groupby([*RUN_KEYS, "step", *by], as_index=False)[["update", "base"]].sum()

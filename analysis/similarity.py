@@ -94,8 +94,8 @@ class CrossMoments:
 
         """
         n = float(self.count)
-        require_rows(int(n))
-        trace = self.products.square().sum() - self.squares_xy
+        _require_rows(int(n))
+        trace = torch.linalg.vector_norm(self.products) ** 2 - self.squares_xy
         total_k = self.sum_x.square().sum() - self.squares_x
         total_l = self.sum_y.square().sum() - self.squares_y
         total_kl = (
@@ -142,19 +142,13 @@ class Similarity:
     """Inputs."""
 
 
-def require_rows(n: int) -> None:
-    """Raise UserError if CKA is not defined for n inputs."""
-    if n < MIN_ROWS:
-        raise UserError(f"debiased CKA needs at least {MIN_ROWS} inputs, got {n}; give more rows")
-
-
 def hsic_estimates(x: Tensor, y: Tensor) -> HsicEstimates:
     """Return HSIC of paired rows x (n, d_x), y (n, d_y), over all of them and without each shard.
 
     Row i belongs to shard i modulo ``SHARDS``, so shards are alike where rows come in order of their task.
     """
-    require_rows(len(x))
-    x, y = x.double() - x.double().mean(dim=0), y.double() - y.double().mean(dim=0)
+    _require_rows(len(x))
+    x, y = x.double() - x.double().mean(dim=0), y.double()
     count = min(SHARDS, len(x))
     shards = [CrossMoments.of(x[first::count], y[first::count]) for first in range(count)]
     total = functools.reduce(operator.add, shards)
@@ -191,7 +185,7 @@ def compare(x: Tensor, y: Tensor, xx: HsicEstimates) -> Similarity:
         cka_stderr=stderr,
         cka_biased=biased,
         cosine=mean_cosine(x, y),
-        cosine_centered=mean_cosine(x.double() - x.double().mean(dim=0), y.double() - y.double().mean(dim=0)),
+        cosine_centered=mean_cosine(x.double() - x.double().mean(dim=0), y.double()),
         relative_l2=relative_l2(x, y),
         n=len(x),
     )
@@ -208,6 +202,11 @@ def relative_l2(x: Tensor, y: Tensor) -> float:
     """Return ||Y - X||_F / ||X||_F for x and y (n, d)."""
     x = x.double()
     return float(torch.linalg.vector_norm(y.double() - x) / torch.linalg.vector_norm(x))
+
+
+def _require_rows(n: int) -> None:
+    if n < MIN_ROWS:
+        raise UserError(f"debiased CKA needs at least {MIN_ROWS} inputs, got {n}; give more rows")
 
 
 def _ratio(xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:

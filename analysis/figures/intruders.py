@@ -66,9 +66,10 @@ FIGURE = Figure(
         "Among the top k singular vectors of the tuned weight, those whose cosine with every singular "
         "vector of the base weight is below the threshold (arXiv 2410.21228, Definition 3.1; k and "
         "threshold are in the table's metadata). Counts saturate and near-degenerate singular values "
-        "inflate them, so that the share of the top k's σ² they hold and σ1(ΔW)/σ1(W0) stand beside them. "
-        "The name says that a vector is spread over many base directions, not that it lies outside the "
-        "base's span, nor that it harms."
+        "inflate them, so that two more stand beside them: their share of the top k's squared singular "
+        "values, and the ratio of the largest singular values of update and base. The name says that a "
+        "vector is spread over many base directions, not that it lies outside the base's span, nor that it "
+        "harms."
     ),
     draw=_draw,
 )

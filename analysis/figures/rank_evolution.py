@@ -62,10 +62,11 @@ FIGURE = Figure(
     tables=("svd_analysis_results",),
     caption=(
         "Median over all matrices of two rank measures of ΔW, with the quartiles as band: the entropy rank "
-        "exp(-Σ p ln p), p = σ/Σσ (Roy & Vetterli 2007), and the number of singular values that carry 90 % "
-        "of Σσ². Dotted: what Gaussian noise of the same shape gives (for LoRA: Gaussian BA of the same r). "
-        "The gap between LoRA and full fine-tuning is there by construction, because LoRA cannot exceed r; "
-        "what tells something is the distance of each method to its own dotted line."
+        "(exponential of the entropy of the singular values over their sum, Roy & Vetterli 2007), and the "
+        "number of singular values that carry 90 % of the sum of their squares. Dotted: what Gaussian noise "
+        "of the same shape gives (for LoRA: Gaussian BA of the same r). The gap between LoRA and full "
+        "fine-tuning is there by construction, because LoRA cannot exceed r; what tells something is the "
+        "distance of each method to its own dotted line."
     ),
     draw=_draw,
 )

@@ -82,7 +82,7 @@ def _draw_update(
 
 
 def _draw_noise(ax: Axes, rows: pd.DataFrame, shapes: pd.DataFrame, colour: str) -> None:
-    """Shade the range over eight draws of noise that has this update's shape, rank bound and Frobenius norm."""
+    """Shade the range over draws of noise of this update's shape, rank bound and Frobenius norm."""
     first = rows.iloc[0]
     shape = shapes[(shapes["module"] == first["module"]) & (shapes["layer"] == first["layer"])]
     if shape.empty:

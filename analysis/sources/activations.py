@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from rankdrift import records
+from rankdrift.analysis.sources.adapters import is_adapter
+from rankdrift.analysis.sources.weights import open_weights
 from rankdrift.errors import UserError
 
 BATCH_TOKENS = 2048
@@ -37,10 +39,6 @@ class TokenRows:
     """Where they were read from."""
     rows: tuple[tuple[int, ...], ...]
     """Token ids of each input, without padding."""
-
-    def digest(self) -> str:
-        """Return the SHA-256 of the token ids."""
-        return records.digest_json(self.rows)
 
 
 def read_rows(path: Path, limit: int) -> TokenRows:
@@ -81,7 +79,7 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     try:
         model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a model ({error}); is it a complete export?") from None
+        raise UserError(f"{folder}: cannot be loaded ({error}); is it a complete model folder?") from None
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"{folder}: weights are missing ({missing}, ...); export the checkpoint again")
@@ -89,12 +87,53 @@ def load_backbone(folder: Path) -> PreTrainedModel:
 
 
 def load_tuned(base: Path, tuned: Path) -> PreTrainedModel:
-    """Return a tuned model's transformer as ``load_backbone`` does, from a model or PEFT adapter folder."""
-    raise NotImplementedError
+    """Return a tuned model's transformer as ``load_backbone`` does, from a model folder or a PEFT adapter's.
+
+    Raises
+    ------
+    UserError
+        If a folder cannot be loaded, or the adapter does not fit the base model.
+
+    """
+    if not is_adapter(tuned):
+        return load_backbone(tuned)
+    model = load_backbone(base)
+    prefix = f"{model.base_model_prefix}."
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in open_weights(base, tuned).merged():
+            parameter = parameters.get(name.removeprefix(prefix))
+            if parameter is not None:
+                parameter.copy_(weight)
+            elif name.startswith(prefix):  # anything else belongs to the head, which no state depends on
+                raise UserError(
+                    f"{tuned}: changes {name}, which {type(model).__name__} in {base} does not have"
+                )
+    return model
 
 
-def base_states(base: Path, inputs: TokenRows, cache: Path) -> tuple[Path, Tensor]:
-    raise NotImplementedError
+def base_states(base: Path, inputs: TokenRows, cache: Path) -> Path:
+    """Return a file below ``cache`` with the base's ``pooled_states``, which are computed if it is not there.
+
+    Its name is a digest of the model's files, the token ids and what computes them.
+    """
+    key = {
+        "model": [str(base.resolve()), records.fingerprint(base)],
+        "rows": inputs.rows,
+        "device": device().type,
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    path = cache / f"states-{records.digest_json(key)[:32]}.safetensors"
+    if not path.exists():
+        states = pooled_states(load_backbone(base), inputs)
+        with records.replacing(path) as temporary:
+            save_file({"states": states}, temporary)
+    return path
+
+
+def read_states(path: Path) -> Tensor:
+    """Return the states (n, layers + 1, d) that ``base_states`` keeps in a file."""
+    return load_file(path)["states"]
 
 
 def pooled_states(model: PreTrainedModel, inputs: TokenRows) -> Tensor:
@@ -118,7 +157,7 @@ def pooled_states(model: PreTrainedModel, inputs: TokenRows) -> Tensor:
     states = torch.cat(pooled)
     states[list(itertools.chain(*batches))] = states.clone()
     if not states.isfinite().all():
-        raise UserError(f"{model.name_or_path}: hidden states are not finite; its weights hold NaN or overflow")
+        raise UserError(f"{model.name_or_path}: hidden states are not finite; check its weights")
     return states
 
 
@@ -188,7 +227,9 @@ def _blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def _check_vocabulary(model: PreTrainedModel, inputs: TokenRows) -> None:
-    vocabulary = model.get_input_embeddings().num_embeddings
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    vocabulary = embeddings.num_embeddings
     for index, row in enumerate(inputs.rows):
         if max(row) >= vocabulary:
             raise UserError(

@@ -1,8 +1,8 @@
 """One rank: train tiny models under DeepSpeed, save each checkpoint and what it must consolidate to.
 
-``python save_checkpoints.py FOLDER`` with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT set. ``FOLDER/cases.json`` lists
-the cases; each becomes a run folder ``FOLDER/<name>`` with, besides what a trainer writes, ``expected.pt``:
-the parameters gathered by DeepSpeed's own ``safe_get_full_fp32_param`` and the trained model's logits.
+``python save_checkpoints.py FOLDER`` with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT set.
+``FOLDER/cases.json`` lists the cases; each becomes a run folder ``FOLDER/<name>`` with, besides what a
+trainer writes, ``expected.pt``: the parameters gathered from the live engine, and the model's logits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def build(case: dict[str, Any], base: Path) -> torch.nn.Module:
         vocab_size=67,
         hidden_size=15,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=3,
         num_key_value_heads=1,
         head_dim=4,
         intermediate_size=21,
@@ -51,7 +51,7 @@ def build(case: dict[str, Any], base: Path) -> torch.nn.Module:
         model.save_pretrained(base)
     task = "SEQ_CLS" if classifies else "CAUSAL_LM"
     options = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], **case.get("lora", {})}
-    return get_peft_model(model, LoraConfig(task_type=task, base_model_name_or_path=str(base), **options))
+    return get_peft_model(model, LoraConfig(task_type=task, **options))
 
 
 def rank() -> int:
@@ -83,24 +83,29 @@ def train(engine: deepspeed.DeepSpeedEngine, classifier: bool) -> None:
         engine.step()
 
 
-def expected(engine: deepspeed.DeepSpeedEngine, stage: int) -> dict[str, Any]:
-    """Gather the parameters and the logits; collective."""
+def expected(engine: deepspeed.DeepSpeedEngine, case: dict[str, Any]) -> dict[str, Any]:
+    """Gather the parameters and the logits; collective.
+
+    In fp32 the module's weights are the master weights. (They are asked for directly, because under
+    ``round_robin_gradients`` DeepSpeed 0.19.8's ``safe_get_full_fp32_param`` returns other parameters' values.)
+    """
     parameters = dict(engine.module.named_parameters())
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
-    gather = (lambda p: p.detach()) if stage == 0 else safe_get_full_fp32_param
-    with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=stage == 3):
-        everything = {name: p.detach().float().clone() for name, p in parameters.items()}
-    masters = {name: gather(p).float().clone().view(everything[name].shape) for name, p in trained.items()}
+    with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=case["stage"] == 3):
+        weights = {name: p.detach().float().clone() for name, p in parameters.items()}
+    if case.get("precision") == "bf16":
+        masters = {name: safe_get_full_fp32_param(p).clone() for name, p in trained.items()}
+        weights |= {name: master.view(weights[name].shape) for name, master in masters.items()}
     engine.eval()
     with torch.no_grad():
         logits = engine(input_ids=TOKENS).logits.float()
-    return {"parameters": everything | masters, "trained": list(trained), "logits": logits}
+    return {"parameters": weights, "trained": list(trained), "logits": logits}
 
 
 def save(case: dict[str, Any], engine: deepspeed.DeepSpeedEngine, run: RunLayout, base: Path) -> None:
     lora = case["method"] == "lora"
     engine.save_checkpoint(str(run.checkpoints), tag=step_name(STEPS), exclude_frozen_parameters=lora)
-    facts = expected(engine, case["stage"])
+    facts = expected(engine, case)
     if rank() == 0:
         torch.save(facts, run.root / "expected.pt")
         config = engine.module.peft_config["default"] if lora else engine.module.config

@@ -43,7 +43,12 @@ CASES: list[dict[str, Any]] = [
         {"name": f"lora-classifier-{stage}", "method": "lora", "stage": stage, "classifier": True}
         for stage in (0, 3)
     ),
-    {"name": "lora-embeddings", "method": "lora", "stage": 2, "lora": {"target_modules": ["embed_tokens", "v_proj"]}},
+    {
+        "name": "lora-embeddings",
+        "method": "lora",
+        "stage": 2,
+        "lora": {"target_modules": ["embed_tokens", "v_proj"]},
+    },
     {"name": "dora", "method": "lora", "stage": 1, "lora": {"use_dora": True}},
     *({"name": f"frozen-{stage}", "method": "full", "stage": stage, "freeze": "mlp"} for stage in range(4)),
     {"name": "round-robin", "method": "full", "stage": 2, "zero": {"round_robin_gradients": True}},
@@ -74,7 +79,12 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": request.param, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    common = {
+        "WORLD_SIZE": request.param,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+    }
     common |= {"DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     ranks = []
     for rank in range(request.param):

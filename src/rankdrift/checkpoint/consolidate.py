@@ -53,7 +53,7 @@ def consolidate(run: RunLayout, step: int, *, dtype: str = "fp32", progress: Rep
         if _is_current(run.export(step), inputs):
             progress(f"{step_name(step)}: up to date")
             return run.export(step)
-        export = _plan(run, step, dtype)
+        export = _plan(run, record, dtype)
         with _disk_errors(run.exports), _appearing(run.export(step), export.size) as folder:
             outputs = _write_export(export, run.model, folder, _percentages(step, export.size, progress))
             records.write_json(folder / PROVENANCE_NAME, _provenance(run, record, export, inputs, outputs))
@@ -89,11 +89,11 @@ class _Export:
         return sum(writer.size_of(tensor, writer.DTYPES[self.dtype]) for tensor in tensors)
 
 
-def _plan(run: RunLayout, step: int, dtype: str) -> _Export:
-    checkpoint = open_checkpoint(run.checkpoint(step))
+def _plan(run: RunLayout, record: CheckpointRecord, dtype: str) -> _Export:
+    checkpoint = open_checkpoint(run.checkpoint(record.step))
     adapter, model = run.model / "adapter_config.json", run.model / "config.json"
     if adapter.exists():
-        config = records.read_json(adapter)
+        config = {**records.read_json(adapter), "base_model_name_or_path": record.base}
         adapters.check_config(config, adapter)
         tensors = adapters.adapter_tensors(checkpoint.tensors, checkpoint.folder)
         files = {"adapter_model.safetensors": tensors}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from rankdrift.cli.main import main
 from rankdrift.spec import load_recipe
 
 
@@ -21,7 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train."""
     spec = load_recipe(arguments.experiment, arguments.overrides).spec(arguments.arm, arguments.seed)
-    from rankdrift.training.trainer import train  # imports deepspeed, which takes seconds: checks come first
+    from rankdrift.training.engine import process_group  # deepspeed takes seconds to import: check first
+    from rankdrift.training.trainer import train
 
-    train(spec, arguments.config)
+    with process_group():
+        train(spec, arguments.config)
     return 0
+
+
+if __name__ == "__main__":  # deepspeed --module rankdrift.cli.train
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,7 +1,7 @@
 """Which rows make a step, how they are shared out, and how they become tensors.
 
-The order of rows is a function of seed and step alone: it is the same on any number of ranks, and resuming at a
-step needs no saved state and no replay.
+The order of rows is a function of seed and step alone: it is the same on any number of ranks, and resuming at
+a step needs no saved state and no replay.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def collate(rows: Sequence[Row], pad_id: int, head: Head) -> dict[str, Tensor]:
     """Return a left-padded batch.
 
     ``input_ids``, ``attention_mask`` and ``position_ids`` (0-based from a row's first token, 0 on pads) have
-    shape (rows, longest), int64. ``labels`` have that shape with -100 except on target tokens, or shape (rows,)
-    for the classifier.
+    shape (rows, longest), int64. ``labels`` have that shape with -100 except on target tokens, or shape
+    (rows,) for the classifier.
     """
     width = max(len(row.input_ids) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
@@ -127,7 +127,7 @@ def collate(rows: Sequence[Row], pad_id: int, head: Head) -> dict[str, Tensor]:
 
 
 def target_positions(labels: Tensor) -> int:
-    """Return how many trailing positions the loss needs (``logits_to_keep``): the longest target and one before.
+    """Return how many trailing positions carry loss (``logits_to_keep``): the longest target and one before.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Held-out general text, on which forgetting is measured: WikiText-2, or fifty paragraphs that come with rankdrift.
+"""Held-out general text, on which forgetting is measured: WikiText-2, or fifty paragraphs of our own.
 
 The built-in paragraphs (``general_text.txt``) were written for this purpose, so no base model has trained
-on them. WikiText-2 is taken as it is stored (spaces around punctuation, ``@-@``, ``<unk>``): its NLL compares
-checkpoints with their base, not with published perplexities of the raw text (Merity et al., arXiv 1609.07843).
+on them. WikiText-2 (arXiv 1609.07843) is taken as it is stored, with spaces around punctuation, ``@-@`` and
+``<unk>``: its NLL compares checkpoints with their base, not with published perplexities of the raw text.
 """
 
 from __future__ import annotations

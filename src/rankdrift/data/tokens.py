@@ -1,7 +1,8 @@
 """Examples as token ids: a prompt that carries no loss, then a target that does.
 
 Prompt and target are tokenised apart, so the border between them is exact and a target's tokens do not depend
-on the prompt. Rows whose target is lost would train nothing yet look like success: they are counted and dropped.
+on the prompt. Rows whose target is lost would train nothing yet look like success: they are counted and
+dropped.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def tokenize(
     Raises
     ------
     UserError
-        If no row is left, if the classifier is asked to generate, or if the tokenizer lacks an EOS to end with.
+        If no row is left, if the classifier is asked to generate, or if the tokenizer lacks an EOS.
 
     """
     if head == "classifier" and task.kind != "classification":
@@ -98,7 +99,7 @@ def tokenize(
     for index, (example, prompt, target) in enumerate(zip(examples, prompts, targets, strict=True)):
         prompt_length, ids = _fit(prompt, target, start, max_length)
         row = Row(np.array(ids, dtype=np.int32), prompt_length, example.label, task.name, index)
-        if row.target_tokens > 0 if head == "lm" else prompt_length > start:
+        if (row.target_tokens if head == "lm" else len(ids) - start) > 0:
             rows.append(row)
             truncated += len(ids) < len(prompt) + len(target)
     _report(task, len(examples), len(rows), max_length)

@@ -1,4 +1,4 @@
-"""ROUGE F-measures, 0 to 100 (Lin, W04-1013), as the package rouge-score computes them with Porter stemming."""
+"""ROUGE F-measures, 0 to 100 (Lin, W04-1013), as rouge-score computes them, with Porter stemming."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from rankdrift.metrics._mean import mean_over_items
 
 
 def is_correct(prediction: int, label: int) -> float:
-    """Return 1.0 where the predicted class index is the label, else 0.0 (a missing prediction, -1, is wrong)."""
+    """Return 1.0 where the predicted class index is the label, else 0.0; -1, no prediction, is wrong."""
     return float(prediction == label)
 
 

@@ -1,4 +1,4 @@
-"""F1, 0 to 1: of class 1 where there are two classes (MRPC, QQP), the unweighted mean over classes otherwise."""
+"""F1, 0 to 1: of class 1 where there are two classes (MRPC, QQP), else the unweighted mean over classes."""
 
 from __future__ import annotations
 

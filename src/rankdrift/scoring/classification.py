@@ -1,4 +1,4 @@
-"""Classification: the log-likelihood of every class for every prompt, from the LM head or a classification head."""
+"""Classification: the log-likelihood of every class for every prompt, from the LM head or a classifier."""
 
 from __future__ import annotations
 
@@ -96,14 +96,14 @@ def class_log_likelihoods(
         If a prompt ends in the padding token: transformers would read the class off another position.
 
     """
-    result = np.full((len(prompts), model.config.num_labels), np.nan)
     ending = [number for number, prompt in enumerate(prompts) if prompt[-1] == pad_id]
     if ending:
         raise UserError(
             f"prompt {ending[0]} ends in the padding token {pad_id}; choose another padding token"
         )
+    result: dict[int, NDArray[np.float64]] = {}
     for rows in batches_by_length(prompts, batch_size):
         batch = left_padded([prompts[row] for row in rows], pad_id, model.device)
-        logits = model(**batch, use_cache=False).logits
-        result[rows] = logits.float().log_softmax(-1).double().cpu().numpy()
-    return result
+        log_probs = model(**batch, use_cache=False).logits.float().log_softmax(-1)
+        result |= dict(zip(rows, log_probs.double().cpu().numpy(), strict=True))
+    return np.stack([result[row] for row in range(len(prompts))])

@@ -22,7 +22,7 @@ class Estimate:
 def mean_stderr(values: Sequence[float]) -> float | None:
     """Return the standard error of a mean of independent items, s / sqrt(n); None for a single item.
 
-    For values of 0 and 1 this is the binomial sqrt(p (1 - p) / (n - 1)) (arXiv 2411.00640, section 2).
+    For values of 0 and 1 this is the binomial sqrt(p (1 - p) / (n - 1)) (arXiv 2411.00640).
     """
     if len(values) < 2:
         return None
@@ -32,9 +32,9 @@ def mean_stderr(values: Sequence[float]) -> float | None:
 def ratio_estimate(sums: ArrayLike, counts: ArrayLike) -> tuple[float, float | None]:
     """Return sum(sums) / sum(counts) and its standard error over clusters, None for a single one.
 
-    A window's tokens are not independent, windows nearly are: with residuals e_i = sums_i - ratio x counts_i the
-    error is sqrt(n / (n - 1) sum e_i²) / sum(counts) (ratio estimator, Cochran, Sampling Techniques, 1977,
-    section 6.3; clustered errors, arXiv 2411.00640, section 2.2).
+    A window's tokens are not independent, windows nearly are: with residuals e_i = sums_i - ratio x counts_i
+    the error is sqrt(n / (n - 1) sum e_i²) / sum(counts) (ratio estimator: Cochran, Sampling Techniques,
+    1977, chapter 6; clustered errors: arXiv 2411.00640).
     """
     totals, sizes = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     ratio = float(totals.sum() / sizes.sum())

@@ -96,7 +96,7 @@ def measure_windows(
 
 
 def _passes(model: PreTrainedModel, text: GeneralText) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Yield per batch: window numbers, hidden states (tokens, width), the token each must predict (tokens,)."""
+    """Yield per batch: window numbers, hidden states (tokens, width), tokens to predict (tokens,)."""
     sequences = [window.input_ids for window in text.windows]
     _check_head(model, sequences[0])
     for rows in batches_by_length(sequences, text.batch_size):

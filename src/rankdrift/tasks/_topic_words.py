@@ -157,6 +157,6 @@ ACTORS = phrases("""
 """)
 
 RELATIVES = phrases("""
-    sister, brother, neighbour, cousin, best friend, uncle, colleague, flatmate, husband, mother,
-    father-in-law, aunt, grandson, niece, tenant, old schoolmate
+    sister, brother, neighbour, cousin, best friend, colleague, flatmate, mother, father-in-law, grandson, niece,
+    tenant, daughter, friend, former teacher, stepbrother
 """)

@@ -56,7 +56,7 @@ def _sentence(random: Random, label: int, split: str) -> str:
     event = random.choice(_events(FIELDS[label], split))
     setting = random.choice(_seen(other.settings, split))
     description = random.choice(_seen(other.descriptions, split))
-    aside = f"whose {random.choice(_seen(RELATIVES, split))} {random.choice(_events(other, split))}"
+    relative = f"{random.choice(_seen(RELATIVES, split))} {random.choice(_events(other, split))}"
     opening = f"{setting[0].upper()}{setting[1:]}"
     return random.choice(
         (
@@ -64,7 +64,8 @@ def _sentence(random: Random, label: int, split: str) -> str:
             f"{actor} {event} {setting}.",
             f"{actor}, {description}, {event}.",
             f"{opening}, {actor}, {description}, {event}.",
-            f"{actor}, {aside}, {event}.",
+            f"{actor}, whose {relative}, {event}.",
+            f"{actor} {event} while a {relative}.",
         )
     )
 

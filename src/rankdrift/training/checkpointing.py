@@ -37,8 +37,10 @@ class Identity:
     base_digest: str
 
 
-def save(engine: Engine, run: RunLayout, step: int, identity: Identity, exclude_frozen: bool) -> None:
-    """Save one step; every rank must call it.
+def save(
+    engine: Engine, run: RunLayout, step: int, data_position: int, identity: Identity, exclude_frozen: bool
+) -> None:
+    """Save one step, at which so many training rows were used; every rank must call it.
 
     Raises
     ------
@@ -57,7 +59,7 @@ def save(engine: Engine, run: RunLayout, step: int, identity: Identity, exclude_
         raise UserError(f"{target}: cannot be saved ({error}); earlier checkpoints are untouched") from None
     barrier()
     if rank() == 0:
-        record = CheckpointRecord(step=step, data_position=step, files={}, **vars(identity))
+        record = CheckpointRecord(step=step, data_position=data_position, **vars(identity))
         record.write(scratch)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)

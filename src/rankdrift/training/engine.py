@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +53,16 @@ def zero_keys() -> frozenset[str]:
     return frozenset(fields) | {field.alias for field in fields.values() if field.alias}
 
 
-def start_process_group() -> None:
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
     """Join the process group that the launcher describes; without a launcher, be a group of one.
 
     On a CPU, DeepSpeed would compile an operator (a minute, and 138 MB of /dev/shm that nobody removes)
     which only tensor-parallel inference calls: it is switched off.
     """
     deepspeed_logger.setLevel(logging.WARNING)
+    # torch's notes to DeepSpeed's authors, twice a step
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT=str(free_port()))
@@ -67,6 +72,29 @@ def start_process_group() -> None:
         _share_cores()
     with _standard_output_muted():
         deepspeed.init_distributed(dist_backend=None, verbose=False)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder for this run; raise UserError on every rank if another run holds it.
+
+    The lock dies with its process, so a killed run never blocks its successor.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        taken = 0.0
+        if rank() == 0:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                taken = 1.0
+        if max_over_ranks(taken):
+            raise UserError(f"{folder}: another process is training in it; wait for it or stop it")
+        yield
 
 
 def free_port() -> int:
@@ -109,12 +137,6 @@ def max_over_ranks(value: float) -> float:
     largest = torch.tensor([value], dtype=torch.float64, device=device())
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     return float(largest)
-
-
-def stop_process_group() -> None:
-    """Leave the process group."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 class Engine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-IGNORED = -100
+from rankdrift.data.batches import IGNORED
 
 
 def target_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:

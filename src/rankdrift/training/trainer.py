@@ -45,11 +45,20 @@ class TrainingData:
 
 
 def train(spec: Spec, config_path: Path) -> RunLayout:
-    """Train one run to its last step, from its newest checkpoint if it has one; every rank must call it."""
-    engine.start_process_group()
+    """Train one run to its last step, from its newest checkpoint if it has one.
+
+    Every rank of a process group (``engine.process_group``) must call it.
+    """
     run = StudyLayout(spec.study_root).run(spec.run_name)
-    if engine.rank() == 0:
-        log_to(run.log)
+    with engine.alone_in(run.root):
+        if engine.rank() == 0:
+            log_to(run.log)
+        _prepared(spec, run, config_path).fit()
+    return run
+
+
+def _prepared(spec: Spec, run: RunLayout, config_path: Path) -> Trainer:
+    """Check everything that can be checked, then build the model and its engine."""
     precision = resolved_precision(spec)
     micro, accumulation = plan_micro_batches(
         spec.training.global_batch, spec.training.micro_batch, engine.world_size()
@@ -65,10 +74,7 @@ def train(spec: Spec, config_path: Path) -> RunLayout:
     torch.manual_seed(spec.seed)
     model = method.prepare(load_model(base, spec.model, num_labels(spec)), spec.method, base)
     describe(spec, run, config, model, method, tokenizer)
-    trainer = Trainer(spec, run, engine.Engine(model, spec.training, config), method, data, base, plan)
-    trainer.fit()
-    engine.stop_process_group()
-    return run
+    return Trainer(spec, run, engine.Engine(model, spec.training, config), method, data, base, plan)
 
 
 def resolved_precision(spec: Spec) -> str:
@@ -249,7 +255,8 @@ class Trainer:
     def _save(self, step: int) -> None:
         if self.journal:
             self.journal.flush()
-        checkpointing.save(self.engine, self.run, step, self.identity, self.method.exclude_frozen)
+        used = step * self.spec.training.global_batch
+        checkpointing.save(self.engine, self.run, step, used, self.identity, self.method.exclude_frozen)
 
     def _is_due(self, step: int, every: int | None) -> bool:
         """Say whether something done every so many steps (None: at the end; 0: never) is due."""

@@ -49,12 +49,13 @@ def cell_of(name: str) -> Cell:
 
 
 def _group_of(name: str) -> str:
+    parts = set(name.split("."))
     # norms first: "post_attention_layernorm" is a norm
     if "norm" in name:
         return "norm"
-    if "embed" in name or ".wte" in name or ".wpe" in name:
+    if "embed" in name or parts & {"wte", "wpe"}:
         return "embed"
-    if "lm_head" in name or ".score" in name or "classifier" in name:
+    if parts & {"lm_head", "score", "classifier"}:
         return "head"
     return "attention" if "attn" in name or "attention" in name else "mlp"
 

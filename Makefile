@@ -1,0 +1,52 @@
+# rankdrift. `make help` lists the targets. A missing .venv is made first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+READY := $(VENV)/.ready
+DATA ?=
+RANKS ?=
+STUDY ?= demo
+RUN ?=
+
+# one set of tools everywhere: DeepSpeed starts ninja and its launcher by name
+export PATH := $(BIN):$(PATH)
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-unit check format report clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
+
+install: $(READY)  ## make .venv with the tested packages (the other targets do it when it is missing)
+
+$(READY): requirements/lock.txt requirements/install.sh setup.cfg
+	@sh requirements/install.sh $(VENV)
+	@touch $@
+
+demo: $(READY)  ## full fine-tuning against LoRA on a small real model, to a report (DATA=folder: real SST-2)
+	@rankdrift study --experiment launch/recipes/demo.yaml $(if $(RANKS),--ranks $(RANKS)) \
+		$(if $(DATA),study=demo-sst2 data.root=$(DATA) 'data.tasks=[sst2]',study=$(STUDY))
+
+test: $(READY)  ## run all tests
+	@HF_HUB_OFFLINE=1 python -m pytest
+
+test-unit: $(READY)  ## run the tests that start no ranks
+	@HF_HUB_OFFLINE=1 python -m pytest -m 'not distributed and not e2e'
+
+check: $(READY)  ## what CI checks besides the tests: ruff, mypy
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+format: $(READY)  ## format and sort
+	@ruff format .
+	@ruff check --fix .
+
+report: $(READY)  ## draw the report of a study again (STUDY=demo)
+	@rankdrift report outputs/$(STUDY)
+
+clean:  ## remove what was built and cached (not outputs/, not .venv)
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

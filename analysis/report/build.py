@@ -1,0 +1,89 @@
+"""Tables to report: figures as PNG and PDF, one self-contained report.html, and report.md."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from rankdrift import __version__, records, registry
+from rankdrift.analysis.report.content import Content, compose
+from rankdrift.analysis.report.illustrate import illustrate
+from rankdrift.analysis.report.markdown import as_markdown
+from rankdrift.analysis.report.study import fact_files, read_study, table_files
+from rankdrift.layout import StudyLayout
+
+
+def build_report(study: StudyLayout) -> Path:
+    """Draw a study's figures and write its report; return the path of report.html.
+
+    Nothing is done where the tables, the runs' JSON files and rankdrift are those of the last report. The
+    record of what it was made from, ``report.meta.json``, is written last.
+
+    Raises
+    ------
+    UserError
+        If the study has no tables, or one that is incomplete or unreadable.
+
+    """
+    made_from = _made_from(study)
+    if _is_current(study, made_from):
+        return study.report
+    content = _compose(study)
+    records.write_text(study.report, as_html(content))
+    records.write_text(_markdown(study), as_markdown(content))
+    outputs = [str(picture.png.relative_to(study.root)) for s in content.sections for picture in s.pictures]
+    records.write_json(
+        _meta(study), {"made_from": made_from, "figures": outputs, "written": records.timestamp()}
+    )
+    return study.report
+
+
+def as_html(content: Content) -> str:
+    """Return the report as one HTML page that needs no other file."""
+    environment = Environment(
+        loader=PackageLoader("rankdrift.analysis.report", package_path="."),
+        autoescape=select_autoescape(["html", "j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["embedded"] = _embedded
+    return environment.get_template("report.html.j2").render(content=content)
+
+
+def _compose(study: StudyLayout) -> Content:
+    known = read_study(study)
+    pictures, left_out = illustrate(known.tables, study.figures)
+    return compose(known, pictures, left_out)
+
+
+def _embedded(png: Path) -> str:
+    """Return a picture as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode("ascii")
+
+
+def _made_from(study: StudyLayout) -> dict[str, str]:
+    """Return what a report depends on: the version, the known figures, every file it quotes."""
+    scores = [study.run(name).scores for name in study.run_names()] + [study.base]
+    files = [*table_files(study), *fact_files(study), *(folder for folder in scores if folder.exists())]
+    versions = {"rankdrift": __version__, "figures": " ".join(registry.names("figure"))}
+    return versions | {str(file.relative_to(study.root)): records.fingerprint(file) for file in files}
+
+
+def _is_current(study: StudyLayout, made_from: dict[str, str]) -> bool:
+    if not (_meta(study).exists() and study.report.exists() and _markdown(study).exists()):
+        return False
+    meta = records.read_json(_meta(study))
+    return meta["made_from"] == made_from and all(
+        (study.root / figure).exists() for figure in meta["figures"]
+    )
+
+
+def _meta(study: StudyLayout) -> Path:
+    return study.report.with_suffix(".meta.json")
+
+
+def _markdown(study: StudyLayout) -> Path:
+    return study.report.with_suffix(".md")

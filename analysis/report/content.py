@@ -1,0 +1,126 @@
+"""What the report says, in the order in which it says it; how it looks is up to its two writers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rankdrift import __version__, records
+from rankdrift.analysis.figures import SECTIONS
+from rankdrift.analysis.observations import tuned_rows
+from rankdrift.analysis.report.findings import Topic, findings
+from rankdrift.analysis.report.grids import Grid, differing, shared
+from rankdrift.analysis.report.illustrate import LeftOut, Picture
+from rankdrift.analysis.report.study import Study
+from rankdrift.analysis.report.summary import last_checkpoint_grid
+
+
+@dataclass(frozen=True)
+class Section:
+    """The pictures of one section."""
+
+    title: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """One of the study's tables: where it is and what its columns mean."""
+
+    name: str
+    files: str
+    rows: int
+    columns: Grid
+
+
+@dataclass(frozen=True)
+class Content:
+    """The whole report."""
+
+    title: str
+    summary: str
+    topics: tuple[Topic, ...]
+    last_checkpoints: Grid
+    sections: tuple[Section, ...]
+    left_out: tuple[LeftOut, ...]
+    settings_differing: Grid
+    settings_shared: Grid
+    environment_differing: Grid
+    environment_shared: Grid
+    ds_configs: Mapping[str, str]
+    """Names of runs -> their DeepSpeed configuration as JSON text, equal ones together."""
+    tables: tuple[TableFacts, ...]
+    written: str
+
+
+def compose(study: Study, pictures: list[Picture], left_out: list[LeftOut]) -> Content:
+    """Return the content of a study's report."""
+    specs = {run.name: run.spec for run in study.runs if run.spec}
+    environments = {run.name: run.environment for run in study.runs if run.environment}
+    return Content(
+        title=study.layout.root.resolve().name,
+        summary=_summary(study),
+        topics=tuple(findings(study)),
+        last_checkpoints=last_checkpoint_grid(study),
+        sections=_sections(pictures),
+        left_out=tuple(left_out),
+        settings_differing=differing(specs),
+        settings_shared=shared(specs),
+        environment_differing=differing(environments),
+        environment_shared=shared(environments),
+        ds_configs=_ds_configs(study),
+        tables=tuple(_table_facts(study, name) for name in study.tables),
+        written=f"rankdrift {__version__}, {records.timestamp()}",
+    )
+
+
+def _summary(study: Study) -> str:
+    by_arm = study.arms()
+    seeds = sorted({seed for runs in by_arm.values() for seed in runs})
+    models = sorted({str(run.spec["model"]["name"]) for run in study.runs if "model" in run.spec})
+    tasks = sorted({task for table in study.tables.values() for task in tuned_rows(table)["tasks"].unique()})
+    measured = [
+        study.tables[name] for name in ("performance_metrics", "svd_analysis_results") if name in study.tables
+    ]
+    steps = sorted({int(step) for table in measured for step in tuned_rows(table)["step"].unique()})
+    text = f"{_counted(by_arm, 'arm')} ({', '.join(by_arm)}) at {_counted(seeds, 'seed')} ({_joined(seeds)})"
+    text += f", trained from {', '.join(models)}" if models else ""
+    text += f" on {', '.join(tasks)}" if tasks else ""
+    text += f"; {_counted(steps, 'checkpoint')} a run measured, at step {_joined(steps)}" if steps else ""
+    return f"{text}. Every number below is computed from the study's tables, which are listed at the end."
+
+
+def _counted(things: object, noun: str) -> str:
+    count = len(things)  # type: ignore[arg-type]
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _joined(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) if len(numbers) <= 6 else f"{numbers[0]} to {numbers[-1]}"
+
+
+def _sections(pictures: list[Picture]) -> tuple[Section, ...]:
+    found = (Section(title, tuple(p for p in pictures if p.figure.section == title)) for title in SECTIONS)
+    return tuple(section for section in found if section.pictures)
+
+
+def _ds_configs(study: Study) -> dict[str, str]:
+    runs_of: dict[str, list[str]] = {}
+    for run in study.runs:
+        if run.ds_config:
+            runs_of.setdefault(json.dumps(run.ds_config, indent=2), []).append(run.name)
+    return {", ".join(names): text for text, names in runs_of.items()}
+
+
+def _table_facts(study: Study, name: str) -> TableFacts:
+    table, path = study.tables[name], study.layout.table(name)
+    meanings = study.metas[name].get("columns", {})
+    files = [
+        file.name
+        for file in (path, path.with_suffix(".csv"), path.with_suffix(".meta.json"))
+        if file.exists()
+    ]
+    described = meanings if isinstance(meanings, Mapping) else {}
+    rows = tuple((column, str(described.get(column, ""))) for column in table.columns)
+    return TableFacts(name, ", ".join(files), len(table), Grid(("column", "meaning"), rows))

@@ -1,0 +1,57 @@
+"""Plain sentences computed from the tables: what was found, and with how much evidence.
+
+A difference is stated with its standard error over items, and called more than chance only beyond 1.96 of
+them; several seeds give a t-interval; one seed is said to be one. There are no tests over layers: layers
+are not independent replicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from rankdrift.analysis.report import scores_found, weights_found
+from rankdrift.analysis.report.study import Study
+
+TOPICS: Mapping[str, Callable[[Study], Iterator[str]]] = {
+    "Learning": scores_found.on_learning,
+    "Forgetting": scores_found.on_forgetting,
+    "Size of the update": weights_found.on_update_size,
+    "Rank of the update": weights_found.on_rank,
+    "Intruder dimensions": weights_found.on_intruders,
+    "Drift of the representations": weights_found.on_drift,
+    "Gradients": weights_found.on_gradients,
+}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Sentences on one subject."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+def findings(study: Study) -> list[Topic]:
+    """Return the strength of the evidence, then the topics on which the study's tables say something."""
+    topics = [
+        Topic(title, tuple(source(study))) for title, source in {"Evidence": _evidence, **TOPICS}.items()
+    ]
+    return [topic for topic in topics if topic.sentences]
+
+
+def _evidence(study: Study) -> Iterator[str]:
+    several, single = [], []
+    for arm, runs in study.arms().items():
+        (several if len(runs) > 1 else single).append(f"{arm} ({', '.join(map(str, runs))})")
+    if several:
+        yield f"Several seeds: {'; '.join(several)}. Means over them have 95 % t-intervals."
+    if single:
+        yield (
+            f"One seed: {'; '.join(single)}. No interval over seeds can be given for these: a difference between "
+            "such runs includes a variation from seed to seed of unknown size."
+        )
+    yield (
+        "Standard errors are over scored items, for one trained model each: they say how far a number would "
+        "move with other items, not with another training."
+    )

@@ -1,0 +1,60 @@
+"""Figures of a study, drawn from its tables into its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from rankdrift import records
+from rankdrift.analysis.figures import Figure, NothingToDraw, in_report_order
+from rankdrift.analysis.figures._style import STYLE
+
+DPI = 150
+FORMATS = ("png", "pdf")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that was drawn: ``<name>.png`` and ``<name>.pdf`` in the study's folder of figures."""
+
+    figure: Figure
+    png: Path
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A figure that was not drawn, and why."""
+
+    figure: Figure
+    reason: str
+
+
+def illustrate(tables: Mapping[str, pd.DataFrame], folder: Path) -> tuple[list[Picture], list[LeftOut]]:
+    """Draw every figure for which there is something to draw; take away older files of those left out."""
+    pictures: list[Picture] = []
+    left_out: list[LeftOut] = []
+    for figure in in_report_order():
+        files = {suffix: folder / f"{figure.name}.{suffix}" for suffix in FORMATS}
+        try:
+            canvas = figure.render(tables)
+        except NothingToDraw as reason:
+            left_out.append(LeftOut(figure, str(reason)))
+            for file in files.values():
+                file.unlink(missing_ok=True)
+            continue
+        for suffix, file in files.items():
+            _save(canvas, file, suffix)
+        pictures.append(Picture(figure, files["png"]))
+    return pictures, left_out
+
+
+def _save(canvas: Canvas, path: Path, suffix: str) -> None:
+    # without a date in the PDF the same table gives the same file
+    metadata = {"CreationDate": None} if suffix == "pdf" else {}
+    with records.replacing(path) as temporary, matplotlib.rc_context(STYLE):
+        canvas.savefig(temporary, format=suffix, dpi=DPI, metadata=metadata)

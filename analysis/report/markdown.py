@@ -1,0 +1,60 @@
+"""The report as Markdown, with links to the figures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rankdrift.analysis.report.content import Content
+from rankdrift.analysis.report.grids import Grid
+
+
+def as_markdown(content: Content) -> str:
+    """Return the report as Markdown text."""
+    return "\n".join(_lines(content)) + "\n"
+
+
+def _lines(content: Content) -> Iterator[str]:
+    yield f"# {content.title}\n\n{content.summary}\n\n## Findings\n"
+    for topic in content.topics:
+        yield f"### {topic.title}\n"
+        yield from (f"- {sentence}" for sentence in topic.sentences)
+        yield ""
+    yield from _grid("## Last checkpoints", content.last_checkpoints)
+    yield from _figures(content)
+    yield from _grid("## Settings that differ", content.settings_differing)
+    yield from _grid("## Settings alike in all runs", content.settings_shared)
+    yield from _grid("## Environment alike in all runs", content.environment_shared)
+    yield from _grid("## Environment that differs", content.environment_differing)
+    for runs, text in content.ds_configs.items():
+        yield f"## DeepSpeed configuration: {runs}\n\n```json\n{text}\n```\n"
+    yield "## Tables\n"
+    yield from (f"- `{table.name}`: {table.rows:,} rows ({table.files})" for table in content.tables)
+    yield f"\n{content.written}"
+
+
+def _figures(content: Content) -> Iterator[str]:
+    for section in content.sections:
+        yield f"## {section.title}\n"
+        for picture in section.pictures:
+            figure = picture.figure
+            link = f"{picture.png.parent.name}/{picture.png.name}"
+            yield f"### {figure.title}\n\n![{figure.title}]({link})\n\n{figure.caption}\n"
+    if content.left_out:
+        yield "## Figures left out\n"
+        yield from (f"- {left.figure.title}: {left.reason}." for left in content.left_out)
+        yield ""
+
+
+def _grid(title: str, grid: Grid) -> Iterator[str]:
+    if not grid.rows:
+        return
+    yield f"{title}\n"
+    yield _row(grid.headers)
+    yield _row(["---"] * len(grid.headers))
+    yield from map(_row, grid.rows)
+    yield ""
+
+
+def _row(cells: tuple[str, ...] | list[str]) -> str:
+    escaped = (cell.replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"

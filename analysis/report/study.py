@@ -1,0 +1,113 @@
+"""What a report is made from: the study's complete tables and what each run says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rankdrift import records
+from rankdrift.analysis.observations import arm_of, rows_of, tuned_rows
+from rankdrift.analysis.subjects import IDENTITY
+from rankdrift.errors import UserError
+from rankdrift.layout import RunLayout, StudyLayout
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The JSON files of one run, each empty where the run has none."""
+
+    name: str
+    spec: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    status: Mapping[str, Any]
+    ds_config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as it was read."""
+
+    layout: StudyLayout
+    recipe: Mapping[str, Any]
+    tables: Mapping[str, pd.DataFrame]
+    metas: Mapping[str, Mapping[str, Any]]
+    """The metadata of each table."""
+    runs: tuple[RunFacts, ...]
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """Return a table, or None where the study has none or it is empty."""
+        table = self.tables.get(name)
+        return None if table is None or table.empty else table
+
+    def arms(self) -> dict[str, dict[int, str]]:
+        """Return arm -> seed -> run, over all trained runs of the tables."""
+        known = pd.concat([tuned_rows(table)[["run", "seed"]] for table in self.tables.values()])
+        found: dict[str, dict[int, str]] = {}
+        for row in rows_of(known.drop_duplicates().sort_values(["run", "seed"])):
+            found.setdefault(arm_of(row.run, row.seed), {})[int(row.seed)] = row.run
+        return found
+
+
+def read_study(layout: StudyLayout) -> Study:
+    """Read a study's folder; raise UserError where it has no tables or an incomplete one."""
+    names = [path.stem for path in table_files(layout)]
+    return Study(
+        layout=layout,
+        recipe=_read_if_there(layout.spec),
+        tables={name: _read_table(layout.table(name)) for name in names},
+        metas={name: _read_meta(layout.table(name)) for name in names},
+        runs=tuple(_read_run(layout.run(name), name) for name in layout.run_names()),
+    )
+
+
+def table_files(layout: StudyLayout) -> list[Path]:
+    """Return the study's Parquet tables; raise UserError where there is none."""
+    found = sorted(layout.tables.glob("*.parquet"))
+    if not found:
+        raise UserError(
+            f"{layout.tables}: no tables to report on; run 'rankdrift analyze {layout.root}' first, "
+            "or give the folder of a study, the one that holds 'tables'"
+        )
+    return found
+
+
+def fact_files(layout: StudyLayout) -> list[Path]:
+    """Return the JSON files a report quotes, those that exist."""
+    runs = [layout.run(name) for name in layout.run_names()]
+    files = [
+        layout.spec,
+        *(file for run in runs for file in (run.spec, run.environment, run.status, run.ds_config)),
+    ]
+    return [file for file in files if file.exists()]
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    table = records.read_table(path)
+    missing = [column for column in IDENTITY if column not in table]
+    if missing:
+        raise UserError(
+            f"{path}: no column {', '.join(missing)}; a table of a study begins with {', '.join(IDENTITY)}"
+        )
+    return table
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    meta = path.with_suffix(".meta.json")
+    if not meta.exists():
+        raise UserError(
+            f"{meta}: missing, so that the table beside it is not complete; run the analysis again"
+        )
+    return dict(records.read_json(meta))
+
+
+def _read_run(run: RunLayout, name: str) -> RunFacts:
+    files = (run.spec, run.environment, run.status, run.ds_config)
+    return RunFacts(name, *(_read_if_there(file) for file in files))
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return dict(records.read_json(path)) if path.exists() else {}

@@ -1,0 +1,21 @@
+"""Draw a study's figures and write its report from the tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rankdrift.layout import StudyLayout
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("study", type=Path, metavar="STUDY", help="the study's folder, which holds tables/")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the report and say where it is; return 0. Raises UserError."""
+    from rankdrift.analysis.report.build import build_report  # matplotlib loads here, not for --help
+
+    print(build_report(StudyLayout(arguments.study)))
+    return 0

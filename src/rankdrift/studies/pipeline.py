@@ -1,0 +1,106 @@
+"""A study from recipe to report. Each stage skips what is done, so a killed study continues where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankdrift import records, registry
+from rankdrift.analysis.engine import run_analyses
+from rankdrift.analysis.report.build import build_report
+from rankdrift.checkpoint.consolidate import consolidate_run
+from rankdrift.checkpoint.record import complete_steps
+from rankdrift.errors import UserError
+from rankdrift.layout import RunLayout, StudyLayout, steps_in
+from rankdrift.models.base import resolve
+from rankdrift.scoring.run import score_run
+from rankdrift.spec import DEFAULT_RECIPE, Recipe, Spec, read_spec
+from rankdrift.studies.launcher import launch
+from rankdrift.studies.subjects import study_params, study_subjects
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the runs of a study are started."""
+
+    config: Path
+    """DeepSpeed JSON."""
+    ranks: int
+    recipe: Path | None
+    """The recipe's file; None is the demo's."""
+
+
+def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
+    """Train, consolidate and score every run, analyse them together, and return the report's path."""
+    specs = recipe.runs()
+    study = StudyLayout(specs[0].study_root)
+    resolve(specs[0].model.name, specs[0].model.revision)  # once, before the ranks would all want it
+    records.write_json(study.spec, recipe.model_dump(mode="json"))
+    for number, spec in enumerate(specs, start=1):
+        run = study.run(spec.run_name)
+        with _stage(f"[{number}/{len(specs)}] train {spec.run_name}", say):
+            train_run(recipe, spec, run, start, say)
+        with _stage(f"[{number}/{len(specs)}] consolidate {spec.run_name}", say):
+            if complete_steps(run.checkpoints):
+                consolidate_run(run, progress=_indented(say))
+    for spec in specs:
+        with _stage(f"score {spec.run_name}", say):
+            score_run(study.run(spec.run_name), steps=[], base=spec is specs[0], progress=_indented(say))
+    with _stage("analyse", say):
+        analyse_study(study, registry.names("analysis"), say)
+    with _stage("report", say):
+        report = build_report(study)
+    say(f"report: {report}")
+    return report
+
+
+def train_run(recipe: Recipe, spec: Spec, run: RunLayout, start: Launch, say: Say) -> None:
+    """Train one run unless it is finished; raise UserError if its folder holds another experiment."""
+    if run.spec.exists() and read_spec(run.spec).digest() != spec.digest():
+        raise UserError(
+            f"{run.root}: holds a run with other settings; choose another study (study=NAME), or delete it"
+        )
+    if run.status.exists() and records.read_json(run.status)["state"] == "finished":
+        say("  finished before")
+        return
+    arguments = ["--config", str(start.config), "--experiment", str(start.recipe or DEFAULT_RECIPE)]
+    launch(start.ranks, [*arguments, "--arm", spec.arm, "--seed", str(spec.seed), *recipe.overrides])
+
+
+def analyse_study(study: StudyLayout, names: list[str], say: Say) -> list[Path]:
+    """Run some analyses over all exported checkpoints of a study; return the tables' paths."""
+    runs = [study.run(name) for name in study.run_names()]
+    if not any(steps_in(run.exports) for run in runs):
+        raise UserError(
+            f"{study.runs}: no exported checkpoint; run 'rankdrift consolidate' on its runs first"
+        )
+    spec = read_spec(runs[0].spec)
+    params = study_params(study, spec, resolve(spec.model.name, spec.model.revision))
+    return run_analyses(names, study_subjects(study), study.tables, params, progress_lines(say))
+
+
+def progress_lines(say: Say) -> Callable[[str, int, int], None]:
+    """Return a progress function that says one line for each piece of work that is done."""
+
+    def progress(what: str, done: int, total: int) -> None:
+        say(f"  {what} ({done}/{total})")
+
+    return progress
+
+
+def _indented(say: Say) -> Say:
+    return lambda line: say(f"  {line}")
+
+
+@contextlib.contextmanager
+def _stage(title: str, say: Say) -> Iterator[None]:
+    """Announce a stage, and say how long it took once it is done."""
+    say(title)
+    began = time.monotonic()
+    yield
+    say(f"  {time.monotonic() - began:.0f} s")

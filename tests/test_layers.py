@@ -1,0 +1,117 @@
+"""The import rules of docs/architecture.md, read from the source: lazy and relative imports count too."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "rankdrift"
+GROUND = {"errors", "layout", "registry", "records", "spec"}
+BASE = {"errors", "layout", "registry"}
+
+# part -> the other parts of rankdrift it may import
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "layout": set(),
+    "registry": {"errors"},
+    "records": BASE,
+    "spec": BASE | {"records"},
+    "tasks": GROUND,
+    "metrics": GROUND,
+    "methods": GROUND | {"tasks"},
+    "data": GROUND | {"tasks"},
+    "models": GROUND | {"tasks"},
+    "checkpoint": {"errors", "layout", "records", "registry", "methods"},
+    "training": GROUND | {"tasks", "metrics", "methods", "data", "models", "checkpoint"},
+    "scoring": GROUND | {"tasks", "metrics", "methods", "data", "models"},
+    "studies": GROUND | {"data", "models", "checkpoint", "scoring", "analysis"},
+    "analysis": BASE | {"records"},
+}
+NO_TORCH = {"errors", "layout", "registry", "records", "spec"}
+FORBIDDEN: dict[str, set[str]] = {
+    "analysis": {"deepspeed", "peft"},
+    "checkpoint": {"deepspeed"},
+    "scoring": {"deepspeed"},
+    "tasks": {"deepspeed", "torch"},
+    "metrics": {"deepspeed", "torch"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(p for p in SOURCE.rglob("*.py") if "analysis" not in p.relative_to(SOURCE).parts) + sorted(
+        (ROOT / "analysis").rglob("*.py")
+    )
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(SOURCE) if path.is_relative_to(SOURCE) else path.relative_to(ROOT)
+    return relative.parts[0].removesuffix(".py")
+
+
+def package_of(path: Path) -> list[str]:
+    """The dotted package a module's relative imports start from."""
+    if path.is_relative_to(SOURCE):
+        return ["rankdrift", *path.relative_to(SOURCE).parts[:-1]]
+    return ["rankdrift", *path.relative_to(ROOT).parts[:-1]]
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file names in an import statement, at any depth, relative ones made absolute.
+
+    Imports that only type checkers see count as well: they tie the same parts together.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = package_of(path)
+            prefix = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*prefix, *([node.module] if node.module else [])])
+            # "from rankdrift import records" names the module rankdrift.records
+            found |= {f"{module}.{a.name}" for a in node.names} if module == "rankdrift" else {module}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_what_its_part_may(path: Path) -> None:
+    part = part_of(path)
+    if part in ("cli", "__init__"):
+        return
+    names = imports(path)
+    ours = {name.split(".")[1] for name in names if name.startswith("rankdrift.")} - {part, "__version__"}
+    outside = {name.split(".")[0] for name in names}
+    assert ours <= ALLOWED[part], f"{part} must not import {sorted(ours - ALLOWED[part])}"
+    assert not outside & FORBIDDEN.get(part, set()), f"{part} imports {outside & FORBIDDEN[part]}"
+    if part in NO_TORCH:
+        assert not outside & {"torch", "transformers", "peft", "deepspeed"}
+
+
+def test_deepspeed_is_imported_by_the_engine_alone() -> None:
+    importers = [p for p in modules() if any(n.split(".")[0] == "deepspeed" for n in imports(p))]
+    assert importers == [SOURCE / "training" / "engine.py"]
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.py")), ids=lambda path: path.name)
+def test_launch_scripts_are_thin(script: Path) -> None:
+    ours = {name for name in imports(script) if name.startswith("rankdrift")}
+    assert ours == {"rankdrift.cli.main"}
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 25
+
+
+def test_every_part_has_a_rule() -> None:
+    parts = {part_of(path) for path in modules()} - {"cli", "__init__"}
+    assert parts == set(ALLOWED)
+
+
+def test_the_rules_see_lazy_and_relative_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "analysis" / "sources"
+    package.mkdir(parents=True)
+    module = package / "weights.py"
+    lines = ["def f():", "import peft.tuners", "from ..report import build", "from rankdrift import training"]
+    module.write_text("\n    ".join(lines) + "\n")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert imports(module) == {"peft.tuners", "rankdrift.analysis.report", "rankdrift.training"}

@@ -1,0 +1,144 @@
+"""The tables that are read from a run's own files: gradients, performance, training."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rankdrift import registry
+from rankdrift.analysis.analyses import Params
+from rankdrift.analysis.sources.gradients import COLUMNS as GRADIENT_COLUMNS
+from rankdrift.analysis.subjects import Subject, base_subject
+from rankdrift.errors import UserError
+from rankdrift.layout import RunLayout
+
+NAMES = ("gradients", "performance", "training")
+TABLES = {
+    "gradients": "gradient_analysis_results",
+    "performance": "performance_metrics",
+    "training": "training_metrics",
+}
+TRAIN = {"learning_rate": 1e-3, "gradient_norm": 0.5, "tokens_per_second": 100.0, "memory_gib": 1.5}
+
+
+def gradient_rows(step: int) -> list[dict]:
+    statistics = {"numel": 10, "l2_norm": 0.1 * step, "mean_abs": 0.01, "std": 0.02, "zero_fraction": 0.0}
+    cells = [("cell", 0, "attention", "A"), ("global", -1, "", "")]
+    return [dict(zip(GRADIENT_COLUMNS, cell, strict=False)) | statistics | {"step": step} for cell in cells]
+
+
+def scores(step: int, value: float | None) -> dict:
+    accuracy = {"value": value, "stderr": 0.1, "higher_is_better": True}
+    perplexity = {"value": 12.0, "stderr": None, "higher_is_better": False}
+    tasks = {
+        "topic": {"version": 1, "n": 24, "metrics": {"accuracy": accuracy}},
+        "general_text": {"version": 1, "n": 50, "metrics": {"perplexity": perplexity}},
+    }
+    return {"step": step, "model": "m", "inputs": {}, "tasks": tasks}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunLayout:
+    """A run of 20 steps, probed, logged and scored twice."""
+    layout = RunLayout(tmp_path / "runs" / "lora-r8-seed1")
+    layout.probes.mkdir(parents=True)
+    layout.scores.mkdir()
+    probed = pd.DataFrame(gradient_rows(10) + gradient_rows(20)).assign(note="not in the contract")
+    probed.to_parquet(layout.probe("gradients"))
+    lines = [{"step": step, "split": "train", "loss": 2.0 / step, **TRAIN} for step in (10, 20)]
+    lines.append({"step": 20, "split": "validation", "loss": 0.3})
+    layout.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for step, value in ((10, 0.5), (20, None)):
+        layout.score(step).write_text(json.dumps(scores(step, value)))
+    return layout
+
+
+def table(name: str, run: RunLayout) -> pd.DataFrame:
+    subject = Subject("lora-r8-seed1", "lora", 8, ("topic",), 1, 20, base=Path("base"), run_dir=run.root)
+    return registry.load("analysis", name).compute(subject, Params(cache=run.root / "cache"))[TABLES[name]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_have_their_columns_and_the_steps_of_their_rows(name: str, run: RunLayout):
+    analysis = registry.load("analysis", name)
+    found = table(name, run)
+    assert analysis.per == "run"
+    assert analysis.tables == (TABLES[name],)
+    assert list(found.columns) == ["step", *analysis.columns[TABLES[name]]]
+    assert set(found["step"]) == {10, 20}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_without_the_files_gives_no_rows(name: str, tmp_path: Path):
+    compute = registry.load("analysis", name).compute
+    for folder in (tmp_path, None):
+        assert compute(base_subject(Path("base"), folder), Params(cache=tmp_path)) == {}
+
+
+def test_gradients_are_what_the_probe_wrote(run: RunLayout):
+    found = table("gradients", run)
+    expected = pd.DataFrame(gradient_rows(10) + gradient_rows(20))[["step", *GRADIENT_COLUMNS]]
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_performance_has_a_row_a_checkpoint_task_and_metric(run: RunLayout):
+    found = table("performance", run).set_index(["step", "task", "metric"])
+    assert len(found) == 4
+    first = found.loc[(10, "topic", "accuracy")]
+    assert (first["value"], first["stderr"], first["n"], first["higher_is_better"]) == (0.5, 0.1, 24, True)
+    assert math.isnan(found.loc[(20, "topic", "accuracy"), "value"])
+    assert math.isnan(found.loc[(10, "general_text", "perplexity"), "stderr"])
+    assert found["value"].dtype == found["stderr"].dtype == np.float64
+
+
+def test_scores_of_the_base_come_from_its_own_folder(tmp_path: Path):
+    base = RunLayout(tmp_path / "base")
+    base.scores.mkdir(parents=True)
+    base.score(0).write_text(json.dumps(scores(0, 0.25)))
+    analysis = registry.load("analysis", "performance")
+    found = analysis.compute(base_subject(Path("m"), base.root), Params(cache=tmp_path))[
+        TABLES["performance"]
+    ]
+    assert set(found["step"]) == {0}
+    assert found["value"].tolist() == [0.25, 12.0]
+
+
+def test_training_has_a_row_a_logged_line(run: RunLayout):
+    found = table("training", run)
+    assert found["loss"].tolist() == [0.2, 0.1, 0.3]
+    assert found["split"].tolist() == ["train", "train", "validation"]
+    assert found["gradient_norm"].isna().tolist() == [False, False, True]
+    assert all(found[column].dtype == np.float64 for column in ("loss", *TRAIN))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        (
+            "gradients",
+            lambda run: pd.DataFrame({"step": [1], "level": ["cell"]}).to_parquet(run.probe("gradients")),
+            "missing columns layer, group",
+        ),
+        (
+            "gradients",
+            lambda run: pd.DataFrame(gradient_rows(1)).assign(level="row").to_parquet(run.probe("gradients")),
+            "unknown level 'row'",
+        ),
+        ("gradients", lambda run: run.probe("gradients").write_text("x"), "not a readable Parquet table"),
+        ("performance", lambda run: run.score(10).write_text("{"), "not valid JSON"),
+        ("performance", lambda run: run.score(10).write_text('{"step": 10}'), "not a score file"),
+        ("performance", lambda run: run.score(10).write_text("[]"), "not a score file"),
+        ("performance", lambda run: run.score(10).write_text('{"step": 9, "tasks": {}}'), "of step 9"),
+        ("training", lambda run: run.metrics.write_text('{"step": 1, "loss": 2.0}\n'), "no 'split'"),
+    ],
+)
+def test_damaged_files_are_named(name: str, damage, message: str, run: RunLayout):
+    damage(run)
+    with pytest.raises(UserError, match=message) as caught:
+        table(name, run)
+    assert str(run.root) in str(caught.value)

@@ -1,0 +1,145 @@
+"""Order, shares and tensors of batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rankdrift.data.batches import (
+    BatchOrder,
+    collate,
+    plan_micro_batches,
+    rank_micro_batches,
+    target_positions,
+)
+from rankdrift.data.tokens import Row
+from rankdrift.errors import UserError
+
+PAD = 99
+
+
+def _row(ids: list[int], prompt: int, label: int | None = None) -> Row:
+    return Row(np.array(ids, dtype=np.int32), prompt, label, "task", 0)
+
+
+SHORT, LONG = _row([5, 6, 7], 2, 1), _row([8, 9, 10, 11, 12], 2, 0)
+
+
+def test_lm_batch_is_left_padded_and_only_targets_carry_loss() -> None:
+    batch = {key: value.tolist() for key, value in collate([SHORT, LONG], PAD, "lm").items()}
+    assert batch == {
+        "input_ids": [[PAD, PAD, 5, 6, 7], [8, 9, 10, 11, 12]],
+        "attention_mask": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]],
+        "position_ids": [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]],
+        "labels": [[-100, -100, -100, -100, 7], [-100, -100, 10, 11, 12]],
+    }
+
+
+def test_a_target_token_equal_to_the_pad_carries_loss() -> None:
+    batch = collate([_row([1, PAD], 1), LONG], PAD, "lm")
+    assert batch["labels"][0].tolist() == [-100, -100, -100, -100, PAD]
+    assert batch["attention_mask"][0].tolist() == [0, 0, 0, 1, 1]
+
+
+def test_classifier_batch_has_one_label_a_row() -> None:
+    batch = collate([SHORT, LONG], PAD, "classifier")
+    assert batch["labels"].tolist() == [1, 0]
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+
+
+def _tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def test_a_row_gives_the_same_logits_in_any_batch() -> None:
+    model = _tiny_llama()
+    with torch.no_grad():
+        batch = collate([SHORT, LONG], PAD, "lm")
+        labels = batch.pop("labels")
+        together = model(**batch).logits[0, -3:]
+        alone = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0]
+        kept = model(**batch, logits_to_keep=target_positions(labels)).logits
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    # the longest target has 3 tokens, predicted from the 4 last positions but one
+    assert kept.shape[1] == 4
+
+
+@pytest.mark.parametrize(("rows", "expected"), [([SHORT], 2), ([LONG], 4), ([SHORT, LONG], 4)])
+def test_target_positions(rows: list[Row], expected: int) -> None:
+    assert target_positions(collate(rows, PAD, "lm")["labels"]) == expected
+
+
+@pytest.mark.parametrize(("size", "global_batch"), [(24, 8), (25, 8), (7, 16), (1, 3)])
+def test_every_epoch_has_every_row_once(size: int, global_batch: int) -> None:
+    order = BatchOrder(size, global_batch, seed=3)
+    steps = 3 * size
+    stream = np.concatenate([order.rows(step) for step in range(steps)])
+    assert all(len(order.rows(step)) == global_batch for step in range(steps))
+    for epoch in stream.reshape(-1, size):
+        assert sorted(epoch) == list(range(size))
+
+
+def test_order_is_that_of_seeded_permutations() -> None:
+    order = BatchOrder(10, 4, seed=42)
+    expected = np.concatenate([np.random.default_rng([42, epoch]).permutation(10) for epoch in (0, 1)])
+    # asked for out of turn: no step depends on an earlier call
+    for step in (3, 0, 4, 2, 1):
+        np.testing.assert_array_equal(order.rows(step), expected[4 * step : 4 * step + 4])
+
+
+def test_seeds_and_epochs_differ() -> None:
+    epochs = [tuple(BatchOrder(50, 50, seed).rows(step)) for seed in (1, 2) for step in (0, 1)]
+    assert len(set(epochs)) == 4
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "micro_batch", "world_size", "expected"),
+    [
+        (16, 8, 1, (8, 2)),
+        (16, 8, 2, (8, 1)),
+        (16, 8, 4, (4, 1)),
+        (12, 5, 1, (4, 3)),
+        (7, 4, 1, (1, 7)),
+        (6, 64, 3, (2, 1)),
+    ],
+)
+def test_plan(global_batch: int, micro_batch: int, world_size: int, expected: tuple[int, int]) -> None:
+    assert plan_micro_batches(global_batch, micro_batch, world_size) == expected
+    assert world_size * expected[0] * expected[1] == global_batch
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "world_size", "possible"),
+    [(16, 3, "use 15 or 18"), (2, 4, "use 4"), (9, 8, "use 8 or 16")],
+)
+def test_uneven_shares_are_an_error(global_batch: int, world_size: int, possible: str) -> None:
+    with pytest.raises(
+        UserError, match=f"global_batch={global_batch} cannot be shared by {world_size} ranks: {possible}$"
+    ):
+        plan_micro_batches(global_batch, 4, world_size)
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 16), (1, 4), (2, 4), (4, 2), (4, 4)])
+def test_ranks_share_the_global_batch_exactly(world_size: int, micro_batch: int) -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, size=100)
+    indices = BatchOrder(100, 16, seed=1).rows(2)
+    shares = [
+        rank_micro_batches(indices, lengths, rank, world_size, micro_batch) for rank in range(world_size)
+    ]
+    assert {len(share) for share in shares} == {16 // (world_size * micro_batch)}
+    assert {len(micro) for share in shares for micro in share} == {micro_batch}
+    assert sorted(np.concatenate([micro for share in shares for micro in share])) == sorted(indices)
+
+
+def test_micro_batches_are_even_in_length_over_ranks() -> None:
+    lengths = np.array([10, 80, 11, 81, 12, 82, 13, 83])
+    first, second = (rank_micro_batches(np.arange(8), lengths, rank, 2, 2) for rank in (0, 1))
+    assert [lengths[micro].tolist() for micro in first] == [[83, 81], [13, 11]]
+    assert [lengths[micro].tolist() for micro in second] == [[82, 80], [12, 10]]

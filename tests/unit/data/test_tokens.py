@@ -1,0 +1,175 @@
+"""Rows of tokens: which tokens carry loss, what is cut, what is dropped."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from rankdrift.data.tokens import Head, tokenize
+from rankdrift.errors import UserError
+from rankdrift.tasks import Example, Task
+
+MakeTokenizer = Callable[[str], PreTrainedTokenizerBase]
+PROMPT = "The river rose in the night.\nTopic:"
+CHOICE = " nature"
+CLASSIFY = Task(
+    name="rivers",
+    version=1,
+    kind="classification",
+    metrics=(),
+    columns=(),
+    example=lambda row: Example("", ""),
+    choices=(" business", " nature"),
+)
+GENERATE = Task(
+    name="trails", version=1, kind="generation", metrics=(), columns=(), example=lambda row: Example("", "")
+)
+LABELLED = Example(PROMPT, CHOICE, label=1)
+WRITTEN = Example("name: Otter Way\nDescription:", " Otter Way runs for 9 km.", references=("x",), group="g")
+
+
+def _only(
+    example: Example, task: Task, tokenizer: PreTrainedTokenizerBase, length: int = 128, head: Head = "lm"
+) -> tuple[list[int], list[int], int]:
+    """Return prompt ids, target ids and the count of truncated rows of one example."""
+    result = tokenize([example], task, tokenizer, length, head)
+    (row,) = result.rows
+    assert result.dropped == 0
+    assert row.input_ids.dtype == np.int32
+    assert row.target_tokens == len(row.input_ids) - row.prompt_length
+    ids = row.input_ids.tolist()
+    return ids[: row.prompt_length], ids[row.prompt_length :], result.truncated
+
+
+@pytest.mark.parametrize(("adds", "start"), [("none", []), ("bos", ["<s>"]), ("bos_eos", ["<s>"])])
+def test_prompt_has_the_bos_the_tokenizer_adds_and_no_eos(
+    adds: str, start: list[str], make_tokenizer: MakeTokenizer
+) -> None:
+    tokenizer = make_tokenizer(adds)
+    prompt, target, truncated = _only(LABELLED, CLASSIFY, tokenizer)
+    assert tokenizer.decode(prompt) == "".join(start) + PROMPT
+    assert tokenizer.decode(target) == CHOICE
+    assert truncated == 0
+
+
+def test_generation_ends_with_eos_and_classification_does_not(tokenizer: PreTrainedTokenizerBase) -> None:
+    _, written, _ = _only(WRITTEN, GENERATE, tokenizer)
+    assert tokenizer.decode(written) == " Otter Way runs for 9 km.</s>"
+    _, labelled, _ = _only(LABELLED, CLASSIFY, tokenizer)
+    assert tokenizer.eos_token_id not in labelled
+
+
+def test_target_tokens_do_not_depend_on_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+    alone = tokenizer(CHOICE, add_special_tokens=False).input_ids
+    for prompt in (PROMPT, PROMPT + " ", "x"):
+        assert _only(Example(prompt, CHOICE, 1), CLASSIFY, tokenizer)[1] == alone
+
+
+def test_text_like_a_special_token_survives_in_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt, _, _ = _only(Example("end </s>", CHOICE, 1), CLASSIFY, tokenizer)
+    assert tokenizer.decode(prompt) == "<s>end </s>"
+
+
+@pytest.mark.parametrize("adds", ["none", "bos"])
+def test_long_prompt_is_cut_from_the_left_behind_its_bos(adds: str, make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer(adds)
+    whole, target, _ = _only(LABELLED, CLASSIFY, tokenizer)
+    start = 1 if adds == "bos" else 0
+    room = 5
+    prompt, kept, truncated = _only(LABELLED, CLASSIFY, tokenizer, start + room + len(target))
+    assert prompt == whole[:start] + whole[-room:]
+    assert kept == target
+    assert truncated == 1
+
+
+def test_row_of_exactly_the_maximum_length_is_whole(tokenizer: PreTrainedTokenizerBase) -> None:
+    whole, target, _ = _only(WRITTEN, GENERATE, tokenizer)
+    assert _only(WRITTEN, GENERATE, tokenizer, len(whole) + len(target)) == (whole, target, 0)
+    assert _only(WRITTEN, GENERATE, tokenizer, len(whole) + len(target) - 1) == (
+        whole[:1] + whole[2:],
+        target,
+        1,
+    )
+
+
+@pytest.mark.parametrize("adds", ["none", "bos"])
+def test_target_too_long_alone_is_cut_from_the_right(adds: str, make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer(adds)
+    whole, target, _ = _only(WRITTEN, GENERATE, tokenizer)
+    prompt, kept, truncated = _only(WRITTEN, GENERATE, tokenizer, 4)
+    # one token must stay before the target, or nothing would predict its first token
+    assert prompt == (whole[:1] if adds == "bos" else whole[-1:])
+    assert kept == target[:3]
+    assert truncated == 1
+
+
+def test_rows_without_a_target_are_dropped_with_one_warning(
+    tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = Example(PROMPT, "")
+    with caplog.at_level(logging.WARNING):
+        result = tokenize([empty, WRITTEN, empty], GENERATE, tokenizer, 128, "lm")
+    assert (len(result.rows), result.dropped, result.truncated) == (1, 2, 0)
+    assert result.rows[0].index == 1
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "task 'trails': 2 of 3 rows dropped, no token to learn from at data.max_length=128"
+    )
+
+
+def test_no_warning_when_all_rows_are_kept(
+    tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenize([WRITTEN], GENERATE, tokenizer, 8, "lm")
+    assert not caplog.records
+
+
+def test_first_token_of_a_row_carries_no_loss(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer("none")
+    prompt, target, _ = _only(Example("", CHOICE + CHOICE, 1), CLASSIFY, tokenizer)
+    assert len(prompt) == 1
+    assert tokenizer.decode(prompt + target) == CHOICE + CHOICE
+
+
+@pytest.mark.parametrize(
+    ("example", "task", "length", "head"),
+    [(LABELLED, CLASSIFY, 1, "lm"), (Example(PROMPT, "", 0), CLASSIFY, 99, "lm"),
+     (Example("", CHOICE, 0), CLASSIFY, 99, "classifier")],
+)  # fmt: skip
+def test_nothing_left_is_an_error(
+    example: Example, task: Task, length: int, head: Head, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(UserError, match=rf"'rivers': none of its 1 rows .* data.max_length={length}; raise"):
+        tokenize([example], task, tokenizer, length, head)
+
+
+def test_classifier_rows_are_prompts_with_their_label(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt, target, _ = _only(LABELLED, CLASSIFY, tokenizer, head="classifier")
+    assert tokenizer.decode(prompt) == f"<s>{PROMPT}"
+    assert target == []
+    (row,) = tokenize([LABELLED], CLASSIFY, tokenizer, 128, "classifier").rows
+    assert (row.label, row.task, row.index) == (1, "rivers", 0)
+
+
+def test_classifier_prompt_is_cut_from_the_left(tokenizer: PreTrainedTokenizerBase) -> None:
+    whole, _, _ = _only(LABELLED, CLASSIFY, tokenizer, head="classifier")
+    prompt, _, truncated = _only(LABELLED, CLASSIFY, tokenizer, 6, "classifier")
+    assert prompt == whole[:1] + whole[-5:]
+    assert truncated == 1
+
+
+def test_classifier_cannot_generate(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match=r"task 'trails' is generation: it needs model.head=lm"):
+        tokenize([WRITTEN], GENERATE, tokenizer, 128, "classifier")
+
+
+def test_generation_needs_an_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match=r"has no EOS token.*set eos_token in its tokenizer_config.json"):
+        tokenize([WRITTEN], GENERATE, tokenizer, 128, "lm")

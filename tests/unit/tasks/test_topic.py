@@ -1,0 +1,48 @@
+"""The built-in classification task: balance, what decides a label, what only validation shows."""
+
+from __future__ import annotations
+
+import pytest
+
+from rankdrift.tasks import topic
+from rankdrift.tasks.topic import FIELDS, HELD_OUT_EVENTS, TASK
+
+
+def _rows(split: str) -> list[dict[str, object]]:
+    assert TASK.generate is not None
+    return TASK.generate(split)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_labels_are_balanced_in_every_block_of_four(split: str) -> None:
+    labels = [row["label"] for row in _rows(split)]
+    assert all(sorted(labels[first : first + 4]) == [0, 1, 2, 3] for first in range(0, len(labels), 4))
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_the_label_is_the_field_of_the_main_clause(split: str) -> None:
+    settings = {setting for field in FIELDS for setting in field.settings}
+    for row in _rows(split):
+        sentence = str(row["text"]).removesuffix(".").split(" while a ")[0]
+        for setting in settings:
+            sentence = sentence.removesuffix(f" {setting}")
+        # the main clause comes last: what a person's relative did ends with a comma
+        ending = [
+            label for label, field in enumerate(FIELDS) if any(sentence.endswith(e) for e in field.events)
+        ]
+        assert ending == [row["label"]], row
+
+
+def test_no_training_sentence_holds_a_held_out_event() -> None:
+    held_out = [event for field in FIELDS for event in field.events[-HELD_OUT_EVENTS:]]
+    assert len(held_out) == 48
+    texts = [str(row["text"]) for row in _rows("train")]
+    assert not [text for text in texts if any(event in text for event in held_out)]
+    assert all(any(event in str(row["text"]) for event in held_out) for row in _rows("validation"))
+
+
+def test_no_phrase_belongs_to_two_fields() -> None:
+    for part in ("events", "settings", "descriptions"):
+        phrases = [phrase for field in FIELDS for phrase in getattr(field, part)]
+        assert len(set(phrases)) == len(phrases)
+    assert len(set(topic.ACTORS)) == len(topic.ACTORS)
