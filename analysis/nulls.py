@@ -17,7 +17,7 @@ from rankdrift.analysis.linalg import RankMetrics, rank_metrics
 
 GRID = 100_000
 """Points of the quadrature of the Marchenko-Pastur law."""
-DRAWN_VALUES = 2048
+DRAWN_VALUES = 8192
 """Singular values drawn for a product null, over all draws."""
 
 
@@ -64,7 +64,7 @@ def product_spectra(rows: int, columns: int, rank: int, seed: int = 0) -> Iterat
     has chi-distributed diagonal and normal entries above it (Bartlett 1933).
     """
     generator = np.random.default_rng(seed)
-    for _ in range(max(8, DRAWN_VALUES // rank)):
+    for _ in range(max(16, DRAWN_VALUES // rank)):
         left, right = (_triangular_factor(size, rank, generator) for size in (rows, columns))
         yield svdvals(left @ right.T)
 

@@ -148,7 +148,7 @@ def hsic_estimates(x: Tensor, y: Tensor) -> HsicEstimates:
     Row i belongs to shard i modulo ``SHARDS``, so shards are alike where rows come in order of their task.
     """
     _require_rows(len(x))
-    x, y = x.double() - x.double().mean(dim=0), y.double()
+    x, y = x.double() - x.double().mean(dim=0), y.double() - y.double().mean(dim=0)
     count = min(SHARDS, len(x))
     shards = [CrossMoments.of(x[first::count], y[first::count]) for first in range(count)]
     total = functools.reduce(operator.add, shards)
@@ -185,7 +185,7 @@ def compare(x: Tensor, y: Tensor, xx: HsicEstimates) -> Similarity:
         cka_stderr=stderr,
         cka_biased=biased,
         cosine=mean_cosine(x, y),
-        cosine_centered=mean_cosine(x.double() - x.double().mean(dim=0), y.double()),
+        cosine_centered=mean_cosine(x.double() - x.double().mean(dim=0), y.double() - y.double().mean(dim=0)),
         relative_l2=relative_l2(x, y),
         n=len(x),
     )

@@ -194,6 +194,7 @@ def log_colours(values: np.ndarray, decades: float = 3.0) -> Normalize:
 
     Values that span less than a decade get a linear scale from zero.
     """
+    values = np.asarray(values, dtype=float)
     positive = values[np.isfinite(values) & (values > 0)]
     top = float(positive.max(initial=0.0))
     low = max(float(positive.min(initial=np.inf)), top * 10.0**-decades)

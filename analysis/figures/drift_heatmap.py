@@ -40,7 +40,7 @@ FIGURE = Figure(
         "1 - CKA (linear, debiased: arXiv 2010.15327) between the hidden states of the base and of the "
         "tuned model on the same inputs, on one colour scale, logarithmic over at most three decades; light "
         "grey: no change. CKA is blind to rotation and isotropic scaling, and a few directions of large "
-        "variance can dominate it: read it with the curves of the next figure."
+        "variance can dominate it: read it with the other measures of drift."
     ),
     draw=_draw,
 )

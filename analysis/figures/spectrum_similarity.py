@@ -41,7 +41,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     styles = run_styles(tables)
     canvas, axes = panels(4, height=2.6)
     shown = {
-        "spearman_sigma": r"Spearman correlation of $\sigma$",
+        "spearman_sigma": "Spearman correlation of gains",
         "overlap": "overlap of leading subspaces",
         "angle_left": "largest angle, left (degrees)",
         "angle_right": "largest angle, right (degrees)",
@@ -63,11 +63,12 @@ FIGURE = Figure(
     section="Against the base spectrum",
     tables=("svd_analysis_results",),
     caption=(
-        "Means over the modules of a layer at the last checkpoint: rank correlation of the singular values "
-        "with the base's, overlap of the leading singular subspaces with the base's (1 = the same, dashed = "
-        "two random subspaces) and the largest principal angle between them. A large single angle with an "
-        "overlap near 1 is one direction exchanged, often among nearly equal singular values, not a "
-        "rotation of the whole subspace."
+        "Means over the modules of a layer at the last checkpoint: rank correlation between the base's "
+        "singular values and the tuned weight's gains along the base's own singular vectors, |u^T W v|; "
+        "overlap of the leading singular subspaces with the base's (1: the same, dashed: two random "
+        "subspaces); and the largest principal angle between them. A large single angle with an overlap "
+        "near 1 is one direction exchanged, often among nearly equal singular values, not a rotation of the "
+        "whole subspace."
     ),
     draw=_draw,
 )

@@ -41,15 +41,16 @@ def findings(study: Study) -> list[Topic]:
 
 
 def _evidence(study: Study) -> Iterator[str]:
-    several, single = [], []
+    several: list[str] = []
+    single: list[str] = []
     for arm, runs in study.arms().items():
         (several if len(runs) > 1 else single).append(f"{arm} ({', '.join(map(str, runs))})")
     if several:
         yield f"Several seeds: {'; '.join(several)}. Means over them have 95 % t-intervals."
     if single:
         yield (
-            f"One seed: {'; '.join(single)}. No interval over seeds can be given for these: a difference between "
-            "such runs includes a variation from seed to seed of unknown size."
+            f"One seed: {'; '.join(single)}. No interval over seeds can be given for these: a difference "
+            "between such runs includes a variation from seed to seed of unknown size."
         )
     yield (
         "Standard errors are over scored items, for one trained model each: they say how far a number would "

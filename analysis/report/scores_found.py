@@ -31,7 +31,7 @@ def on_learning(study: Study) -> Iterator[str]:
     if performance is None:
         return
     for task, metric in leading_metrics(performance):
-        last = last_checkpoints(scores_of(performance, task, metric))
+        last = last_checkpoints(scores_of(performance, task, metric)).sort_values("run")
         base = base_score(performance, task, metric)
         for row in rows_of(last):
             yield _gain(study, task, metric, row, base)
@@ -71,7 +71,7 @@ def _between_runs(study: Study, last: pd.DataFrame, task: str, metric: str, what
     """Compare every other run with the full fine-tuning of the same seed, over the same items."""
     steps = dict(zip(last["run"], last["step"], strict=True))
     for full, other in _matched(study, last):
-        for seed in full.keys() & other.keys():
+        for seed in sorted(full.keys() & other.keys()):
             first, second = full[seed], other[seed]
             change = paired_change(study.layout, task, metric, (first, steps[first]), (second, steps[second]))
             if change is not None:

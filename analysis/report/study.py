@@ -45,9 +45,11 @@ class Study:
 
     def arms(self) -> dict[str, dict[int, str]]:
         """Return arm -> seed -> run, over all trained runs of the tables."""
-        known = pd.concat([tuned_rows(table)[["run", "seed"]] for table in self.tables.values()])
+        known = pd.concat(
+            [tuned_rows(table)[["run", "method", "rank", "seed"]] for table in self.tables.values()]
+        )
         found: dict[str, dict[int, str]] = {}
-        for row in rows_of(known.drop_duplicates().sort_values(["run", "seed"])):
+        for row in rows_of(known.drop_duplicates().sort_values(["method", "rank", "seed"])):
             found.setdefault(arm_of(row.run, row.seed), {})[int(row.seed)] = row.run
         return found
 

@@ -46,8 +46,10 @@ def last_checkpoint_grid(study: Study) -> Grid:
             columns |= source(table)
     columns["wall time"] = {run.name: _wall_time(run) for run in study.runs}
     shown = {heading: texts for heading, texts in columns.items() if set(texts.values()) - {MISSING}}
-    rows = (tuple([run, *(texts.get(run, MISSING) for texts in shown.values())]) for run in [BASE, *runs])
-    return Grid(("run", *shown), tuple(rows))
+    rows = (
+        (heading, *(texts.get(run, MISSING) for run in [BASE, *runs])) for heading, texts in shown.items()
+    )
+    return Grid(("measured at the last checkpoint", BASE, *runs), tuple(rows))
 
 
 def _steps(study: Study) -> Columns:
@@ -74,8 +76,10 @@ def _scores(performance: pd.DataFrame) -> Columns:
     last = last_checkpoints(forgetting(performance))
     base = base_score(performance, GENERAL_TEXT, "nll")
     columns["NLL (nats/token)"] = _texts(last, "nll", 4) | ({BASE: number(base[0], 4)} if base else {})
-    columns["NLL increase"] = _texts(last, "nll_increase")
-    columns["KL from base"] = {row.run: with_error(row.kl_from_base, row.kl_stderr) for row in rows_of(last)}
+    columns["NLL increase (nats/token)"] = _texts(last, "nll_increase")
+    columns["KL from base (nats/token)"] = {
+        row.run: with_error(row.kl_from_base, row.kl_stderr) for row in rows_of(last)
+    }
     return columns
 
 
@@ -86,7 +90,7 @@ def _weights(spectra: pd.DataFrame) -> Columns:
     return {
         "relative update norm": _texts(update_sizes(last), "relative_update_norm"),
         "entropy rank": {row.run: number(row.update_entropy_rank) for row in rows_of(shares)},
-        "of noise's": {row.run: f"{100 * row.null_share:.0f} %" for row in rows_of(shares)},
+        "share of noise's": {row.run: f"{100 * row.null_share:.0f} %" for row in rows_of(shares)},
         "intruders L / R": {
             row.run: f"{row.intruders_left} / {row.intruders_right}" for row in rows_of(intruders)
         },

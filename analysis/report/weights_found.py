@@ -32,8 +32,8 @@ def on_update_size(study: Study) -> Iterator[str]:
         yield (
             f"{run}: the update is {_percent(sizes[run])} of the base weights' norm over all {len(rows)} "
             f"matrices, largest in {largest.module} of layer {largest.layer} "
-            f"({_percent(largest.relative_update_norm)}); in {rounded} of them it is smaller than the rounding "
-            "of the weight to bf16."
+            f"({_percent(largest.relative_update_norm)}); in {rounded or 'none'} of them it is smaller than "
+            "the rounding of the weight to bf16."
         )
 
 
@@ -65,8 +65,8 @@ def on_rank(study: Study) -> Iterator[str]:
         )
     if last["rank"].nunique() > 1:
         yield (
-            "The gap in rank between LoRA and full fine-tuning is there by construction; what compares is the "
-            "share of noise."
+            "The gap in rank between LoRA and full fine-tuning is there by construction; what compares is "
+            "the share of noise."
         )
 
 
@@ -78,13 +78,13 @@ def on_intruders(study: Study) -> Iterator[str]:
     rows = intruder_totals(last_checkpoints(spectra))
     for row in rows_of(rows):
         yield (
-            f"{row.run}: {row.intruders_left} left and {row.intruders_right} right intruders in {row.matrices} "
-            f"matrices, holding on average {_percent(row.intruder_energy_left)} and "
-            f"{_percent(row.intruder_energy_right)} of the leading energy; the update's largest singular value "
-            f"is at most {number(row.sigma1_ratio)} times the base's."
+            f"{row.run}: {row.intruders_left} left and {row.intruders_right} right intruders in "
+            f"{row.matrices} matrices, holding on average {_percent(row.intruder_energy_left)} and "
+            f"{_percent(row.intruder_energy_right)} of the leading energy; the update's largest singular "
+            f"value is at most {number(row.sigma1_ratio)} times the base's."
         )
     if not rows.empty:
-        yield "An intruder is spread over many of the base's vectors; whether it causes forgetting is contested."
+        yield "An intruder is spread over many base vectors; whether it causes forgetting is contested."
 
 
 def on_drift(study: Study) -> Iterator[str]:
@@ -96,10 +96,10 @@ def on_drift(study: Study) -> Iterator[str]:
         lowest = _extreme(rows, "cka", largest=False)
         moved = _extreme(rows, "relative_l2")
         yield (
-            f"{run}: CKA with the base is lowest after layer {lowest.layer}, {number(lowest.cka, 4)} (standard "
-            f"error {number(lowest.cka_stderr, 2)} over {lowest.n} inputs), and {number(rows['cka'].median(), 4)} "
-            f"in the median layer; hidden states move most after layer {moved.layer}, by "
-            f"{_percent(moved.relative_l2)} of their norm."
+            f"{run}: CKA with the base is lowest after layer {lowest.layer}, {number(lowest.cka, 4)} "
+            f"(standard error {number(lowest.cka_stderr, 2)} over {lowest.n} inputs), and "
+            f"{number(rows['cka'].median(), 4)} in the median layer; hidden states move most after layer "
+            f"{moved.layer}, by {_percent(moved.relative_l2)} of their norm."
         )
 
 
@@ -114,8 +114,8 @@ def on_gradients(study: Study) -> Iterator[str]:
         tenth = max(len(rows) // 10, 1)
         first, last = rows["l2_norm"].head(tenth).median(), rows["l2_norm"].tail(tenth).median()
         sentence = (
-            f"{run}: the gradient's norm goes from {number(first)} to {number(last)} (medians of the first and "
-            "last tenth of the probed steps)"
+            f"{run}: the gradient's norm goes from {number(first)} to {number(last)} (medians of the first "
+            "and last tenth of the probed steps)"
         )
         by_layer = layers[layers["run"] == run].groupby("layer")["l2_norm"].median()
         if not by_layer.empty:
@@ -124,4 +124,4 @@ def on_gradients(study: Study) -> Iterator[str]:
             )
         yield sentence + "."
     if whole["method"].nunique() > 1:
-        yield "Gradients of LoRA's factors and of whole weights are not of one space: their sizes do not compare."
+        yield "LoRA's factors and whole weights are different spaces: sizes of their gradients do not compare."

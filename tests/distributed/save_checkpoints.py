@@ -86,8 +86,8 @@ def train(engine: deepspeed.DeepSpeedEngine, classifier: bool) -> None:
 def expected(engine: deepspeed.DeepSpeedEngine, case: dict[str, Any]) -> dict[str, Any]:
     """Gather the parameters and the logits; collective.
 
-    In fp32 the module's weights are the master weights. (They are asked for directly, because under
-    ``round_robin_gradients`` DeepSpeed 0.19.8's ``safe_get_full_fp32_param`` returns other parameters' values.)
+    In fp32 the module's weights are the master weights. They are asked for directly, because under
+    ``round_robin_gradients`` DeepSpeed 0.19.8's ``safe_get_full_fp32_param`` gives other parameters' values.
     """
     parameters = dict(engine.module.named_parameters())
     trained = {name: p for name, p in parameters.items() if p.requires_grad}

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,30 +77,33 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Train and save every case once on this many ranks."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
     (folder / "cases.json").write_text(json.dumps(CASES))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": request.param,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": 1,
-    }
-    common |= {"DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    ranks = []
-    for rank in range(request.param):
-        environment = os.environ | {key: str(value) for key, value in common.items()}
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, str(SCRIPT), str(folder)]
-        log = (folder / f"rank-{rank}.log").open("w")
-        ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    common = {"WORLD_SIZE": request.param, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    common |= {"OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu"}
+    ranks = [start_rank(folder, rank, common) for rank in range(request.param)]
     try:
-        codes = [process.wait(timeout=240) for process in ranks]
+        deadline = time.monotonic() + 240
+        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+            assert time.monotonic() < deadline, "the ranks hang"
+            time.sleep(0.2)
     finally:
-        for process in ranks:
-            process.kill()
-    assert not any(codes), (folder / "rank-0.log").read_text()[-4000:]
+        for rank in ranks:
+            rank.kill()
+    assert not any(rank.wait() for rank in ranks), (folder / "rank-0.log").read_text()[-4000:]
     return folder
+
+
+def start_rank(folder: Path, rank: int, common: dict[str, Any]) -> subprocess.Popen[bytes]:
+    settings = {key: str(value) for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+    settings["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with (folder / f"rank-{rank}.log").open("w") as log:
+        command = [sys.executable, str(SCRIPT), str(folder)]
+        return subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=subprocess.STDOUT)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def case_of(name: str) -> dict[str, Any]:

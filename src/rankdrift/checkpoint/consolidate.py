@@ -179,7 +179,7 @@ def _is_current(export: Path, inputs: Mapping[str, Any]) -> bool:
     if not (export / PROVENANCE_NAME).exists():
         return False
     provenance = records.read_json(export / PROVENANCE_NAME)
-    if provenance["inputs"] != inputs:
+    if provenance.get("inputs") != inputs:
         return False
     files = {export / name: output["size"] for name, output in provenance["outputs"].items()}
     return all(path.exists() and path.stat().st_size == size for path, size in files.items())

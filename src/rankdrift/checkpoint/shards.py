@@ -22,7 +22,7 @@ import torch
 
 from rankdrift.checkpoint import zero_layouts
 from rankdrift.checkpoint.archive import StoredTensor, read_archive
-from rankdrift.checkpoint.zero_layouts import Span
+from rankdrift.checkpoint.zero_layouts import Parameters, Span
 from rankdrift.errors import UserError, did_you_mean
 
 MODEL_FILE = "mp_rank_00_model_states.pt"
@@ -89,8 +89,9 @@ def open_checkpoint(folder: Path) -> ShardedCheckpoint:
     zero_layouts.check_states(states, stage, world_size, folder)
     model = _model_state(folder / models[0])
     open_stage = _open_stage_3 if stage == 3 else _open_stages_1_and_2
-    spans = open_stage(folder, model, states)
-    return _checkpoint(folder, stage, world_size, spans, model["shared_params"] or {})
+    parameters = open_stage(folder, model, states)
+    shared = {alias: owner for alias, owner in model["shared_params"].items() if alias not in parameters}
+    return _checkpoint(folder, stage, world_size, parameters, shared)
 
 
 def _open_stage_0(folder: Path) -> ShardedCheckpoint:
@@ -114,15 +115,14 @@ def _open_stage_0(folder: Path) -> ShardedCheckpoint:
 
 def _open_stages_1_and_2(
     folder: Path, model: Mapping[str, Any], states: list[Mapping[str, Any]]
-) -> dict[str, tuple[tuple[int, ...], tuple[Span, ...]]]:
+) -> Parameters:
     spans = zero_layouts.partitioned_groups(model["param_shapes"], states, folder)
-    frozen = {name: tensor for name, tensor in _parameters_of(model).items() if name not in spans}
+    known = {*spans, *model["shared_params"]}
+    frozen = {name: tensor for name, tensor in _parameters_of(model).items() if name not in known}
     return {**spans, **{name: _whole(tensor) for name, tensor in frozen.items()}}
 
 
-def _open_stage_3(
-    folder: Path, model: Mapping[str, Any], states: list[Mapping[str, Any]]
-) -> dict[str, tuple[tuple[int, ...], tuple[Span, ...]]]:
+def _open_stage_3(folder: Path, model: Mapping[str, Any], states: list[Mapping[str, Any]]) -> Parameters:
     spans = zero_layouts.partitioned_parameters(model["param_shapes"], states, folder)
     if not model["frozen_param_shapes"]:
         return spans
@@ -135,12 +135,12 @@ def _checkpoint(
     folder: Path,
     stage: int,
     world_size: int,
-    spans: Mapping[str, tuple[tuple[int, ...], tuple[Span, ...]]],
+    parameters: Parameters,
     shared: Mapping[str, str],
 ) -> ShardedCheckpoint:
     # An alias whose owner was left out (a frozen, tied embedding beside adapters) names nothing that is here.
-    aliases = {alias: owner for alias, owner in shared.items() if owner in spans}
-    tensors = {name: ShardedTensor(name, *spans[name]) for name in spans if name not in shared}
+    aliases = {alias: owner for alias, owner in shared.items() if owner in parameters}
+    tensors = {name: ShardedTensor(name, *parameter) for name, parameter in parameters.items()}
     return ShardedCheckpoint(
         folder=folder,
         zero_stage=stage,

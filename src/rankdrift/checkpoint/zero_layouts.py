@@ -19,6 +19,7 @@ from rankdrift.checkpoint.archive import StoredTensor
 from rankdrift.errors import UserError
 
 Shape = tuple[int, ...]
+Parameters = dict[str, tuple[Shape, tuple["Span", ...]]]  # by name: shape, and the runs that hold it
 
 _KNOWN_KEYS = {
     # weights and their layout
@@ -119,7 +120,7 @@ def check_states(states: Sequence[Mapping[str, Any]], stage: int, world_size: in
 
 def partitioned_groups(
     shapes: Sequence[Mapping[str, Sequence[int]]], states: Sequence[Mapping[str, Any]], folder: Path
-) -> dict[str, tuple[Shape, tuple[Span, ...]]]:
+) -> Parameters:
     """Stages 1 and 2: per group, all parameters end to end, cut into one part a rank.
 
     ``shapes`` lists the parameters of each group in stored order (also under ``round_robin_gradients``,
@@ -129,7 +130,7 @@ def partitioned_groups(
     paddings = states[0].get("param_alignment_paddings") or [[0] * len(group) for group in shapes]
     _check_same_length("groups", len(shapes), len(ranks[0]), folder)
     _check_same_length("alignment paddings", len(shapes), len(paddings), folder)
-    found = {}
+    found: Parameters = {}
     for index, group in enumerate(shapes):
         vector = FlatVector(tuple(rank[index] for rank in ranks))
         _check_same_length("alignment paddings", len(group), len(paddings[index]), folder)
@@ -144,10 +145,10 @@ def partitioned_groups(
 
 def partitioned_parameters(
     shapes: Sequence[Mapping[str, Sequence[int]]], states: Sequence[Mapping[str, Any]], folder: Path
-) -> dict[str, tuple[Shape, tuple[Span, ...]]]:
+) -> Parameters:
     """Stage 3: each parameter in one equal part a rank; ``shapes`` and flat groups are one a sub-group."""
     vectors = [FlatVector(tuple(_flat_groups(state, 3, folder))) for state in states]
-    found = {}
+    found: Parameters = {}
     start = 0
     for name, shape in _joined(shapes):
         found[name] = (shape, _across_ranks(vectors, start, math.prod(shape)))
@@ -161,9 +162,9 @@ def partitioned_parameters(
 
 def frozen_parameters(
     shapes: Mapping[str, Sequence[int]], fragments: Sequence[Mapping[str, StoredTensor]], folder: Path
-) -> dict[str, tuple[Shape, tuple[Span, ...]]]:
+) -> Parameters:
     """Stage 3: parameters that do not train, one fragment a rank in the model files."""
-    found = {}
+    found: Parameters = {}
     for name, shape in shapes.items():
         vectors = [FlatVector((rank[name],)) for rank in fragments]
         part = math.ceil(math.prod(shape) / len(fragments))

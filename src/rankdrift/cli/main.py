@@ -11,6 +11,7 @@ import importlib
 import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -18,12 +19,12 @@ from rankdrift import __version__, cli
 from rankdrift.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")  # NVIDIA, AMD
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # ranks and workers are processes already
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _quieten_libraries()
     arguments = _parser().parse_args(argv)
     try:
         status: int = _command(arguments.command).run(arguments)
@@ -34,6 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _quieten_libraries() -> None:
+    """Keep other packages' bars and notes to their own developers out of our output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # ranks and workers are processes already
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if not any(map(os.path.exists, GPU_DEVICES)):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns in every process
+    for library in ("transformers", "peft", "torch.distributed"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=library)
 
 
 def commands() -> list[str]:

@@ -78,15 +78,13 @@ def _base_layout(run: RunLayout) -> RunLayout:
 
 
 def _score(spec: Spec, base_folder: Path, stale: Sequence[Target], progress: Progress) -> None:
-    """Score the base model first where it is due; of it only what comparisons need stays in memory."""
+    """Score one model after another; each is let go before the next is loaded."""
     workload = Workload.of(spec, load_tokenizer(base_folder))
-    model = _load(base_folder, base_folder, spec)
-    reference = Reference.of(model, workload.text) if workload.text else None
+    reference = None
+    if workload.text is not None:
+        reference = Reference.of(_load(base_folder, base_folder, spec), workload.text)
     for target in stale:
-        if target.source != base_folder:
-            del model  # before the next is loaded, so that never two are in memory
-            model = _load(target.source, base_folder, spec)
-        score_checkpoint(workload, model, reference, target, progress)
+        score_checkpoint(workload, _load(target.source, base_folder, spec), reference, target, progress)
 
 
 def _load(source: Path, base_folder: Path, spec: Spec) -> PreTrainedModel:

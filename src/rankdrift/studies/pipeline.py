@@ -88,7 +88,8 @@ def progress_lines(say: Say) -> Callable[[str, int, int], None]:
     """Return a progress function that says one line for each piece of work that is done."""
 
     def progress(what: str, done: int, total: int) -> None:
-        say(f"  {what} ({done}/{total})")
+        if done:
+            say(f"  {what} ({done}/{total})")
 
     return progress
 

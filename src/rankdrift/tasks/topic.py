@@ -52,11 +52,11 @@ def _balanced_labels(random: Random) -> Iterator[int]:
 
 def _sentence(random: Random, label: int, split: str) -> str:
     other = FIELDS[random.choice([index for index in range(len(FIELDS)) if index != label])]
-    actor = random.choice(_seen(ACTORS, split))
+    actor = random.choice(_available(ACTORS, split))
     event = random.choice(_events(FIELDS[label], split))
-    setting = random.choice(_seen(other.settings, split))
-    description = random.choice(_seen(other.descriptions, split))
-    relative = f"{random.choice(_seen(RELATIVES, split))} {random.choice(_events(other, split))}"
+    setting = random.choice(_available(other.settings, split))
+    description = random.choice(_available(other.descriptions, split))
+    relative = f"{random.choice(_available(RELATIVES, split))} {random.choice(_events(other, split))}"
     opening = f"{setting[0].upper()}{setting[1:]}"
     return random.choice(
         (
@@ -71,12 +71,12 @@ def _sentence(random: Random, label: int, split: str) -> str:
 
 
 def _events(field: Field, split: str) -> Sequence[str]:
-    """The events that training shows, or those that it does not."""
+    """Return the events that training shows, or those that it does not."""
     return field.events[-HELD_OUT_EVENTS:] if split == "validation" else field.events[:-HELD_OUT_EVENTS]
 
 
-def _seen(phrases: Sequence[str], split: str) -> Sequence[str]:
-    """All phrases for validation, all but the held-out ones for training."""
+def _available(phrases: Sequence[str], split: str) -> Sequence[str]:
+    """Return all phrases for validation, all but the held-out ones for training."""
     return phrases if split == "validation" else phrases[:-HELD_OUT]
 
 

@@ -109,13 +109,22 @@ def _spectrum(
     return row | {"bf16_floor_ratio": size / 0.0017}
 
 
-def _sigmas(who: tuple[str, int, int], step: int, layer: int, module: str, matrix: str) -> pd.DataFrame:
+def _sigmas(who: tuple[str, int, int], step: int, layer: int, module: str, matrix: str) -> dict[str, object]:
     small = min(MODULES[module])
     count = min(small, who[1]) if matrix == "update" and who[1] else small
-    index = np.arange(count)
-    scale = {"base": 3.0, "tuned": 3.001, "update": 0.05}[matrix]
-    shared = {**_identity(*who, step), "layer": layer, "module": module, "matrix": matrix}
-    return pd.DataFrame({**shared, "index": index, "sigma": scale * (1 + index) ** -0.6})
+    return {
+        **_identity(*who, step),
+        "layer": layer,
+        "module": module,
+        "matrix": matrix,
+        "index": range(count),
+    }
+
+
+def _singular_values(rows: list[dict[str, object]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows).explode("index", ignore_index=True).astype({"index": int})
+    scale = table["matrix"].map({"base": 3.0, "tuned": 3.001, "update": 0.05})
+    return table.assign(sigma=scale * (1 + table["index"]) ** -0.6)
 
 
 def _drift(who: tuple[str, int, int], step: int, progress: float, layers: int) -> list[dict[str, object]]:
@@ -181,7 +190,7 @@ def _make(runs: Sequence[tuple[str, int, int]], steps: Sequence[int], layers: in
         ],
     }
     tables = {name: pd.DataFrame(rows) for name, rows in frames.items()}
-    return tables | {"singular_values": pd.concat(sigmas, ignore_index=True)}
+    return tables | {"singular_values": _singular_values(sigmas)}
 
 
 @pytest.fixture(scope="session")

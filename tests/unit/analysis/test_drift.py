@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.analyses.drift import ANALYSIS, TABLE
@@ -64,12 +64,13 @@ def drift(base: Path, tuned: Path, inputs: Path | None, rows: int = 64) -> pd.Da
     return ANALYSIS.compute(subject, params)[TABLE]
 
 
-def states_of(model: nn.Module, rows=ROWS) -> Tensor:
+def states_of(model: nn.Module, norm: str = "norm") -> Tensor:
     """Mean hidden states row by row, unpadded, from transformers' own output; the last is before the norm."""
-    norm, model.norm = model.norm, nn.Identity()
+    last = getattr(model, norm)
+    setattr(model, norm, nn.Identity())
     with torch.inference_mode():
-        outputs = [model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in rows]
-    model.norm = norm
+        outputs = [model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in ROWS]
+    setattr(model, norm, last)
     return torch.stack([torch.stack([state[0].mean(dim=0) for state in each]) for each in outputs])
 
 
@@ -78,6 +79,14 @@ def test_states_are_those_of_unpadded_rows_one_at_a_time(base: Path):
     got = activations.pooled_states(model, TokenRows(base, ROWS))
     assert got.shape == (len(ROWS), LAYERS + 1, WIDTH)
     torch.testing.assert_close(got, states_of(model), atol=1e-5, rtol=1e-5)
+
+
+def test_absolute_positions_are_counted_without_the_padding():
+    torch.manual_seed(0)
+    sizes = GPT2Config(n_embd=WIDTH, n_layer=2, n_head=4, vocab_size=VOCABULARY, initializer_range=0.2)
+    model = GPT2Model(sizes).eval()
+    got = activations.pooled_states(model, TokenRows(Path("gpt2"), ROWS))
+    torch.testing.assert_close(got, states_of(model, "ln_f"), atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_padded_changes_nothing(base: Path, monkeypatch: pytest.MonkeyPatch):

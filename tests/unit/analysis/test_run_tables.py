@@ -12,8 +12,9 @@ import pytest
 
 from rankdrift import registry
 from rankdrift.analysis.analyses import Params
+from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.sources.gradients import COLUMNS as GRADIENT_COLUMNS
-from rankdrift.analysis.subjects import Subject, base_subject
+from rankdrift.analysis.subjects import IDENTITY, Subject, base_subject
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 
@@ -58,9 +59,13 @@ def run(tmp_path: Path) -> RunLayout:
     return layout
 
 
+def subject(run: RunLayout, step: int = 20) -> Subject:
+    return Subject("lora-r8-seed1", "lora", 8, ("topic",), 1, step, base=Path("base"), run_dir=run.root)
+
+
 def table(name: str, run: RunLayout) -> pd.DataFrame:
-    subject = Subject("lora-r8-seed1", "lora", 8, ("topic",), 1, 20, base=Path("base"), run_dir=run.root)
-    return registry.load("analysis", name).compute(subject, Params(cache=run.root / "cache"))[TABLES[name]]
+    analysis = registry.load("analysis", name)
+    return analysis.compute(subject(run), Params(cache=run.root / "cache"))[TABLES[name]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,6 +76,20 @@ def test_tables_have_their_columns_and_the_steps_of_their_rows(name: str, run: R
     assert analysis.tables == (TABLES[name],)
     assert list(found.columns) == ["step", *analysis.columns[TABLES[name]]]
     assert set(found["step"]) == {10, 20}
+
+
+def test_in_a_study_steps_come_from_the_rows_not_from_the_checkpoints(run: RunLayout, tmp_path: Path):
+    checkpoints = [subject(run, step) for step in (15, 20)]
+    params = Params(cache=tmp_path / "cache")
+    for path in run_analyses(NAMES, checkpoints, tmp_path / "tables", params, lambda *_: None):
+        found = pd.read_parquet(path)
+        assert tuple(found.columns[: len(IDENTITY)]) == IDENTITY
+        assert found["step"].tolist() == table(found_in(path), run)["step"].tolist()
+        assert set(found["run"]) == {"lora-r8-seed1"}
+
+
+def found_in(path: Path) -> str:
+    return next(name for name, stem in TABLES.items() if stem == path.stem)
 
 
 @pytest.mark.parametrize("name", NAMES)

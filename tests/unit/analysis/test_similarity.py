@@ -77,6 +77,8 @@ def test_moments_of_batches_add_up_whatever_fixed_vector_is_subtracted():
     batches = zip(x.split(7), y.split(7), strict=True)
     total = functools.reduce(operator.add, (CrossMoments.of(a - x[0], b - y[0]) for a, b in batches))
     assert float(total.hsic()) == pytest.approx(dense_hsic(x.numpy(), y.numpy()), rel=1e-10)
+    biased = np.linalg.norm((x - x.mean(0)).T @ (y - y.mean(0))) ** 2 / (len(x) - 1) ** 2
+    assert float(total.hsic_biased()) == pytest.approx(biased, rel=1e-10)
     rest = total - CrossMoments.of(x[:5] - x[0], y[:5] - y[0])
     assert float(rest.hsic()) == pytest.approx(dense_hsic(x[5:].numpy(), y[5:].numpy()), rel=1e-10)
 

@@ -138,10 +138,10 @@ def test_real_splits_do_not_overlap(name: str, shared_data: object) -> None:
 
 # SHA-256 over the canonical JSON of the first 20 examples; a change of wording must raise the task's version
 DIGESTS = {
-    ("describe", 1, "train"): "",
-    ("describe", 1, "validation"): "",
-    ("topic", 1, "train"): "",
-    ("topic", 1, "validation"): "",
+    ("describe", 1, "train"): "f699b74721d83285600fd2b1d4ce4b694e58827b604433568b8a7b6ae3ad9645",
+    ("describe", 1, "validation"): "ba0cc1cfc8fedc373ff54167ef4b7d34ec3bcad5305939f7cfb0c0359eed81b1",
+    ("topic", 1, "train"): "a2d0efdab9d873328f93bc63e98ed6cecf452cbddbb5c0843ad5bfa94c2e576e",
+    ("topic", 1, "validation"): "12d2775b849669077117420f9ef9de691d933b478106aabb2dfd8a25e270bfde",
 }
 
 

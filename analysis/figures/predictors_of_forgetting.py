@@ -50,9 +50,9 @@ def _joined(performance: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 FIGURE = Figure(
-    name="forgetting_predictors",
+    name="predictors_of_forgetting",
     title="Forgetting and what may drive it",
-    section="Learning and forgetting",
+    section="Against the base spectrum",
     tables=("performance_metrics", "svd_analysis_results"),
     caption=(
         "Each point is one checkpoint, each path one run. Published studies disagree on what carries "

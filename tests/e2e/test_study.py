@@ -1,0 +1,168 @@
+"""A whole study on the tiny model, as a user runs it: done once, done twice, killed and continued."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from rankdrift import records, registry
+from rankdrift.layout import StudyLayout
+
+pytestmark = pytest.mark.e2e
+
+SMALL = [
+    *("model.name=tiny", "data.train_limit=60", "data.validation_limit=12", "training.steps=4"),
+    *("training.save_every=2", "training.warmup_steps=1", "scoring.text_limit=4", "analysis.workers=1"),
+]
+
+
+def command(output: Path, *more: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "rankdrift",
+        "study",
+        "--ranks",
+        "2",
+        f"output={output}",
+        *SMALL,
+        *more,
+    ]
+
+
+def run_study(output: Path, *more: str) -> str:
+    done = subprocess.run(command(output, *more), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def study(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyLayout:
+    output = tmp_path_factory.mktemp("study")
+    run_study(output)
+    return StudyLayout(output / "demo")
+
+
+def test_every_table_has_its_columns_and_rows_of_every_run(study: StudyLayout) -> None:
+    identity = ["run", "method", "rank", "tasks", "seed", "step"]
+    for name in registry.names("analysis"):
+        for table, columns in registry.load("analysis", name).columns.items():
+            found = records.read_table(study.table(table))
+            assert list(found.columns) == [*identity, *columns], table
+            assert {"full-seed42", "lora-r8-seed42"} <= set(found["run"]), table
+            assert records.read_json(study.table(table).with_suffix(".meta.json"))["rows"] == len(found)
+
+
+def test_the_tables_hold_every_checkpoint(study: StudyLayout) -> None:
+    svd = records.read_table(study.table("svd_analysis_results"))
+    counts = svd[svd["run"] != "base"].groupby(["run", "step"]).size()
+    assert counts.to_dict() == {(run, step): 3 * 7 for run in study.run_names() for step in (2, 4)}
+    lora = svd[svd["method"] == "lora"]
+    assert (lora["update_numerical_rank"] <= 8).all()
+    assert (lora["relative_update_norm"] > 0).all()
+
+
+def test_the_report_is_one_file_with_its_pictures_in_it(study: StudyLayout) -> None:
+    html = study.report.read_text(encoding="utf-8")
+    assert html.count("data:image/png;base64,") >= 10
+    assert 'src="http' not in html
+    assert "one seed" in html.lower()
+
+
+def files(study: StudyLayout) -> dict[str, int]:
+    return {
+        str(p): p.stat().st_mtime_ns for p in study.root.rglob("*") if p.is_file() and p.name != "study.json"
+    }
+
+
+def test_a_second_call_changes_nothing(study: StudyLayout) -> None:
+    before = files(study)
+    run_study(study.root.parent)
+    after = files(study)
+    assert {name for name in before | after if before.get(name) != after.get(name)} == set()
+
+
+def test_killed_half_way_it_leaves_no_process_and_continues_to_the_same_numbers(
+    study: StudyLayout, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = StudyLayout(tmp_path / "demo")
+    first = killed.run("lora-r8-seed42")
+    deadline = time.monotonic() + 200
+    while not (first.checkpoints / "latest").exists():
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        assert process.poll() is None, "the study ended by itself"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until_no_process_names(tmp_path)
+    run_study(tmp_path)
+    for name in study.run_names():
+        expected = records.read_jsonl(study.run(name).metrics)
+        found = records.read_jsonl(killed.run(name).metrics)
+        timeless = ["step", "split", "loss", "learning_rate", "gradient_norm"]
+        pd.testing.assert_frame_equal(pd.DataFrame(found)[timeless], pd.DataFrame(expected)[timeless])
+
+
+def wait_until_no_process_names(folder: Path, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while left := [p.pid for p in psutil.process_iter() if names(p, folder)]:
+        assert time.monotonic() < deadline, f"processes {left} outlive the study"
+        time.sleep(0.1)
+
+
+def names(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.pid != os.getpid() and f"output={folder}" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def test_another_experiment_in_the_same_folder_is_refused(study: StudyLayout) -> None:
+    before = files(study)
+    done = subprocess.run(
+        command(study.root.parent, "training.learning_rate=0.5"), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "holds a run with other settings" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files(study) == before
+
+
+def test_nothing_is_left_in_shared_memory(study: StudyLayout) -> None:
+    assert not list(Path("/dev/shm").glob("deepspeed_allreduce_buffer*"))
+
+
+def test_folders_from_anywhere_are_analysed(study: StudyLayout, tmp_path: Path) -> None:
+    base = records.read_json(study.run("full-seed42").checkpoint(4) / "checkpoint.json")["base"]
+    tuned = [study.run(name).export(4) for name in study.run_names()]
+    options = [part for folder in tuned for part in ("--tuned", str(folder))]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "rankdrift",
+            "analyze",
+            "--base",
+            base,
+            *options,
+            "--output",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    found = records.read_table(StudyLayout(tmp_path).table("svd_analysis_results"))
+    expected = records.read_table(study.table("svd_analysis_results")).query("step == 4")
+    key = "relative_update_norm"
+    assert sorted(found[found["run"] != "base"][key]) == pytest.approx(sorted(expected[key]))

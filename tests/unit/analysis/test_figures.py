@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from rankdrift import registry
+from rankdrift.analysis.figures import SECTIONS, Figure, NothingToDraw, in_report_order
+from rankdrift.analysis.figures._null_spectra import noise_spectrum
+from rankdrift.analysis.figures._style import FULL_COLOURS, STYLE, heatmap, log_colours, run_styles
+
+Tables = dict[str, pd.DataFrame]
+NAMES = registry.names("figure")
+TWO = (("lora", 8, 42), ("full", 0, 42))
+TWELVE = tuple(
+    (method, rank, seed)
+    for seed in (1, 2, 3)
+    for method, rank in (("full", 0), ("lora", 4), ("lora", 8), ("lora", 64))
+)
+SIZES = {
+    "one run, one step": (TWO[:1], [2], 2),
+    "12 runs": (TWELVE, [2, 4], 1),
+    "20 steps": (TWO[1:], range(1, 21), 1),
+}
+
+
+@pytest.fixture(scope="module")
+def two_runs(make_tables: Callable[..., Tables]) -> Tables:
+    return make_tables(TWO, [8, 16, 24], 6)
+
+
+@pytest.fixture(scope="module")
+def sized(make_tables: Callable[..., Tables]) -> dict[str, Tables]:
+    return {name: make_tables(runs, list(steps), layers) for name, (runs, steps, layers) in SIZES.items()}
+
+
+@pytest.fixture(scope="module")
+def ten_rows(make_tables: Callable[..., Tables]) -> Tables:
+    tables = make_tables(TWO[:1], [1], 1)
+    tables["singular_values"] = tables["singular_values"].groupby("matrix").head(4)
+    return {name: table.head(10) for name, table in tables.items()}
+
+
+def figure(name: str) -> Figure:
+    return registry.load("figure", name)
+
+
+def drawn(canvas: Canvas) -> Canvas:
+    with matplotlib.rc_context(STYLE):
+        canvas.draw_without_rendering()
+    return canvas
+
+
+def curves(axes: Axes, colour: str) -> list[np.ndarray]:
+    """The (x, y) points of the lines of one colour."""
+    return [np.column_stack(line.get_data()) for line in axes.lines if line.get_color() == colour]
+
+
+def neighbours(axes: Axes) -> Iterator[tuple[float, float]]:
+    """Right edge of each x tick label, left edge of the next."""
+    low, high = sorted(axes.get_xlim())
+    ticks = [
+        tick
+        for tick in axes.xaxis.get_major_ticks()
+        if low <= tick.get_loc() <= high and tick.label1.get_text()
+    ]
+    boxes = sorted((tick.label1.get_window_extent() for tick in ticks), key=lambda box: box.x0)
+    yield from ((left.x1, right.x0) for left, right in pairwise(boxes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_declares_itself(name: str) -> None:
+    assert figure(name).name == name
+    assert figure(name).section in SECTIONS
+    assert len(figure(name).caption) > 100
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_renders_from_ten_rows(name: str, ten_rows: Tables) -> None:
+    needed = {table: ten_rows[table] for table in figure(name).tables}
+    canvas = drawn(figure(name).render(needed))
+    assert any(axes.has_data() for axes in canvas.axes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tick_labels_do_not_meet_and_axes_are_labelled(name: str, two_runs: Tables) -> None:
+    canvas = drawn(figure(name).render(two_runs))
+    assert all(end < start for axes in canvas.axes for end, start in neighbours(axes))
+    assert any(axes.get_xlabel() for axes in canvas.axes)
+    assert any(axes.get_ylabel() for axes in canvas.axes)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_renders_whatever_the_size(name: str, size: str, sized: dict[str, Tables]) -> None:
+    canvas = figure(name).render(sized[size])
+    assert canvas.axes
+    assert canvas.get_size_inches()[0] == 9.5
+
+
+def test_eighty_layers(make_tables: Callable[..., Tables]) -> None:
+    tables = make_tables(TWO[:1], [1], 80)
+    for name in ("drift_by_layer", "drift_heatmap", "gradient_heatmap"):
+        canvas = drawn(figure(name).render(tables))
+        assert all(end < start for axes in canvas.axes for end, start in neighbours(axes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_and_empty_tables_are_named(name: str, two_runs: Tables) -> None:
+    needed = figure(name).tables[-1]
+    without = {key: table for key, table in two_runs.items() if key != needed}
+    with pytest.raises(NothingToDraw, match=needed):
+        figure(name).render(without)
+    with pytest.raises(NothingToDraw, match=needed):
+        figure(name).render({**two_runs, needed: two_runs[needed].head(0)})
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"training_loss", "training_dynamics"}))
+def test_the_base_alone_is_nothing_to_draw(name: str, two_runs: Tables) -> None:
+    base = {key: table.assign(run="base", method="base", step=0) for key, table in two_runs.items()}
+    if "gradient_analysis_results" in figure(name).tables:
+        base["gradient_analysis_results"] = two_runs["gradient_analysis_results"].assign(level="cell")
+    with pytest.raises(NothingToDraw):
+        figure(name).render(base)
+
+
+def test_report_order_is_by_section_and_complete() -> None:
+    places = [SECTIONS.index(found.section) for found in in_report_order()]
+    assert places == sorted(places)
+    assert len(places) == len(NAMES)
+
+
+def test_a_run_looks_the_same_in_every_figure(make_tables: Callable[..., Tables]) -> None:
+    tables = make_tables(TWELVE, [1], 1)
+    styles = run_styles(tables)
+    only_lora = tables["drift_metrics"][tables["drift_metrics"]["rank"] == 8]
+    assert run_styles({**tables, "drift_metrics": only_lora}) == styles
+    assert len({(style.colour, str(style.line), style.marker) for style in styles.values()}) == 12
+    assert {style.colour for run, style in styles.items() if run.startswith("full")} == {FULL_COLOURS[0]}
+
+
+def test_labels_name_the_seed_only_where_there_are_several(
+    two_runs: Tables, sized: dict[str, Tables]
+) -> None:
+    assert [style.label for style in run_styles(two_runs).values()] == ["full", "lora-r8"]
+    assert next(iter(run_styles(sized["12 runs"]).values())).label == "full-seed1"
+
+
+def test_learning_forgetting_starts_at_the_base(two_runs: Tables) -> None:
+    axes = figure("learning_forgetting").render(two_runs).axes[0]
+    path = curves(axes, run_styles(two_runs)["full-seed42"].colour)[0]
+    # the made-up study: accuracy 0.42 + 0.45 t, NLL 3.1 + 0.05 t at t = 1/3, 2/3, 1
+    progress = np.array([0, 1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(path, np.column_stack([0.05 * progress, 0.42 + 0.45 * progress]), atol=1e-12)
+
+
+def test_drift_by_layer_draws_the_last_checkpoint(two_runs: Tables) -> None:
+    axes = figure("drift_by_layer").render(two_runs).axes[0]
+    curve = curves(axes, run_styles(two_runs)["full-seed42"].colour)[0]
+    np.testing.assert_allclose(curve[:, 1], 1 - 0.06 * (np.arange(7) / 6) ** 2)
+
+
+def test_update_energy_adds_up_to_a_hundred_per_cent(two_runs: Tables) -> None:
+    axes = figure("update_energy").render(two_runs).axes[0]
+    shares = axes.images[0].get_array()
+    assert float(np.ma.sum(shares)) == pytest.approx(100)
+    norms = two_runs["svd_analysis_results"].query(
+        "run == 'full-seed42' and step == 24 and module == 'q_proj'"
+    )["update_norm"]
+    np.testing.assert_allclose(np.ma.getdata(shares)[-1] / shares[-1, 0], (norms / norms.iloc[0]) ** 2)
+
+
+def test_rank_evolution_draws_medians_over_matrices(two_runs: Tables) -> None:
+    axes = figure("rank_evolution").render(two_runs).axes[0]
+    curve = curves(axes, run_styles(two_runs)["full-seed42"].colour)[0]
+    # 7 modules of smaller side 64, 16, 16, 64, 64, 64, 64 with entropy rank 0.6 of it
+    np.testing.assert_allclose(curve, [[8, 38.4], [16, 38.4], [24, 38.4]])
+
+
+def test_long_training_is_smoothed(make_tables: Callable[..., Tables]) -> None:
+    tables = make_tables(TWO[1:], [200], 1)
+    axes = figure("training_loss").render(tables).axes[0]
+    raw, smooth = curves(axes, FULL_COLOURS[0])
+    window = raw[46:54, 1]  # 200 steps: a centred mean over 8
+    assert smooth[50, 1] == pytest.approx(window.mean())
+
+
+def test_heatmap_leaves_undefined_and_zero_cells_grey() -> None:
+    grid = pd.DataFrame([[0.0, 1.0], [np.nan, 100.0]])
+    image = heatmap(Canvas().subplots(), grid, log_colours(grid.to_numpy()), "y")
+    np.testing.assert_array_equal(np.ma.getmaskarray(image.get_array()), [[True, False], [True, False]])
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [([1, 100], (1, 100)), ([1e-9, 1], (1e-3, 1)), ([2, 4], (0, 4)), ([0, np.nan], (0, 1))],
+)
+def test_colour_scale(values: list[float], limits: tuple[float, float]) -> None:
+    norm = log_colours(np.array(values))
+    assert (norm.vmin, norm.vmax) == pytest.approx(limits)
+
+
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(96, 64, 0), (64, 64, 0), (64, 96, 0), (96, 64, 8)])
+def test_noise_has_the_spectrum_of_dense_gaussian_matrices(rows: int, columns: int, rank: int) -> None:
+    generator = np.random.default_rng(3)
+
+    def dense() -> np.ndarray:
+        if rank == 0:
+            matrix = generator.standard_normal((rows, columns))
+        else:
+            matrix = generator.standard_normal((rows, rank)) @ generator.standard_normal((rank, columns))
+        sigma = np.linalg.svd(matrix, compute_uv=False)[: rank or None]
+        return sigma / np.linalg.norm(sigma)
+
+    expected = np.mean([dense() for _ in range(200)], axis=0)
+    found = noise_spectrum(rows, columns, rank, norm=1.0, draws=200)
+    np.testing.assert_allclose(found.mean(axis=0), expected, rtol=0.02, atol=6e-4)
+    np.testing.assert_allclose(np.linalg.norm(noise_spectrum(rows, columns, rank, norm=7.0), axis=1), 7.0)

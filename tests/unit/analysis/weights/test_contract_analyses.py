@@ -1,0 +1,87 @@
+"""What every analysis must do: declare its columns, give them, and give them again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from rankdrift import registry
+from rankdrift.analysis import engine
+from rankdrift.analysis.analyses import Analysis, Params
+from rankdrift.analysis.subjects import IDENTITY, Subject, base_subject
+from rankdrift.layout import RunLayout
+
+ANALYSES = registry.names("analysis")
+GRADIENTS = {"level": "cell", "layer": 0, "group": "mlp", "factor": "A", "numel": 8}
+STATISTICS = {"l2_norm": 1.0, "mean_abs": 0.1, "std": 0.2, "zero_fraction": 0.0}
+
+
+def write_run(root: Path, base: Path) -> None:
+    """Write a run's small files as docs/architecture.md describes them."""
+    layout = RunLayout(root)
+    for folder in (layout.probes, layout.scores):
+        folder.mkdir(parents=True)
+    line = {"step": 1, "split": "train", "loss": 2.0, "learning_rate": 1e-4, "gradient_norm": 1.0}
+    layout.metrics.write_text(json.dumps(line | {"tokens_per_second": 10.0, "memory_gib": 1.0}) + "\n")
+    pd.DataFrame([{"step": 1} | GRADIENTS | STATISTICS]).to_parquet(layout.probe("gradients"))
+    metric = {"value": 0.5, "stderr": 0.1, "higher_is_better": True}
+    tasks = {"topic": {"version": 1, "n": 4, "metrics": {"accuracy": metric}}}
+    score = {"step": 10, "model": str(base), "inputs": {}, "tasks": tasks}
+    layout.score(10).write_text(json.dumps(score))
+
+
+@pytest.fixture
+def subjects(models: Any, lora: Path, tmp_path: Path) -> list[Subject]:
+    write_run(tmp_path / "run", models.base)
+    identity = ("run", "lora", 4, ("topic",), 0)
+    return [base_subject(models.base), Subject(*identity, 10, models.base, lora, tmp_path / "run")]
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Params:
+    rows = pd.DataFrame({"input_ids": [[i, i + 1, 5] for i in range(12)]})
+    rows.to_parquet(tmp_path / "inputs.parquet")
+    return Params(
+        cache=tmp_path / "cache", drift_inputs=tmp_path / "inputs.parquet", drift_rows=12, workers=1
+    )
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_an_analysis_is_complete(name: str) -> None:
+    analysis: Analysis = registry.load("analysis", name)
+    assert analysis.name == name
+    assert set(analysis.parameters) <= {field.name for field in dataclasses.fields(Params)} - {
+        "cache",
+        "workers",
+    }
+    assert analysis.parquet_only <= set(analysis.tables)
+    for columns in analysis.columns.values():
+        assert all(meaning for meaning in columns.values())
+        assert not set(columns) & set(IDENTITY)
+
+
+def test_no_two_analyses_write_one_table() -> None:
+    tables = [table for name in ANALYSES for table in registry.load("analysis", name).tables]
+    assert len(set(tables)) == len(tables)
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_declared_columns_come_out_twice_the_same(
+    name: str, subjects: list[Subject], params: Params, tmp_path: Path
+) -> None:
+    analysis = registry.load("analysis", name)
+    first, again = (
+        engine.run_analyses([name], subjects, tmp_path / tables, params, lambda *_: None)
+        for tables in ("first", "again")
+    )
+    assert [path.stem for path in first] == list(analysis.tables)
+    for one, other in zip(first, again, strict=True):
+        table = pd.read_parquet(one)
+        assert list(table.columns) == [*IDENTITY, *analysis.columns[one.stem]]
+        assert len(table)
+        pd.testing.assert_frame_equal(table, pd.read_parquet(other), check_exact=True)

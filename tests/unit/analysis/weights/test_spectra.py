@@ -1,0 +1,236 @@
+"""The spectra analysis on planted structure, and against a plain dense computation."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.linalg
+import scipy.stats
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from rankdrift.analysis.analyses import Params, spectra
+from rankdrift.analysis.subjects import Subject, base_subject
+from rankdrift.errors import UserError
+
+ROWS, COLUMNS, TOP = 256, 192, 10
+
+
+def checkpoint(base: Path, tuned: Path) -> Subject:
+    return Subject("run", "lora", 4, ("topic",), 0, 10, base, tuned)
+
+
+def measure(base: Path, tuned: Path, cache: Path, **settings: Any) -> dict[str, pd.DataFrame]:
+    return spectra.compute(checkpoint(base, tuned), Params(cache=cache, **{"workers": 1} | settings))
+
+
+def gaussian(*shape: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def heavy_tailed(seed: int = 0) -> np.ndarray:
+    """Return a matrix of sigma_i = i^-0.3: sigma_1 = 1, sigma_10 = 0.50."""
+    left = np.linalg.qr(gaussian(ROWS, COLUMNS, seed=seed))[0]
+    right = np.linalg.qr(gaussian(COLUMNS, COLUMNS, seed=seed + 1))[0]
+    return (left * np.arange(1, COLUMNS + 1) ** -0.3) @ right.T
+
+
+def low_rank(rank: int, largest: float) -> np.ndarray:
+    """Return a random matrix of that rank and sigma_1."""
+    product = gaussian(ROWS, rank, seed=5) @ gaussian(rank, COLUMNS, seed=6)
+    return largest * product / np.linalg.norm(product, 2)
+
+
+def noise(share: float) -> np.ndarray:
+    """Return iid Gaussian noise of that share of the norm of W0."""
+    values = gaussian(ROWS, COLUMNS, seed=7)
+    return share * np.linalg.norm(heavy_tailed()) * values / np.linalg.norm(values)
+
+
+Row = Callable[..., pd.Series]
+
+
+@pytest.fixture
+def row(one_matrix: Callable[[str, np.ndarray], Path], tmp_path: Path) -> Row:
+    """Return row(dW): what the analysis says of W0 + dW."""
+
+    def compute(update: np.ndarray, **settings: Any) -> pd.Series:
+        base, tuned = one_matrix("base", heavy_tailed()), one_matrix("tuned", heavy_tailed() + update)
+        return measure(base, tuned, tmp_path / "cache", **settings)["svd_analysis_results"].iloc[0]
+
+    return compute
+
+
+def test_a_planted_spike_above_the_base_is_an_intruder_on_both_sides(row: Row) -> None:
+    found = row(low_rank(1, 1.2))
+    assert (found["intruders_left"], found["intruders_right"]) == (1, 1)
+    sigma = np.linalg.svd(heavy_tailed() + low_rank(1, 1.2), compute_uv=False)[:TOP]
+    share = sigma[0] ** 2 / np.sum(sigma**2)  # the spike is the first of the top k
+    for side in ("left", "right"):
+        assert found[f"intruder_energy_{side}"] == pytest.approx(share, rel=1e-5)
+        assert found[f"angle_{side}_max"] > 1.2
+        assert found[f"overlap_{side}"] == pytest.approx(1 - 1 / TOP, abs=0.02)
+    assert found["sigma1_ratio"] == pytest.approx(1.2, rel=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 16])
+def test_a_spike_below_the_leading_values_is_no_intruder(row: Row, rank: int) -> None:
+    found = row(low_rank(rank, 0.3))
+    assert (found["intruders_left"], found["intruders_right"]) == (0, 0)
+    assert (found["intruder_energy_left"], found["intruder_energy_right"]) == (0, 0)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.6, 0.9])
+def test_noise_makes_no_intruders_and_has_the_ranks_of_its_null(row: Row, threshold: float) -> None:
+    found = row(noise(0.1), intruder_threshold=threshold)
+    assert (found["intruders_left"], found["intruders_right"]) == (0, 0)
+    assert found["relative_update_norm"] == pytest.approx(0.1, rel=1e-5)
+    assert found["bf16_floor_ratio"] == pytest.approx(0.1 / 0.0017, rel=1e-5)
+    for rank in ("entropy_rank", "energy_entropy_rank", "stable_rank", "participation_ratio", "e90_energy"):
+        assert found[f"update_{rank}"] == pytest.approx(found[f"update_{rank}_null"], rel=0.03)
+
+
+def assert_nothing_changed(table: pd.DataFrame) -> None:
+    metrics = [column for column in table if column.startswith("update_") and not column.endswith("_null")]
+    zeros = [*metrics, "relative_update_norm", "sigma1_ratio", "bf16_floor_ratio"]
+    zeros += [f"intruder{kind}_{side}" for kind in ("s", "_energy") for side in ("left", "right")]
+    assert (table[zeros] == 0).all(axis=None)
+    angles = [column for column in table if column.startswith("angle_")]
+    assert table[angles].to_numpy().max() < 1e-12
+    for one in ("spearman_sigma", "overlap_left", "overlap_right"):
+        np.testing.assert_allclose(table[one], 1, rtol=1e-12)
+    for metric in spectra.METRICS:
+        assert (table[f"tuned_{metric}"] == table[f"base_{metric}"]).all()
+
+
+def test_an_unchanged_model_has_moved_nowhere(models: Any, tmp_path: Path) -> None:
+    shutil.copytree(models.base, tmp_path / "copy")
+    table = measure(models.base, tmp_path / "copy", tmp_path / "cache")["svd_analysis_results"]
+    assert len(table) == 14
+    assert_nothing_changed(table)
+
+
+def test_an_adapter_with_zero_b_has_moved_nowhere(
+    models: Any, lora: Path, edited: Callable[..., Path], tmp_path: Path
+) -> None:
+    tensors = load_file(lora / "adapter_model.safetensors")
+    start = {name.replace(".", "__"): 0 * value for name, value in tensors.items() if "lora_B" in name}
+    tables = measure(models.base, edited(lora, **start), tmp_path / "cache")
+    assert_nothing_changed(tables["svd_analysis_results"])
+    values = tables["singular_values"].query("matrix == 'update'")
+    assert len(values) == 2 * 3 * 4  # layers x adapted modules x r
+    assert (values["sigma"] == 0).all()
+
+
+def test_a_row_is_what_a_dense_computation_gives(models: Any, tmp_path: Path) -> None:
+    table = measure(models.base, models.full, tmp_path, top_k=4, intruder_threshold=0.9)[
+        "svd_analysis_results"
+    ]
+    found = table.query("layer == 1 and module == 'up_proj'").iloc[0]
+    name = "model.layers.1.mlp.up_proj.weight"
+    base, tuned = (
+        load_file(f / "model.safetensors")[name].double().numpy() for f in (models.base, models.full)
+    )
+    (u0, s0, v0), (u1, s1, v1) = (np.linalg.svd(w, full_matrices=False) for w in (base, tuned))
+    update = np.linalg.svd(tuned - base, compute_uv=False)
+    left, right = (
+        scipy.linalg.subspace_angles(u0[:, :4], u1[:, :4]),
+        scipy.linalg.subspace_angles(v0[:4].T, v1[:4].T),
+    )
+    flags_left = [max(abs(u0[:, i] @ u1[:, j]) for i in range(32)) < 0.9 for j in range(4)]
+    flags_right = [max(abs(v0[i] @ v1[j]) for i in range(32)) < 0.9 for j in range(4)]
+    expected = {
+        "rows": 48,
+        "columns": 32,
+        "base_sigma1": s0[0],
+        "tuned_nuclear_norm": s1.sum(),
+        "update_norm": np.linalg.norm(tuned - base),
+        "update_entropy_rank": np.exp(scipy.stats.entropy(update)),
+        "tuned_energy_entropy_rank": np.exp(scipy.stats.entropy(s1**2)),
+        "relative_update_norm": np.linalg.norm(tuned - base) / np.linalg.norm(base),
+        "sigma1_ratio": update[0] / s0[0],
+        "spearman_sigma": scipy.stats.spearmanr(np.abs(np.diag(u0.T @ tuned @ v0.T)), s0).statistic,
+        "angle_left_mean": left.mean(),
+        "angle_left_max": left.max(),
+        "angle_right_mean": right.mean(),
+        "angle_right_max": right.max(),
+        "overlap_left": np.mean(np.cos(left) ** 2),
+        "overlap_right": np.linalg.norm(v0[:4] @ v1[:4].T) ** 2 / 4,
+        "overlap_random": (4 / 48 + 4 / 32) / 2,
+        "intruders_left": sum(flags_left),
+        "intruders_right": sum(flags_right),
+        "intruder_energy_left": sum(s1[:4][flags_left] ** 2) / sum(s1[:4] ** 2),
+        "intruder_energy_right": sum(s1[:4][flags_right] ** 2) / sum(s1[:4] ** 2),
+    }
+    assert 0 < sum(flags_left) < 4
+    for column, value in expected.items():
+        assert found[column] == pytest.approx(value, rel=1e-5), column
+
+
+def test_an_adapter_gives_what_its_merged_model_gives(models: Any, lora: Path, tmp_path: Path) -> None:
+    merged = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(models.base), lora).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    factored = measure(models.base, lora, tmp_path / "cache")
+    dense = measure(models.base, tmp_path / "merged", tmp_path / "cache")
+    compared = ["update_norm", "update_sigma1", "update_entropy_rank", "spearman_sigma", "intruders_left"]
+    compared += [f"tuned_{metric}" for metric in spectra.METRICS] + [
+        f"angle_{s}_max" for s in ("left", "right")
+    ]
+    for column in compared:
+        np.testing.assert_allclose(
+            factored["svd_analysis_results"][column],
+            dense["svd_analysis_results"][column],
+            rtol=2e-4,
+            atol=1e-6,
+        )
+    adapted = factored["svd_analysis_results"]["module"].isin(["q_proj", "v_proj", "down_proj"])
+    nulls = factored["svd_analysis_results"]["update_stable_rank_null"]
+    assert nulls[adapted].between(1, 4).all()
+    assert nulls[~adapted].isna().all()
+
+
+def test_the_number_of_workers_changes_nothing(models: Any, lora: Path, tmp_path: Path) -> None:
+    one = measure(models.base, lora, tmp_path / "one", workers=1)
+    two = measure(models.base, lora, tmp_path / "two", workers=2)
+    for table in one:
+        pd.testing.assert_frame_equal(one[table], two[table], check_exact=True)
+
+
+def test_the_base_is_decomposed_once(models: Any, lora: Path, tmp_path: Path) -> None:
+    params = Params(cache=tmp_path, workers=1)
+    tables = spectra.compute(base_subject(models.base), params)
+    assert list(tables) == ["singular_values"]
+    assert set(tables["singular_values"]["matrix"]) == {"base"}
+    stored = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(stored) == 14
+    measure(models.base, lora, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == stored
+
+
+def test_base_singular_values_are_those_of_numpy(models: Any, tmp_path: Path) -> None:
+    values = spectra.compute(base_subject(models.base), Params(cache=tmp_path, workers=1))["singular_values"]
+    weights = load_file(models.base / "model.safetensors")
+    for (layer, module), rows in values.groupby(["layer", "module"]):
+        part = "mlp" if module in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+        dense = np.linalg.svd(
+            weights[f"model.layers.{layer}.{part}.{module}.weight"].double(), compute_uv=False
+        )
+        np.testing.assert_allclose(rows["sigma"], dense, rtol=1e-9)
+
+
+def test_a_diverged_matrix_is_named_from_a_worker(
+    models: Any, edited: Callable[..., Path], tmp_path: Path
+) -> None:
+    name = "model.layers.1.self_attn.k_proj.weight"
+    broken = float("nan") * load_file(models.full / "model.safetensors")[name]
+    with pytest.raises(UserError, match=f"{name} holds NaN"):
+        measure(
+            models.base, edited(models.full, **{name.replace(".", "__"): broken}), tmp_path / "c", workers=2
+        )

@@ -1,0 +1,220 @@
+"""Exact updates against PEFT's own, and the folders that must be refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, LlamaModel
+
+from rankdrift.analysis.sources.adapters import LowRankUpdate
+from rankdrift.analysis.sources.weights import MODULES, BaseWeights, DenseUpdate, Projection, open_weights
+from rankdrift.errors import UserError
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 4, "lora_alpha": 10, "target_modules": list(MODULES)},
+    "rank-stabilised": {"r": 4, "lora_alpha": 10, "use_rslora": True, "target_modules": ATTENTION},
+    "patterns": {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "up_proj"],
+        "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 3},
+        "alpha_pattern": {"layers.0.self_attn.q_proj": 5, "up_proj": 7},
+    },
+    "embedding": {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_updates_and_merged_weights_are_those_of_peft(models: Any, name: str) -> None:
+    folder, model = models.adapter(name, **SETTINGS[name])
+    weights = open_weights(models.base, folder)
+    for module, layer in model.base_model.model.named_modules():
+        projection = next(
+            (p for p in weights.base.names if weights.base.names[p] == f"{module}.weight"), None
+        )
+        if projection and hasattr(layer, "get_delta_weight"):
+            update = weights.pair(projection).update
+            assert isinstance(update, LowRankUpdate)
+            torch.testing.assert_close(update.dense().float(), layer.get_delta_weight("default"))
+    expected = model.merge_and_unload().state_dict()
+    merged = dict(weights.merged())
+    base = load_file(models.base / "model.safetensors")
+    assert set(merged) == {key for key in base if not torch.equal(base[key], expected[key])}
+    for key, value in merged.items():
+        torch.testing.assert_close(value, expected[key])
+
+
+def test_fan_in_fan_out_transposes_the_update(models: Any, edited: Callable[..., Path]) -> None:
+    folder, _ = models.adapter("square", r=2, target_modules=["q_proj"])
+    query = Projection(0, "q_proj")
+    plain = open_weights(models.base, folder).pair(query).update.dense()
+    turned = (
+        open_weights(models.base, edited(folder, config={"fan_in_fan_out": True})).pair(query).update.dense()
+    )
+    torch.testing.assert_close(turned, plain.T)
+
+
+def test_modules_saved_whole_are_merged_but_a_tied_head_is_not(models: Any) -> None:
+    folder, model = models.adapter(
+        "saved", r=2, target_modules=["q_proj"], modules_to_save=["norm", "up_proj"]
+    )
+    merged = dict(open_weights(models.base, folder).merged())
+    expected = model.merge_and_unload().state_dict()
+    for name in ("model.norm.weight", "model.layers.1.mlp.up_proj.weight"):
+        torch.testing.assert_close(merged[name], expected[name])
+    assert "lm_head.weight" not in merged
+    update = open_weights(models.base, folder).pair(Projection(1, "up_proj")).update
+    assert isinstance(update, DenseUpdate)
+    assert update.dense().any()
+
+
+def test_an_adapter_fits_a_base_saved_without_its_head(models: Any, lora: Path, tmp_path: Path) -> None:
+    LlamaModel.from_pretrained(models.base).save_pretrained(tmp_path / "backbone")
+    merged = dict(open_weights(tmp_path / "backbone", lora).merged())
+    whole = dict(open_weights(models.base, lora).merged())
+    assert {f"model.{name}" for name in merged} == set(whole)
+    for name, value in merged.items():
+        torch.testing.assert_close(value, whole[f"model.{name}"])
+
+
+def test_full_fine_tuning_gives_every_projection_and_nothing_else(models: Any) -> None:
+    weights = open_weights(models.base, models.full)
+    assert list(weights.base.names) == [Projection(layer, module) for layer in (0, 1) for module in MODULES]
+    base, full = (load_file(folder / "model.safetensors") for folder in (models.base, models.full))
+    for projection, name in weights.base.names.items():
+        pair = weights.pair(projection)
+        torch.testing.assert_close(pair.base, base[name], rtol=0, atol=0)
+        torch.testing.assert_close(
+            pair.update.dense(), full[name].double() - base[name].double(), rtol=0, atol=0
+        )
+        torch.testing.assert_close(pair.tuned, full[name].double(), rtol=0, atol=0)
+
+
+def test_shards_and_bfloat16_are_read_alike(models: Any, tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(models.full, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    weights = open_weights(models.base, tmp_path / "shards")
+    for projection, name in weights.base.names.items():
+        expected = model.state_dict()[name].double()
+        torch.testing.assert_close(weights.pair(projection).tuned, expected, rtol=1e-15, atol=0)
+
+
+def test_a_matrix_the_adapter_leaves_alone_has_a_zero_update(models: Any, lora: Path) -> None:
+    update = open_weights(models.base, lora).pair(Projection(0, "o_proj")).update
+    assert isinstance(update, LowRankUpdate)
+    assert (update.rank, update.shape) == (0, (32, 32))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_a_truncated_file_is_named(models: Any, edited: Callable[..., Path]) -> None:
+    folder = edited(models.full)
+    cut(folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"edited/model\.safetensors: not a complete safetensors file"):
+        open_weights(models.base, folder)
+
+
+def test_a_shard_that_is_absent_is_named(models: Any, tmp_path: Path) -> None:
+    LlamaForCausalLM.from_pretrained(models.full).save_pretrained(tmp_path, max_shard_size="10KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(UserError, match=shard.name):
+        open_weights(models.base, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [(None, "saved model"), ("pytorch_model.bin", "safe_serialization"), ("zero_to_fp32.py", "consolidate")],
+)
+def test_a_folder_without_weights_is_refused(
+    models: Any, tmp_path: Path, file: str | None, remedy: str
+) -> None:
+    if file:
+        (tmp_path / file).touch()
+    with pytest.raises(UserError, match=f"{tmp_path}: no model.safetensors there; .*{remedy}"):
+        open_weights(models.base, tmp_path)
+
+
+def test_a_folder_that_does_not_exist_is_refused(models: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        open_weights(models.base, tmp_path / "nowhere")
+
+
+UP = "model__layers__1__mlp__up_proj__weight"
+FACTOR = "base_model__model__model__layers__0__self_attn__q_proj__lora_{}"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({UP: None}, "layer 1 up_proj .of 1. in only one"),
+        ({UP: torch.zeros(47, 32)}, r"layer 1 up_proj is \(47, 32\), but \(48, 32\)"),
+        ({UP: torch.full((48, 32), float("nan"))}, "up_proj.weight holds NaN or infinity"),
+        ({UP: torch.full((48, 32), float("inf"))}, "up_proj.weight holds NaN or infinity"),
+        ({UP: torch.zeros(48, 32, dtype=torch.int8)}, "up_proj.weight is torch.int8"),
+        ({f"decoder__{UP}": torch.zeros(48, 32)}, "are both layer 1 up_proj"),
+    ],
+)
+def test_models_that_do_not_fit_their_base_are_refused(
+    models: Any, edited: Callable[..., Path], tensors: dict[str, torch.Tensor | None], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        open_weights(models.base, edited(models.full, **tensors)).pair(Projection(1, "up_proj"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
+        ({"use_dora": True}, "use_dora"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"r": 8}, "factors of rank 4, but adapter_config.json says 8"),
+        ({"lora_alpha": None}, "lora_alpha is None"),
+    ],
+)
+def test_adapters_whose_update_is_another_are_refused(
+    models: Any, lora: Path, edited: Callable[..., Path], config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"edited.*{message}"):
+        open_weights(models.base, edited(lora, config=config)).pair(Projection(0, "q_proj"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({FACTOR.format("B__weight"): None}, "q_proj has only factor A"),
+        ({FACTOR.format("magnitude_vector"): torch.ones(32)}, "is not a factor of plain LoRA"),
+        ({FACTOR.format("A__weight"): torch.zeros(4, 31)}, r"layer 0 q_proj is \(32, 31\), but \(32, 32\)"),
+        (
+            {FACTOR.replace("0", "9", 1).format(f"{f}__weight"): torch.zeros(4, 4) for f in "AB"},
+            "adapts layer 9 q_proj, absent from",
+        ),
+    ],
+)
+def test_adapters_that_do_not_fit_their_base_are_refused(
+    models: Any,
+    lora: Path,
+    edited: Callable[..., Path],
+    tensors: dict[str, torch.Tensor | None],
+    message: str,
+) -> None:
+    with pytest.raises(UserError, match=message):
+        open_weights(models.base, edited(lora, **tensors)).pair(Projection(0, "q_proj"))
+
+
+def test_a_model_without_llama_names_is_refused(models: Any, tmp_path: Path) -> None:
+    index = {"weight_map": {}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="only Llama-like models are read"):
+        _ = BaseWeights(tmp_path).names

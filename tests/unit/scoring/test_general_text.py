@@ -1,0 +1,86 @@
+"""General text: where it comes from, how it becomes windows."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from rankdrift.data.general_text import BUILTIN, load_windows, text_source
+from rankdrift.errors import UserError
+from rankdrift.models.tiny import tiny_tokenizer
+from rankdrift.spec import DataSpec
+
+LINES = [
+    "",
+    " = Title = \n",
+    "",
+    " First paragraph , of two . \n",
+    " Second . \n",
+    "",
+    " = = Part = = \n",
+    " x" * 300,
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()  # a token a byte
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "wikitext_2_v1").mkdir()
+    pd.DataFrame({"text": LINES}).to_parquet(tmp_path / "wikitext_2_v1" / "test.parquet")
+    return tmp_path
+
+
+def test_builtin_paragraphs_are_many_distinct_and_of_one_size():
+    paragraphs = BUILTIN.read_text(encoding="utf-8").strip().split("\n\n")
+    assert len(paragraphs) >= 45
+    assert len(set(paragraphs)) == len(paragraphs)
+    assert all(60 <= len(paragraph.split()) <= 90 for paragraph in paragraphs)
+    assert not any("\n" in paragraph for paragraph in paragraphs)
+
+
+def test_a_window_is_the_beginning_of_a_paragraph(tokenizer):
+    paragraphs = BUILTIN.read_text(encoding="utf-8").strip().split("\n\n")
+    windows = load_windows(DataSpec(), tokenizer)
+    assert [window.index for window in windows] == list(range(len(paragraphs)))
+    for window, paragraph in zip(windows, paragraphs, strict=True):
+        assert len(window.input_ids) == 128
+        assert tokenizer.decode(list(window.input_ids)) == paragraph[:128]
+        assert window.words == len(paragraph[:128].split())
+
+
+def test_wikitext_loses_headings_and_blank_lines(tokenizer, root):
+    windows = load_windows(DataSpec(root=str(root)), tokenizer)
+    texts = [tokenizer.decode(list(window.input_ids)) for window in windows]
+    assert texts == ["First paragraph , of two .", "Second .", ("x " * 64)]
+    assert [window.words for window in windows] == [6, 2, 64]
+
+
+def test_a_limit_is_spread_over_the_text(tokenizer):
+    everything = load_windows(DataSpec(), tokenizer)
+    some = load_windows(DataSpec(), tokenizer, limit=5)
+    assert [window.index for window in some] == [number * len(everything) // 5 for number in range(5)]
+    assert some[2] == everything[some[2].index]
+    assert load_windows(DataSpec(), tokenizer, limit=10**6) == everything
+
+
+def test_auto_prefers_wikitext_where_it_is(root, tmp_path_factory):
+    assert text_source(DataSpec(root=str(root))).name == "test.parquet"
+    assert text_source(DataSpec(root=str(tmp_path_factory.mktemp("empty")))) == BUILTIN
+    assert text_source(DataSpec(root=str(root), general_text="builtin")) == BUILTIN
+
+
+@pytest.mark.parametrize("folder", [None, "nowhere"])
+def test_wikitext_asked_for_and_absent_is_an_error(folder):
+    with pytest.raises(UserError, match="choose data.general_text=builtin"):
+        text_source(DataSpec(root=folder, general_text="wikitext2"))
+
+
+def test_wikitext_without_its_column_is_an_error(tokenizer, root):
+    path = root / "wikitext_2_v1" / "test.parquet"
+    pd.DataFrame({"line": LINES}).to_parquet(path)
+    with pytest.raises(UserError, match="no column 'text', only line"):
+        load_windows(DataSpec(root=str(root)), tokenizer)

@@ -1,0 +1,46 @@
+"""Generation: transformers' own greedy search is the reference, and batches change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from rankdrift.scoring.generation import greedy_continuations
+
+PAD, STEPS = 0, 12
+
+
+def reference(model, prompt, eos):
+    """One unpadded prompt through ``generate`` with nothing but greedy settings."""
+    settings = GenerationConfig(max_new_tokens=STEPS, do_sample=False, eos_token_id=eos, pad_token_id=PAD)
+    ids = torch.tensor([prompt])
+    tokens = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    tokens = tokens[0, len(prompt) :].tolist()
+    return tuple(tokens[: tokens.index(eos)] if eos in tokens else tokens)
+
+
+@pytest.fixture(scope="module")
+def eos(model, prompts):
+    """A token that the model gives in the midst of some continuation, so that one stops before the end."""
+    return reference(model, prompts[0], eos=-1)[4]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_continuations_are_those_of_transformers(model, prompts, eos, batch_size):
+    expected = [reference(model, prompt, eos) for prompt in prompts]
+    assert len(set(map(len, expected))) > 1, "some must stop early for this test to say anything"
+    assert greedy_continuations(model, prompts, eos, PAD, STEPS, batch_size) == expected
+
+
+def test_settings_saved_with_a_model_do_not_change_the_answer(build, prompts):
+    model = build(1)
+    plain = greedy_continuations(model, prompts, -1, PAD, STEPS, 4)
+    model.generation_config.repetition_penalty = 5.0
+    assert reference(model, prompts[1], eos=-1) != plain[1], "generate obeys the saved penalty"
+    assert greedy_continuations(model, prompts, -1, PAD, STEPS, 4) == plain
+
+
+def test_an_immediate_end_is_an_empty_answer(model, prompts):
+    first = reference(model, prompts[0], eos=-1)[0]
+    assert greedy_continuations(model, prompts[:1], first, PAD, STEPS, 1) == [()]

@@ -1,0 +1,130 @@
+"""The experiment: recipes, overrides, and errors that name the key, the value and the near miss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rankdrift.errors import UserError
+from rankdrift.spec import RECIPES, Spec, apply_overrides, load_recipe, parse_spec, read_spec
+
+RECIPE = """
+study: s
+data: {tasks: [sst2]}
+training: {steps: 10, learning_rate: 1e-4}
+arms:
+  full: {method: {name: full}, training: {learning_rate: 1e-5}}
+  lora: {method: {name: lora, rank: 4}}
+seeds: [1, 2]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_recipe_expands_to_every_arm_at_every_seed(recipe: Path) -> None:
+    specs = load_recipe(recipe).runs()
+    assert [spec.run_name for spec in specs] == ["full-seed1", "lora-seed1", "full-seed2", "lora-seed2"]
+    full, lora = specs[:2]
+    assert (full.method.name, full.training.learning_rate) == ("full", 1e-5)
+    assert (lora.method.name, lora.training.learning_rate) == ("lora", 1e-4)  # 1e-4 is text in YAML 1.1
+    assert lora.method.scaling_alpha == 8.0  # 2r unless given
+
+
+def test_overrides_come_last(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["training.learning_rate=0.5", "data.tasks=[rte]", "seed=9"])
+    specs = loaded.runs()
+    assert [spec.seed for spec in specs] == [9, 9]
+    assert {spec.training.learning_rate for spec in specs} == {0.5}
+    assert {spec.data.tasks for spec in specs} == {("rte",)}
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_that_come_with_rankdrift_are_valid_and_distinct(path: Path) -> None:
+    specs = load_recipe(path).runs()
+    assert len({spec.digest() for spec in specs}) == len(specs)
+
+
+def test_the_digest_sees_what_changes_weights_and_nothing_else() -> None:
+    spec = Spec()
+    same = [
+        {"study": "x"},
+        {"arm": "x"},
+        {"output": "x"},
+        {"scoring": {"limit": 3}},
+        {"analysis": {"top_k": 3}},
+    ]
+    other = [{"seed": 1}, {"training": {"steps": 99}}, {"method": {"rank": 3}}, {"data": {"train_limit": 9}}]
+    assert {parse_spec(tree).digest() for tree in same} == {spec.digest()}
+    assert len({parse_spec(tree).digest() for tree in other} | {spec.digest()}) == 5
+
+
+def test_a_spec_survives_its_json(tmp_path: Path) -> None:
+    from rankdrift import records
+
+    spec = parse_spec({"data": {"tasks": ["sst2", "rte"]}, "method": {"targets": ["q_proj"]}})
+    records.write_json(tmp_path / "spec.json", spec.as_dict())
+    assert read_spec(tmp_path / "spec.json") == spec
+
+
+@pytest.mark.parametrize(
+    ("tree", "parts"),
+    [
+        ({"trainning": {}}, ["'trainning'", "did you mean 'training'"]),
+        ({"training": {"stepz": 5}}, ["'training.stepz'", "value 5", "did you mean 'steps'"]),
+        ({"training": {"steps": "many"}}, ["training.steps='many'", "integer"]),
+        ({"training": {"steps": 0}}, ["training.steps=0", "greater than or equal to 1"]),
+        ({"training": {"steps": 2, "warmup_steps": 2}}, ["training", "warmup_steps=2", "steps=2"]),
+        ({"training": {"steps": 5, "save_steps": [6]}}, ["save_steps [6]", "steps=5"]),
+        ({"training": {"precision": "fp16"}}, ["training.precision='fp16'", "'bf16'"]),
+        ({"method": {"name": "loara"}}, ["unknown method 'loara'", "did you mean 'lora'"]),
+        ({"method": {"targets": "mpl"}}, ["'mpl' is not a target group", "did you mean 'mlp'"]),
+        ({"data": {"tasks": ["sst"]}}, ["unknown task 'sst'", "did you mean 'sst2'"]),
+        ({"data": {"tasks": []}}, ["data.tasks is empty"]),
+    ],
+)
+def test_bad_settings_are_named_with_value_and_remedy(tree: dict, parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        parse_spec(tree)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("- a list", "a recipe is a mapping"),
+        ("a: [", "not a valid YAML"),
+        ("arms: [x]", "'arms' must map"),
+        ("seeds: 3", "'seeds' must be a list"),
+        ("arms: {a: {training: {stepz: 1}}}", "training.stepz"),
+    ],
+)
+def test_bad_recipes_name_the_file(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_recipe(path)
+    assert part in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_recipe_lists_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)none\.yaml: no such recipe.*demo\.yaml"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_an_unknown_arm_lists_the_arms(recipe: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown arm 'ful': did you mean 'full'\? Known: full, lora"):
+        load_recipe(recipe).spec("ful")
+
+
+@pytest.mark.parametrize("override", ["training.steps", "=3", "a=[1"])
+def test_malformed_overrides_are_refused(override: str) -> None:
+    with pytest.raises(UserError, match="override"):
+        apply_overrides({}, [override])
