@@ -108,8 +108,8 @@ class CrossMoments:
 
     def hsic_biased(self) -> Tensor:
         """Return ||X_cᵀ Y_c||_F² / (n-1)² with centred columns, a fp64 scalar (arXiv 1905.00414)."""
-        centred = self.products - torch.outer(self.sum_x, self.sum_y) / self.count
-        return centred.square().sum() / (self.count - 1) ** 2
+        covariance = (self.products - torch.outer(self.sum_x, self.sum_y) / self.count) / (self.count - 1)
+        return covariance.square().sum()
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def hsic_estimates(x: Tensor, y: Tensor) -> HsicEstimates:
     Row i belongs to shard i modulo ``SHARDS``, so shards are alike where rows come in order of their task.
     """
     _require_rows(len(x))
-    x, y = x.double() - x.double().mean(dim=0), y.double() - y.double().mean(dim=0)
+    x, y = _compact(centred(x)), _compact(centred(y))
     count = min(SHARDS, len(x))
     shards = [CrossMoments.of(x[first::count], y[first::count]) for first in range(count)]
     total = functools.reduce(operator.add, shards)
@@ -185,10 +185,16 @@ def compare(x: Tensor, y: Tensor, xx: HsicEstimates) -> Similarity:
         cka_stderr=stderr,
         cka_biased=biased,
         cosine=mean_cosine(x, y),
-        cosine_centered=mean_cosine(x.double() - x.double().mean(dim=0), y.double() - y.double().mean(dim=0)),
+        cosine_centered=mean_cosine(centred(x), centred(y)),
         relative_l2=relative_l2(x, y),
         n=len(x),
     )
+
+
+def centred(x: Tensor) -> Tensor:
+    """Return the rows of x (n, d) without their mean, fp64; equal rows become exactly zero."""
+    x = x.double() - x[0].double()  # the mean of equal numbers may not be that number
+    return x - x.mean(dim=0)
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
@@ -202,6 +208,12 @@ def relative_l2(x: Tensor, y: Tensor) -> float:
     """Return ||Y - X||_F / ||X||_F for x and y (n, d)."""
     x = x.double()
     return float(torch.linalg.vector_norm(y.double() - x) / torch.linalg.vector_norm(x))
+
+
+def _compact(x: Tensor) -> Tensor:
+    """Return rows with the same Gram matrix in at most n features: X = RᵀQᵀ has X Xᵀ = RᵀR."""
+    n, d = x.shape
+    return torch.linalg.qr(x.T, mode="r").R.T if n < d else x
 
 
 def _require_rows(n: int) -> None:

@@ -28,7 +28,7 @@ class Change:
     @property
     def clear(self) -> bool | None:
         """Whether it exceeds 1.96 standard errors; None where no standard error is known."""
-        return None if self.stderr is None else abs(self.value) > 0 * self.stderr
+        return None if self.stderr is None else abs(self.value) > 1.96 * self.stderr
 
 
 def paired_change(

@@ -124,4 +124,4 @@ def on_gradients(study: Study) -> Iterator[str]:
             )
         yield sentence + "."
     if whole["method"].nunique() > 1:
-        yield "LoRA's factors and whole weights are different spaces: sizes of their gradients do not compare."
+        yield "LoRA's factors and whole weights are different spaces: their gradients' sizes do not compare."

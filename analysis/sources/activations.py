@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
@@ -25,7 +26,7 @@ from rankdrift.analysis.sources.adapters import is_adapter
 from rankdrift.analysis.sources.weights import open_weights
 from rankdrift.errors import UserError
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 512
 """Tokens put through the model at once, padding included; one row may be longer."""
 PAD_ID = 0
 """Any id will do: padding is masked."""
@@ -78,7 +79,7 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     """
     try:
         model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded ({error}); is it a complete model folder?") from None
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
@@ -121,6 +122,7 @@ def base_states(base: Path, inputs: TokenRows, cache: Path) -> Path:
         "model": [str(base.resolve()), records.fingerprint(base)],
         "rows": inputs.rows,
         "device": device().type,
+        "batch_tokens": BATCH_TOKENS,
         "versions": [torch.__version__, transformers.__version__],
     }
     path = cache / f"states-{records.digest_json(key)[:32]}.safetensors"

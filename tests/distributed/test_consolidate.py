@@ -22,7 +22,7 @@ from rankdrift.checkpoint.consolidate import consolidate
 from rankdrift.checkpoint.shards import open_checkpoint
 from rankdrift.layout import RunLayout
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 SCRIPT = Path(__file__).with_name("save_checkpoints.py")
 STEP = 2
@@ -81,7 +81,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     common |= {"OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu"}
     ranks = [start_rank(folder, rank, common) for rank in range(request.param)]
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 500
         while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
             assert time.monotonic() < deadline, "the ranks hang"
             time.sleep(0.2)

@@ -94,5 +94,5 @@ def _evenly_spaced(paragraphs: list[tuple[int, str]], limit: int | None) -> list
 
 def _window(tokenizer: PreTrainedTokenizerBase, index: int, paragraph: str) -> TextWindow:
     ids = tokenizer(paragraph, truncation=True, max_length=WINDOW_TOKENS)["input_ids"]
-    words = tokenizer.decode(ids, skip_special_tokens=True).split()
+    words = str(tokenizer.decode(ids, skip_special_tokens=True)).split()
     return TextWindow(input_ids=tuple(ids), index=index, words=len(words))

@@ -157,6 +157,6 @@ ACTORS = phrases("""
 """)
 
 RELATIVES = phrases("""
-    sister, brother, neighbour, cousin, best friend, colleague, flatmate, mother, father-in-law, grandson, niece,
-    tenant, daughter, friend, former teacher, stepbrother
+    sister, brother, neighbour, cousin, best friend, colleague, flatmate, mother, father-in-law, grandson,
+    niece, tenant, daughter, friend, former teacher, stepbrother
 """)

@@ -259,12 +259,19 @@ def diverged(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def truncated(folder: Path) -> None:
+    LlamaForCausalLM(config()).save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (unlike, "2 blocks of width 32"),
         (incomplete, "weights are missing"),
         (diverged, "not finite"),
+        (truncated, "cannot be loaded"),
         (Path.mkdir, "cannot be loaded"),
     ],
 )

@@ -84,7 +84,7 @@ def test_declares_itself(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_renders_from_ten_rows(name: str, ten_rows: Tables) -> None:
     needed = {table: ten_rows[table] for table in figure(name).tables}
-    canvas = drawn(figure(name).render(needed))
+    canvas = figure(name).render(needed)
     assert any(axes.has_data() for axes in canvas.axes)
 
 

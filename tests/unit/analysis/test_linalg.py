@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -74,14 +75,16 @@ def test_product_spectrum_is_that_of_the_dense_product(rows: int, columns: int, 
     np.testing.assert_allclose(found, dense, rtol=1e-5)
 
 
-def test_every_rank_of_equal_singular_values_is_their_number() -> None:
-    metrics = linalg.rank_metrics(np.full(20, 3.0), 20, 40)
+@pytest.mark.parametrize("count", [10, 20, 60])
+def test_every_rank_of_equal_singular_values_is_their_number(count: int) -> None:
+    metrics = linalg.rank_metrics(np.full(count, 3.0), count, 80)
     for rank in ("threshold", "numerical", "entropy", "energy_entropy", "stable"):
-        assert getattr(metrics, f"{rank}_rank") == pytest.approx(20)
-    assert metrics.participation_ratio == pytest.approx(20)
-    fewest = (metrics.e90_energy, metrics.e95_energy, metrics.e90_nuclear, metrics.e95_nuclear)
-    assert fewest == (18, 19, 18, 19)
-    assert (metrics.norm, metrics.nuclear_norm) == (pytest.approx(3 * 20**0.5), pytest.approx(60))
+        assert getattr(metrics, f"{rank}_rank") == pytest.approx(count)
+    assert metrics.participation_ratio == pytest.approx(count)
+    # 90 % of the count exactly, though nine tenths add up to less than 0.9 in binary
+    assert metrics.e90_energy == metrics.e90_nuclear == count * 9 // 10
+    assert metrics.e95_energy == metrics.e95_nuclear == math.ceil(count * 0.95)
+    assert (metrics.norm, metrics.nuclear_norm) == (pytest.approx(3 * count**0.5), pytest.approx(3 * count))
 
 
 def test_ranks_of_a_geometric_spectrum_have_closed_forms() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import zipfile
@@ -180,6 +181,10 @@ def damaged(path: Path, kind: str) -> Path:
         with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
             for name in old.namelist():
                 new.writestr(name, old.read(name))
+    elif kind == "overlong member":
+        entry = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"/data/0"))  # in the central directory
+        sizes = struct.pack("<II", 2**20, 2**20)
+        path.write_bytes(whole[: entry + 20] + sizes + whole[entry + 28 :])
     elif kind == "bad pickle":
         archive(path, b"\x80\x02}(X")
     elif kind == "missing":
@@ -188,9 +193,19 @@ def damaged(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["truncated", "empty", "text", "old format", "other zip", "compressed", "bad pickle", "missing"],
+    ("kind", "message"),
+    [
+        ("truncated", "truncated, or not a torch checkpoint"),
+        ("empty", "truncated, or not a torch checkpoint"),
+        ("text", "truncated, or not a torch checkpoint"),
+        ("old format", "truncated, or not a torch checkpoint"),
+        ("other zip", "it has no data.pkl"),
+        ("compressed", "storage 0 is missing or compressed"),
+        ("overlong member", "truncated inside storage 0"),
+        ("bad pickle", "its pickle is damaged"),
+        ("missing", "no such file"),
+    ],
 )
-def test_damaged_and_foreign_files_are_named(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(UserError, match=r"x\.pt"):
+def test_damaged_and_foreign_files_are_named(tmp_path: Path, kind: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"x\.pt: .*{message}"):
         read_archive(damaged(tmp_path / "x.pt", kind))

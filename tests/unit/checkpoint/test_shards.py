@@ -114,6 +114,14 @@ def test_a_missing_shard_is_named(tmp_path: Path, zero: Any, tensors: Tensors, s
         open_checkpoint(tmp_path)
 
 
+def test_missing_shards_are_counted(tmp_path: Path, zero: Any, tensors: Tensors) -> None:
+    zero.save_stage_3(tmp_path, [tensors], 4)
+    for rank in (2, 3):
+        (tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt").unlink()
+    with pytest.raises(UserError, match=r"shard zero_pp_rank_2_\S+ is missing \(2 in all\)"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -35,6 +35,7 @@ def test_the_official_reader_finds_the_same_tensors(
     assert all(torch.equal(loaded[name], tensors[name].to(writer.DTYPES[dtype])) for name in tensors)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert sum(written) == sum(tensor.numel() * writer.DTYPES[dtype].itemsize for tensor in tensors.values())
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0  # so that the tensors lie aligned
     with safe_open(path, "pt") as handle:
         assert handle.metadata() == {"format": "pt"}
 

@@ -10,16 +10,8 @@ from rankdrift.errors import UserError
 from rankdrift.models.tiny import tiny_tokenizer
 from rankdrift.spec import DataSpec
 
-LINES = [
-    "",
-    " = Title = \n",
-    "",
-    " First paragraph , of two . \n",
-    " Second . \n",
-    "",
-    " = = Part = = \n",
-    " x" * 300,
-]
+PARAGRAPHS = [" First paragraph , of two . \n", " Second . \n", " x" * 300]
+LINES = ["", " = Title = \n", "", *PARAGRAPHS[:2], "", " = = Part = = \n", PARAGRAPHS[2]]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +67,7 @@ def test_auto_prefers_wikitext_where_it_is(root, tmp_path_factory):
 
 @pytest.mark.parametrize("folder", [None, "nowhere"])
 def test_wikitext_asked_for_and_absent_is_an_error(folder):
-    with pytest.raises(UserError, match="choose data.general_text=builtin"):
+    with pytest.raises(UserError, match=r"choose data\.general_text=builtin"):
         text_source(DataSpec(root=folder, general_text="wikitext2"))
 
 

@@ -45,9 +45,7 @@ def test_long_prompts_lose_their_beginning(tokenizer, head, reserved):
 def test_rows_of_a_group_are_one_item_with_all_references(tokenizer, monkeypatch):
     rows = [("a", "one"), ("b", "two"), ("a", "three"), ("", "four"), ("", "five")]
     references = {"a": ("one", "three"), "b": ("two",), "": ()}
-    examples = [
-        Example(f"p{n}", text, None, references[group], group) for n, (group, text) in enumerate(rows)
-    ]
+    examples = [Example(f"p{text}", text, None, references[group], group) for group, text in rows]
     monkeypatch.setattr(scoring_items, "load_examples", lambda *_: examples)
     task = replace(registry.load("task", "topic"), kind="generation", choices=())
     found = task_items(a_spec(), task, tokenizer)

@@ -16,7 +16,7 @@ from rankdrift import records
 from rankdrift.cli.main import main
 from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
-from rankdrift.models.base import load_model, resolve
+from rankdrift.models.base import load_model, load_tokenizer, resolve
 from rankdrift.scoring.run import score_run
 from rankdrift.spec import ModelSpec, parse_spec
 
@@ -129,7 +129,7 @@ def test_a_new_export_a_new_setting_or_a_lost_table_is_scored_again(run):
     assert len(pd.read_parquet(run.score_items(4, "topic"))) == 5
 
 
-def test_batch_size_changes_neither_numbers_nor_whether_they_are_current(run, study):
+def test_batch_size_changes_neither_numbers_nor_whether_they_are_current(run):
     before = pd.read_parquet(run.score_items(2, "general_text"))
     changed = settings()
     changed["scoring"]["batch_size"] = 1
@@ -137,9 +137,8 @@ def test_batch_size_changes_neither_numbers_nor_whether_they_are_current(run, st
     assert rescored(run, [2], False) == []
     run.score(2).unlink()
     score_run(run, [2], False, progress=lambda line: None)
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(run.score_items(2, "general_text")), before, rtol=1e-4, atol=1e-4
-    )
+    after = pd.read_parquet(run.score_items(2, "general_text"))
+    pd.testing.assert_frame_equal(after, before, rtol=1e-4, atol=1e-4)
 
 
 def test_a_generation_task_stores_texts_and_references(run):
@@ -160,6 +159,7 @@ def test_a_classifier_is_scored_without_general_text(study):
     spec = parse_spec(settings(head="classifier"))
     records.write_json(run.spec, spec.as_dict())
     load_model(resolve("tiny"), spec.model, num_labels=4).save_pretrained(run.export(1))
+    load_tokenizer(resolve("tiny")).save_pretrained(run.export(1))
     score_run(run, [], False, progress=lambda line: None)
     scores = json.loads(run.score(1).read_text())
     assert list(scores["tasks"]) == ["topic"]

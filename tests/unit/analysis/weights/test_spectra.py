@@ -87,6 +87,14 @@ def test_a_spike_below_the_leading_values_is_no_intruder(row: Row, rank: int) ->
     assert (found["intruder_energy_left"], found["intruder_energy_right"]) == (0, 0)
 
 
+def test_a_base_direction_that_is_amplified_is_no_intruder(row: Row) -> None:
+    # its vectors are in the middle of the base's spectrum, so they must be compared with all of them
+    left, _, right = np.linalg.svd(heavy_tailed(), full_matrices=False)
+    found = row(2 * np.outer(left[:, 100], right[100]))
+    assert (found["intruders_left"], found["intruders_right"]) == (0, 0)
+    assert found["overlap_left"] == pytest.approx(1 - 1 / TOP, abs=1e-5)
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.6, 0.9])
 def test_noise_makes_no_intruders_and_has_the_ranks_of_its_null(row: Row, threshold: float) -> None:
     found = row(noise(0.1), intruder_threshold=threshold)

@@ -1,0 +1,101 @@
+"""A user's mistake ends a command with one message and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rankdrift.cli.main import commands, main
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"rankdrift {arguments[0]}: error: ")
+    assert "Traceback" not in message
+    return message
+
+
+def test_commands_are_found_by_file_name() -> None:
+    assert commands() == ["analyze", "consolidate", "report", "score", "study", "train"]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: rankdrift" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "study"])
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--experiment", "none.yaml"], "none.yaml: no such recipe"),
+        (["training.stepz=3"], "unknown key 'training.stepz' (value 3): did you mean 'steps'?"),
+        (["data.tasks=[sst]"], "unknown task 'sst': did you mean 'sst2'?"),
+        (["method.name=dora2"], "unknown method 'dora2'"),
+        (["steps"], "override 'steps' is not of the form key.path=value"),
+    ],
+)
+def test_bad_settings(
+    command: str, arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["--config", "ds_configs/zero2.json"] if command == "train" else []
+    assert part in refused([command, *config, *arguments], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["consolidate", "{}"], "no complete checkpoint"),
+        (["score", "{}"], "spec.json: no such file"),
+        (["report", "{}"], "{}"),
+        (["analyze", "spectra"], "give either --study FOLDER, or --base MODEL"),
+        (["analyze", "spektra", "--study", "x"], "unknown analysis 'spektra': did you mean 'spectra'?"),
+        (["analyze", "--study", "{}"], "no runs there"),
+        (["analyze", "--base", "{}", "--tuned", "x"], "no config.json"),
+        (["analyze", "--base", "tiny"], "--base needs at least one --tuned"),
+    ],
+)
+def test_bad_folders(
+    arguments: list[str], part: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    filled = [argument.replace("{}", str(tmp_path)) for argument in arguments]
+    assert part.replace("{}", str(tmp_path)) in refused(filled, capsys)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("given", "overrides", "part"),
+    [
+        ({"zero_optimisation": {"stage": 2}}, [], "did you mean 'zero_optimization'"),
+        ({"gradient_clipping": 0.3}, [], "'gradient_clipping' is 0.3 here, but training.clip"),
+        ({}, ["model.name={}"], "no *.safetensors weights"),
+        ({}, ["method.targets=[q_prj]"], "'q_prj' matches no module"),
+        ({}, ["data.tasks=[sst2]", "data.root={}"], "glue_sst2"),
+        ({}, ["training.save_every=1", "training.steps=90000000"], "checkpoints need"),
+    ],
+    ids=["typo", "conflict", "no-weights", "no-target", "no-data", "no-space"],
+)
+def test_what_only_training_can_see_ends_it_before_the_first_step(
+    given: dict, overrides: list[str], part: str, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    (tmp_path / "ds.json").write_text(json.dumps(given))
+    filled = [override.replace("{}", str(tmp_path)) for override in ["model.name=tiny", *overrides]]
+    command = [sys.executable, "-m", "rankdrift", "train", "--config", str(tmp_path / "ds.json"), *filled]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        [*command, f"output={tmp_path / 'out'}"], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").rglob("step-*"))
