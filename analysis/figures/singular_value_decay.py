@@ -24,10 +24,11 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     sigma = tables["singular_values"]
     sigma = sigma[sigma["sigma"] > 0]
     last = last_checkpoints(sigma)
-    if last.empty:
-        raise NothingToDraw("the table singular_values has no trained checkpoint")
+    updates = last[last["matrix"] == "update"]
+    if updates.empty:
+        raise NothingToDraw("the table singular_values has no trained checkpoint that differs from the base")
     shapes = last_checkpoints(tables["svd_analysis_results"])
-    modules, layer = _chosen(last)
+    modules, layer = _chosen(updates)
     styles = run_styles(tables)
     canvas, axes = panels(2 * len(modules), columns=len(modules), height=3.0, share_y="row")
     for place, module in enumerate(modules):
@@ -38,6 +39,9 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         _draw_update(update, here[here["matrix"] == "update"], shapes, styles)
         whole.set_title(f"{module}, layer {layer}: W")
         update.set_title(f"{module}, layer {layer}: ΔW")
+    # noise of a square matrix falls steeply at its end: the updates say how far down the axis goes
+    shown = updates[(updates["layer"] == layer) & updates["module"].isin(modules)]
+    axes[-1].set_ylim(bottom=float(shown["sigma"].min()) / 2)
     axes[0].set_ylabel("singular value")
     axes[len(modules)].set_ylabel("singular value")
     noise = reference("noise of equal norm, same shape and rank", linestyle="-", linewidth=6, alpha=0.35)
@@ -78,7 +82,6 @@ def _draw_update(
         if len(runs) <= MOST_NOISE_DRAWN:
             _draw_noise(ax, rows, shapes[shapes["run"] == run], style.colour)
     _log_log(ax)
-    ax.set_ylim(bottom=float(update["sigma"].min()) / 2)
 
 
 def _draw_noise(ax: Axes, rows: pd.DataFrame, shapes: pd.DataFrame, colour: str) -> None:

@@ -62,6 +62,8 @@ def _unpaired(value: float, first: float, second: float) -> Change:
 def _stated(change: Change) -> str:
     if change.stderr is None:
         return f"a change of {signed(change.value)}, of which no standard error is known"
+    if change.value == change.stderr == 0:
+        return f"no item is scored differently ({change.evidence}): no difference shown"
     verdict = f"{'more' if change.clear else 'no more'} than the choice of items may explain"
     error = f"standard error {number(change.stderr, 2)} ({change.evidence})"
     return f"a change of {signed(change.value)}, {error}, {verdict}"

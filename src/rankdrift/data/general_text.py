@@ -83,7 +83,7 @@ def _paragraphs(source: Path) -> list[str]:
     if "text" not in table:
         raise UserError(f"{source}: no column 'text', only {', '.join(table.columns)}")
     lines = (line.strip() for line in table["text"])
-    return [line for line in lines if line and not line.startswith("=")]
+    return [line for line in lines if line and not (line.startswith("= ") and line.endswith(" ="))]
 
 
 def _evenly_spaced(paragraphs: list[tuple[int, str]], limit: int | None) -> list[tuple[int, str]]:

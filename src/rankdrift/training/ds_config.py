@@ -160,6 +160,12 @@ def _check_zero(path: Path, zero: Any, known: frozenset[str]) -> None:
     stage = zero.get("stage", 0)
     if type(stage) is not int or not 0 <= stage <= 3:
         raise UserError(f"{path}: zero_optimization.stage={stage!r}; the stages are 0, 1, 2 and 3")
+    if zero.get("round_robin_gradients"):
+        # 0.19.8: safe_get_full_fp32_param is wrong for most parameters on two ranks
+        raise UserError(
+            f"{path}: zero_optimization.round_robin_gradients=true makes DeepSpeed map parameters to other "
+            "parameters' partitions, so gradient statistics would be wrong; remove it"
+        )
 
 
 def _check_conflicts(path: Path, given: Mapping[str, Any], owned: Mapping[str, tuple[Any, str]]) -> None:

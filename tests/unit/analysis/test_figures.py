@@ -183,6 +183,14 @@ def test_rank_evolution_draws_medians_over_matrices(two_runs: Tables) -> None:
     np.testing.assert_allclose(curve, [[8, 38.4], [16, 38.4], [24, 38.4]])
 
 
+def test_singular_value_decay_shows_every_value_of_the_update(two_runs: Tables) -> None:
+    axes = figure("singular_value_decay").render(two_runs).axes
+    # the smallest is that of the largest matrix, 0.05 i^-0.6 at i = 64
+    assert axes[3].get_ylim()[0] < 0.05 * 64**-0.6
+    curve = curves(axes[3], FULL_COLOURS[0])[0]
+    np.testing.assert_allclose(curve[:, 1], 0.05 * curve[:, 0] ** -0.6)
+
+
 def test_long_training_is_smoothed(make_tables: Callable[..., Tables]) -> None:
     tables = make_tables(TWO[1:], [200], 1)
     axes = figure("training_loss").render(tables).axes[0]
@@ -222,3 +230,19 @@ def test_noise_has_the_spectrum_of_dense_gaussian_matrices(rows: int, columns: i
     found = noise_spectrum(rows, columns, rank, norm=1.0, draws=200)
     np.testing.assert_allclose(found.mean(axis=0), expected, rtol=0.02, atol=6e-4)
     np.testing.assert_allclose(np.linalg.norm(noise_spectrum(rows, columns, rank, norm=7.0), axis=1), 7.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_did_not_change_is_drawn_or_left_out(name: str, two_runs: Tables) -> None:
+    tables = {key: table.copy() for key, table in two_runs.items()}
+    tables["singular_values"].loc[tables["singular_values"]["matrix"] == "update", "sigma"] = 0.0
+    spectra, drift = tables["svd_analysis_results"], tables["drift_metrics"]
+    changes = spectra.filter(regex="^(update_|angle|intruder|relative|sigma1_ratio)").columns
+    spectra[[column for column in changes if not column.endswith("_null")]] = 0.0
+    drift[["cka", "cosine", "cosine_centered"]], drift[["cka_stderr", "relative_l2"]] = 1.0, 0.0
+    left_out = {"singular_value_decay", "update_energy"}
+    if name in left_out:
+        with pytest.raises(NothingToDraw, match="differs from the base"):
+            figure(name).render(tables)
+    else:
+        assert figure(name).render(tables).axes

@@ -211,6 +211,13 @@ def test_no_difference_is_claimed_within_the_error(scores_only: StudyLayout) -> 
     assert "no more than the choice of items may explain" in sentence
 
 
+def test_equal_items_are_no_certainty(scores_only: StudyLayout) -> None:
+    for layout, step in ((RunLayout(scores_only.base), 0), (scores_only.run("full-seed42"), 4)):
+        write_items(layout, step, "topic", accuracy=[1.0, 0.0])
+    sentence = next(s for s in sentences(scores_only, "Learning") if s.startswith("full"))
+    assert "no item is scored differently (paired over 2 items): no difference shown" in sentence
+
+
 def test_one_seed_is_said_to_be_one(scores_only: StudyLayout) -> None:
     text = " ".join(sentences(scores_only, "Evidence"))
     assert "One seed: full (42); lora-r8 (42). No interval over seeds" in text

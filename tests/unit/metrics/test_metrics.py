@@ -12,6 +12,7 @@ from sklearn import metrics as sklearn_metrics
 from rankdrift import registry
 from rankdrift.errors import UserError
 
+METRICS = [registry.load("metric", name) for name in registry.names("metric")]
 TEXTS = (
     "the quick brown fox jumps over the lazy dog",
     "rain fell on the harbour all through the night",
@@ -26,9 +27,9 @@ def a_perfect_set(metric):
     return (LABELS, LABELS) if metric.kind == "classification" else (TEXTS, REFERENCES)
 
 
-@pytest.fixture(params=registry.names("metric"))
+@pytest.fixture(params=METRICS, ids=lambda metric: metric.name)
 def metric(request):
-    return registry.load("metric", request.param)
+    return request.param
 
 
 def test_perfect_predictions_give_the_best_value(metric):
@@ -53,17 +54,18 @@ def test_order_of_the_items_does_not_matter(metric):
     assert shuffled == pytest.approx(metric.compute(predictions, answers))
 
 
-def test_the_mean_of_the_items_is_the_value(metric):
-    if metric.per_item is None:
-        pytest.skip("not a mean over items")
+@pytest.mark.parametrize("name", [metric.name for metric in METRICS if metric.per_item is not None])
+def test_the_mean_of_the_items_is_the_value(name):
+    metric = registry.load("metric", name)
     predictions, answers = a_perfect_set(metric)
     predictions = (*predictions[1:], predictions[0])
     items = [metric.per_item(*pair) for pair in zip(predictions, answers, strict=True)]
     assert metric.compute(predictions, answers) == pytest.approx(np.mean(items))
 
 
-def test_the_file_is_the_name(metric):
-    assert registry.load("metric", metric.name) is metric
+@pytest.mark.parametrize("name", registry.names("metric"))
+def test_the_file_is_the_name(name):
+    assert registry.load("metric", name).name == name
 
 
 @pytest.mark.parametrize(("predictions", "answers"), [([], []), ([1], [1, 0])])

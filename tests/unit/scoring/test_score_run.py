@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from rankdrift import records
 from rankdrift.cli.main import main
 from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
-from rankdrift.models.base import load_model, load_tokenizer, resolve
+from rankdrift.models.base import load_model, load_tokenizer
 from rankdrift.scoring.run import score_run
 from rankdrift.spec import ModelSpec, parse_spec
 
@@ -33,32 +34,26 @@ def settings(**model):
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory):
+def template(tmp_path_factory, tiny):
     """A study whose run has a LoRA export at step 2 and a full one at step 4, scored with its base."""
-    root = tmp_path_factory.mktemp("scored")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RANKDRIFT_CACHE", str(root / "cache"))
-        study = StudyLayout(root / "study")
-        run = study.run("lora-r8-seed42")
-        records.write_json(run.spec, parse_spec(settings()).as_dict())
-        base = load_model(resolve("tiny"), ModelSpec())
-        torch.manual_seed(0)
-        for parameter in base.parameters():
-            parameter.data += 0.02 * torch.randn_like(parameter)
-        base.save_pretrained(run.export(4))
-        base = load_model(resolve("tiny"), ModelSpec())
-        lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        get_peft_model(base, lora).save_pretrained(str(run.export(2)))
-        score_run(run, [], base=True, progress=lambda line: None)
-    return root
+    study = StudyLayout(tmp_path_factory.mktemp("scored"))
+    run = study.run("lora-r8-seed42")
+    records.write_json(run.spec, parse_spec(settings()).as_dict())
+    changed = load_model(tiny, ModelSpec())
+    torch.manual_seed(0)
+    for parameter in changed.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    changed.save_pretrained(run.export(4))
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(load_model(tiny, ModelSpec()), lora).save_pretrained(str(run.export(2)))
+    score_run(run, [], base=True, progress=lambda line: None)
+    return study.root
 
 
 @pytest.fixture
-def study(template, tmp_path, monkeypatch):
+def study(template, tmp_path):
     """A copy of the scored study, times of change included."""
-    shutil.copytree(template, tmp_path / "copy")
-    monkeypatch.setenv("RANKDRIFT_CACHE", str(template / "cache"))
-    return StudyLayout(tmp_path / "copy" / "study")
+    return StudyLayout(Path(shutil.copytree(template, tmp_path / "study")))
 
 
 @pytest.fixture
@@ -154,12 +149,12 @@ def test_a_generation_task_stores_texts_and_references(run):
     assert (bleu["stderr"], bleu["higher_is_better"]) == (None, True)
 
 
-def test_a_classifier_is_scored_without_general_text(study):
+def test_a_classifier_is_scored_without_general_text(study, tiny):
     run = study.run("full-seed1")
     spec = parse_spec(settings(head="classifier"))
     records.write_json(run.spec, spec.as_dict())
-    load_model(resolve("tiny"), spec.model, num_labels=4).save_pretrained(run.export(1))
-    load_tokenizer(resolve("tiny")).save_pretrained(run.export(1))
+    load_model(tiny, spec.model, num_labels=4).save_pretrained(run.export(1))
+    load_tokenizer(tiny).save_pretrained(run.export(1))
     score_run(run, [], False, progress=lambda line: None)
     scores = json.loads(run.score(1).read_text())
     assert list(scores["tasks"]) == ["topic"]

@@ -33,6 +33,21 @@ def test_the_label_is_the_field_of_the_main_clause(split: str) -> None:
         assert ending == [row["label"]], row
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_what_colours_a_sentence_comes_from_one_other_field(split: str) -> None:
+    for row in _rows(split):
+        sentence = str(row["text"]).lower()
+        found = [
+            label
+            for label, field in enumerate(FIELDS)
+            if any(
+                phrase.lower() in sentence for phrase in field.events + field.settings + field.descriptions
+            )
+        ]
+        assert len(found) == 2, row
+        assert row["label"] in found
+
+
 def test_no_training_sentence_holds_a_held_out_event() -> None:
     held_out = [event for field in FIELDS for event in field.events[-HELD_OUT_EVENTS:]]
     assert len(held_out) == 48

@@ -13,7 +13,7 @@ from rankdrift.spec import Spec
 from rankdrift.training.ds_config import BatchPlan, merge, stage_of
 
 PLAN = BatchPlan(micro_batch=4, accumulation=2, world_size=2)
-ZERO_KEYS = frozenset({"stage", "reduce_bucket_size", "offload_optimizer", "contiguous_gradients"})
+ZERO_KEYS = frozenset({"stage", "reduce_bucket_size", "offload_optimizer", "round_robin_gradients"})
 
 
 def merged(tmp_path: Path, given: Any, precision: str = "fp32") -> tuple[dict[str, Any], list[str]]:
@@ -45,6 +45,7 @@ def test_equal_and_auto_values_are_no_conflict(tmp_path: Path) -> None:
         ({"zero_optimization": {"stag": 2}}, ["'zero_optimization.stag'", "did you mean 'stage'"]),
         ({"zero_optimization": {"stage": 4}}, ["stage=4", "0, 1, 2 and 3"]),
         ({"zero_optimization": 2}, ["'zero_optimization' must be an object"]),
+        ({"zero_optimization": {"round_robin_gradients": True}}, ["round_robin_gradients=true", "remove"]),
         ({"gradient_clipping": 0.5}, ["0.5", "training.clip", "1.0"]),
         ({"train_batch_size": 8}, ["8", "training.global_batch", "16"]),
         ({"bf16": {"enabled": True}}, ["training.precision", "True", "False"]),
