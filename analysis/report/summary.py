@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
-from typing import Any
 
 import pandas as pd
 
@@ -13,7 +11,6 @@ from rankdrift.analysis.observations import (
     GENERAL_TEXT,
     base_score,
     forgetting,
-    gradient_statistics,
     intruder_totals,
     last_checkpoints,
     leading_metrics,
@@ -37,14 +34,14 @@ def last_checkpoint_grid(study: Study) -> Grid:
         "performance_metrics": _scores,
         "svd_analysis_results": _weights,
         "drift_metrics": _drift,
-        "gradient_analysis_results": _trainable,
     }
     columns = _steps(study)
     for name, source in sources.items():
         table = study.table(name)
         if table is not None:
             columns |= source(table)
-    columns["wall time"] = {run.name: _wall_time(run) for run in study.runs}
+    columns["trainable parameters"] = {run.name: _trainable(run) for run in study.runs}
+    columns["training time"] = {run.name: _training_time(run) for run in study.runs}
     shown = {heading: texts for heading, texts in columns.items() if set(texts.values()) - {MISSING}}
     rows = (
         (heading, *(texts.get(run, MISSING) for run in [BASE, *runs])) for heading, texts in shown.items()
@@ -103,25 +100,19 @@ def _drift(drift: pd.DataFrame) -> Columns:
     return {"lowest CKA (layer)": {row.run: f"{number(row.cka, 4)} ({row.layer})" for row in rows_of(lowest)}}
 
 
-def _trainable(gradients: pd.DataFrame) -> Columns:
-    """Return the number of parameters that have a gradient: those that train."""
-    whole = gradient_statistics(gradients, "global").drop_duplicates("run")
-    return {"trainable parameters": {row.run: f"{row.numel:,}" for row in rows_of(whole)}}
+def _trainable(run: RunFacts) -> str:
+    count = run.status.get("trainable_parameters")
+    return MISSING if count is None else f"{count:,}"
 
 
 def _texts(table: pd.DataFrame, column: str, digits: int = 3) -> dict[str, str]:
     return {run: number(value, digits) for run, value in zip(table["run"], table[column], strict=True)}
 
 
-def _wall_time(run: RunFacts) -> str:
-    """Return the time from the (last) start of a finished run to its end."""
-    began, ended = run.environment.get("time"), run.status.get("time")
-    if run.status.get("state") != "finished" or not began or not ended:
+def _training_time(run: RunFacts) -> str:
+    """Return the wall time of all steps of a finished run, without saves and evaluation."""
+    seconds = run.status.get("training_seconds")
+    if seconds is None:
         return MISSING
-    seconds = (_moment(ended) - _moment(began)).total_seconds()
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
-
-
-def _moment(text: Any) -> datetime:
-    return datetime.fromisoformat(str(text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import PreTrainedModel
@@ -64,7 +65,7 @@ def prepare(model: PreTrainedModel, spec: MethodSpec, base: Path) -> PreTrainedM
     )
     adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
-    return adapted
+    return cast(PreTrainedModel, adapted)  # it passes everything on to the model it wraps
 
 
 def save_config(model: PreTrainedModel, folder: Path) -> None:

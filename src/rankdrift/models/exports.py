@@ -18,9 +18,7 @@ def load_export(
 ) -> PreTrainedModel | PeftModel:
     """Return the model of an export folder in evaluation mode: a model folder, or an adapter on its base."""
     if (export / "adapter_config.json").is_file():
-        model = PeftModel.from_pretrained(load_model(base, spec, num_labels, dtype), str(export))
-    elif (export / "config.json").is_file():
-        model = load_model(export, spec, num_labels, dtype)
-    else:
-        raise UserError(f"{export}: neither config.json nor adapter_config.json; run 'rankdrift consolidate'")
-    return model.eval()
+        return PeftModel.from_pretrained(load_model(base, spec, num_labels, dtype), str(export)).eval()
+    if (export / "config.json").is_file():
+        return load_model(export, spec, num_labels, dtype).eval()
+    raise UserError(f"{export}: neither config.json nor adapter_config.json; run 'rankdrift consolidate'")

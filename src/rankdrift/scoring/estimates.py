@@ -23,6 +23,7 @@ def mean_stderr(values: Sequence[float]) -> float | None:
     """Return the standard error of a mean of independent items, s / sqrt(n); None for a single item.
 
     For values of 0 and 1 this is the binomial sqrt(p (1 - p) / (n - 1)) (arXiv 2411.00640).
+    It is 0 where all items agree: a few items that are all wrong do not show that every item would be.
     """
     if len(values) < 2:
         return None

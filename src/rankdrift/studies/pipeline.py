@@ -39,7 +39,8 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
     """Train, consolidate and score every run, analyse them together, and return the report's path."""
     specs = recipe.runs()
     study = StudyLayout(specs[0].study_root)
-    resolve(specs[0].model.name, specs[0].model.revision)  # once, before the ranks would all want it
+    with _stage(f"base model {specs[0].model.name} (fetched and converted the first time)", say):
+        say(f"  {resolve(specs[0].model.name, specs[0].model.revision)}")
     records.write_json(study.spec, recipe.model_dump(mode="json"))
     for number, spec in enumerate(specs, start=1):
         run = study.run(spec.run_name)

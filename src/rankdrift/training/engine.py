@@ -217,7 +217,7 @@ class Engine:
                 f"{folder / tag}: DeepSpeed cannot load this checkpoint; delete it and resume again"
             )
 
-    def _shard(self, param: nn.Parameter) -> Tensor | None:
+    def _shard(self, param: Any) -> Tensor | None:  # DeepSpeed hangs its own attributes on a parameter
         if self.stage == 0:
             return _slice_of_rank(_averaged(param).flatten())
         if self.stage == 3:

@@ -69,12 +69,12 @@ def _prepared(spec: Spec, run: RunLayout, config_path: Path) -> Trainer:
         logger.warning(note)
     base = resolve(spec.model.name, spec.model.revision)
     tokenizer = load_tokenizer(base)
-    data = load_data(spec, tokenizer)
+    data, pad = load_data(spec, tokenizer), tokenizer.pad_token_id
     method: Method = registry.load("method", spec.method.name)
     torch.manual_seed(spec.seed)
     model = method.prepare(load_model(base, spec.model, num_labels(spec)), spec.method, base)
     describe(spec, run, config, model, method, tokenizer)
-    return Trainer(spec, run, engine.Engine(model, spec.training, config), method, data, base, plan)
+    return Trainer(spec, run, engine.Engine(model, spec.training, config), method, data, base, plan, pad)
 
 
 def resolved_precision(spec: Spec) -> str:
@@ -132,6 +132,8 @@ class Trainer:
         Folder of the base model.
     plan
         How the global batch is cut.
+    pad_id
+        Token that fills a row up; masked.
 
     """
 
@@ -144,10 +146,11 @@ class Trainer:
         data: TrainingData,
         base: Path,
         plan: ds_config.BatchPlan,
+        pad_id: int,
     ) -> None:
         self.spec, self.run, self.engine, self.method, self.data = spec, run, under, method, data
         self.plan = plan
-        self.pad = under.module.config.pad_token_id
+        self.pad = pad_id
         self.identity = checkpointing.Identity(
             world_size=engine.world_size(),
             zero_stage=under.stage,
@@ -174,8 +177,16 @@ class Trainer:
             if self._is_due(step, training.save_every) or step in training.save_steps:
                 self._save(step)
         if self.journal:
-            self.journal.status("finished", training.steps)
+            trained = sum(self.engine.numels.values())
+            total = _numel(self.engine.module)
             self.journal.close()
+            self.journal.status(
+                "finished",
+                training.steps,
+                trainable_parameters=trained,
+                parameters=total,
+                training_seconds=_training_seconds(self.run),
+            )
 
     def _train_step(self, step: int) -> None:
         """Order of events: forward and backward over the window, probes, update, log."""
@@ -188,9 +199,9 @@ class Trainer:
         micro_batches = self._micro_batches(self.data.train, window)
         loss_sum = 0.0
         for number, micro_batch in enumerate(micro_batches):
-            loss = self._loss_sum(micro_batch)
-            self.engine.backward(loss / targets)
-            loss_sum += float(loss.detach())
+            part = self._loss_sum(micro_batch)
+            self.engine.backward(part / targets)
+            loss_sum += float(part.detach())
             if number < len(micro_batches) - 1:
                 self.engine.end_micro_batch()
         self._probe(step)
@@ -198,7 +209,8 @@ class Trainer:
         norm = self.engine.step(rate)
         tokens = sum(len(self.data.train.rows[index].input_ids) for index in window)
         seconds = time.perf_counter() - began
-        self._log(step, _total(loss_sum) / targets, rate, norm, tokens / seconds)
+        loss = _total(loss_sum) / targets
+        self._log(step, {"loss": loss, "learning_rate": rate, "gradient_norm": norm}, tokens, seconds)
 
     def _micro_batches(self, data: TokenizedRows, window: np.ndarray) -> list[list[Row]]:
         """Return this rank's micro-batches of a window of row indices."""
@@ -224,14 +236,14 @@ class Trainer:
                 if self.journal:
                     self.journal.probe(probe.name, step, rows)
 
-    def _log(self, step: int, loss: float, rate: float, norm: float, speed: float) -> None:
+    def _log(self, step: int, values: dict[str, float], tokens: int, seconds: float) -> None:
         memory = engine.max_over_ranks(_memory_gib())
         if not self.journal:
             return
-        self.journal.progress(step, loss)
+        self.journal.progress(step, values["loss"])
         if self._is_due(step, self.spec.training.log_every):
-            values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
-            self.journal.metrics(step, "train", {**values, "tokens_per_second": speed, "memory_gib": memory})
+            speed = {"tokens_per_second": tokens / seconds, "memory_gib": memory, "seconds": seconds}
+            self.journal.metrics(step, "train", {**values, **speed})
             self.journal.status("training", step)
 
     def _evaluate(self, step: int) -> None:
@@ -274,6 +286,11 @@ class Trainer:
         weight = 2 if self.identity.precision == "bf16" else 4
         needed = saves * checkpointing.predicted_bytes(trained, frozen, self.engine.stage, weight)
         checkpointing.require_space(self.run.root, needed, f"{saves} checkpoints")
+
+
+def _training_seconds(run: RunLayout) -> float:
+    """Return the wall time of all logged steps, those before a resume included; without saves and scores."""
+    return float(sum(row.get("seconds", 0.0) for row in records.read_jsonl(run.metrics)))
 
 
 def _numel(module: torch.nn.Module) -> int:

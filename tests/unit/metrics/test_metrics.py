@@ -144,3 +144,9 @@ def test_rouge_takes_the_best_reference_and_the_mean_over_texts():
 )
 def test_exact_match_ignores_white_space_only(prediction, expected):
     assert registry.load("metric", "exact_match").per_item(prediction, ("SELECT a", "b")) == expected
+
+
+@pytest.mark.parametrize("name", ["rouge1", "rouge_l"])
+def test_rouge_compares_stems(name):
+    """Porter's stemmer takes "jumps" and "jumping" to "jump" (Program 14, 1980, step 1)."""
+    assert registry.load("metric", name).compute(["a fox jumps"], [("a fox jumping",)]) == pytest.approx(100)

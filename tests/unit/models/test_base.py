@@ -101,6 +101,15 @@ def test_smollm2_comes_from_the_hub_where_there_is_one(monkeypatch: pytest.Monke
     assert base.resolve("smollm2-135m") == Path("/hub/HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
+def test_a_hub_that_cannot_be_reached_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens on the discard port of this machine."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not base._hub_answers("owner/name")
+
+
 def test_smollm2_without_hub_and_registry_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
 ) -> None:
