@@ -237,8 +237,16 @@ class Recipe(_Section):
         return parse_spec(apply_overrides(tree, self.overrides))
 
     def runs(self) -> list[Spec]:
-        """Return every arm at every seed."""
-        return [self.spec(arm, seed) for seed in self.seeds for arm in self.arms]
+        """Return every arm at every seed; they must share the base model and the data to be compared."""
+        runs = [self.spec(arm, seed) for seed in self.seeds for arm in self.arms]
+        for other in runs[1:]:
+            for section in ("model", "data"):
+                if getattr(other, section) != getattr(runs[0], section):
+                    raise UserError(
+                        f"arms '{runs[0].arm}' and '{other.arm}' differ in '{section}': a study compares methods "
+                        "on one base model and the same data; make two studies"
+                    )
+        return runs
 
 
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:

@@ -103,6 +103,7 @@ def test_bad_settings_are_named_with_value_and_remedy(tree: dict, parts: list[st
         ("arms: [x]", "'arms' must map"),
         ("seeds: 3", "'seeds' must be a list"),
         ("arms: {a: {training: {stepz: 1}}}", "training.stepz"),
+        ("arms: {a: {}, b: {data: {tasks: [rte]}}}", "arms 'a' and 'b' differ in 'data'"),
     ],
 )
 def test_bad_recipes_name_the_file(tmp_path: Path, text: str, part: str) -> None:

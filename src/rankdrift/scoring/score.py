@@ -123,6 +123,7 @@ def scoring_inputs(spec: Spec, source: Path, base: Path) -> dict[str, str]:
         "head": spec.model.head,
         "tasks": {name: registry.load("task", name).version for name in spec.data.tasks},
         "data": spec.data.model_dump(include={"root", "max_length", "validation_limit"}),
+        "slices": _slices(spec),
         "text": [GENERAL_TEXT_VERSION, text.name, records.digest_file(text)],
         "scoring": spec.scoring.model_dump(exclude={"batch_size"}),
     }
@@ -132,6 +133,15 @@ def scoring_inputs(spec: Spec, source: Path, base: Path) -> dict[str, str]:
         "settings": records.digest_json(settings),
         "general_text": text.name,
     }
+
+
+def _slices(spec: Spec) -> dict[str, str]:
+    """Return the fingerprint of each task's folder below ``data.root``; generators and the hub have versions."""
+    if spec.data.root is None:
+        return {}
+    folders = {name: registry.load("task", name).folder for name in spec.data.tasks}
+    paths = {name: Path(spec.data.root) / folder for name, folder in folders.items() if folder}
+    return {name: records.fingerprint(path) for name, path in paths.items() if path.is_dir()}
 
 
 def is_current(spec: Spec, target: Target) -> bool:
