@@ -243,8 +243,8 @@ class Recipe(_Section):
             for section in ("model", "data"):
                 if getattr(other, section) != getattr(runs[0], section):
                     raise UserError(
-                        f"arms '{runs[0].arm}' and '{other.arm}' differ in '{section}': a study compares methods "
-                        "on one base model and the same data; make two studies"
+                        f"arms '{runs[0].arm}' and '{other.arm}' differ in '{section}': a study compares "
+                        "methods on one base model and the same data; make two studies"
                     )
         return runs
 

@@ -33,6 +33,11 @@ def load_rows(spec: Spec, split: str, tokenizer: PreTrainedTokenizerBase) -> Tok
     )
 
 
+def num_labels(spec: Spec) -> int:
+    """Return the classes of a classification head; 0 for the LM head."""
+    return len(registry.load("task", spec.data.tasks[0]).choices) if spec.model.head == "classifier" else 0
+
+
 def _task_rows(spec: Spec, name: str, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
     task = registry.load("task", name)
     examples = load_examples(task, split, spec.data)

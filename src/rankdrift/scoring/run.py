@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from rankdrift import registry
+from rankdrift.data.dataset import num_labels
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.models.base import load_model, load_tokenizer, resolve
@@ -90,9 +90,7 @@ def _score(spec: Spec, base_folder: Path, stale: Sequence[Target], progress: Pro
 def _load(source: Path, base_folder: Path, spec: Spec) -> PreTrainedModel:
     """Load a model for scoring: fp32, in evaluation mode, on the GPU if there is one."""
     plain: ModelSpec = spec.model.model_copy(update={"gradient_checkpointing": False})
-    labels = 0
-    if spec.model.head == "classifier":
-        labels = len(registry.load("task", spec.data.tasks[0]).choices)
+    labels = num_labels(spec)
     torch.manual_seed(spec.seed)  # a base model's new classification head is the one training began with
     is_base = source == base_folder
     model = load_model(source, plain, labels) if is_base else load_export(source, base_folder, plain, labels)

@@ -136,7 +136,7 @@ def scoring_inputs(spec: Spec, source: Path, base: Path) -> dict[str, str]:
 
 
 def _slices(spec: Spec) -> dict[str, str]:
-    """Return the fingerprint of each task's folder below ``data.root``; generators and the hub have versions."""
+    """Return the fingerprint of each task's folder below ``data.root``."""
     if spec.data.root is None:
         return {}
     folders = {name: registry.load("task", name).folder for name in spec.data.tasks}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rankdrift import records
 from rankdrift.checkpoint.record import CheckpointRecord, newest
+from rankdrift.checkpoint.shards import open_checkpoint
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, step_name
 from rankdrift.training.engine import Engine, barrier, rank
@@ -69,18 +70,11 @@ def save(
     logger.info("saved %s", target)
 
 
-def resume(engine: Engine, run: RunLayout, identity: Identity, strict: bool) -> int:
-    """Load the newest complete checkpoint, if there is one; return the step it holds, else 0.
-
-    Raises
-    ------
-    UserError
-        If the checkpoint was made by another experiment, stage or number of ranks.
-
-    """
+def require_same(run: RunLayout, identity: Identity) -> None:
+    """Raise UserError if the newest checkpoint was made by another experiment, stage or number of ranks."""
     step = newest(run.checkpoints)
     if step is None:
-        return 0
+        return
     record = CheckpointRecord.read(run.checkpoint(step))
     for key, expected in vars(identity).items():
         found = getattr(record, key)
@@ -89,9 +83,30 @@ def resume(engine: Engine, run: RunLayout, identity: Identity, strict: bool) -> 
                 f"{run.checkpoint(step)}: was saved with {key}={found!r}, this run has {expected!r}; "
                 "resume with the same settings, or train into another folder (study=NAME or output=FOLDER)"
             )
+
+
+def resume(engine: Engine, run: RunLayout, strict: bool) -> int:
+    """Load the newest complete checkpoint, if there is one; return the step it holds, else 0.
+
+    Without ``strict`` the checkpoint may lack parameters (the frozen base); those that train must be there.
+    """
+    step = newest(run.checkpoints)
+    if step is None:
+        return 0
+    _require_all(run.checkpoint(step), engine)
     engine.load(run.checkpoints, step_name(step), strict)
     logger.info("resumed from %s", run.checkpoint(step))
     return step
+
+
+def _require_all(folder: Path, engine: Engine) -> None:
+    saved = open_checkpoint(folder)
+    missing = sorted(set(engine.numels) - set(saved.tensors) - set(saved.aliases))
+    if missing:
+        raise UserError(
+            f"{folder}: holds no '{missing[0]}' ({len(missing)} trained parameters are missing); delete it "
+            "to resume from the one before"
+        )
 
 
 def predicted_bytes(trained: int, frozen: int, stage: int, weight_bytes: int) -> int:

@@ -39,7 +39,7 @@ class Journal:
         self.run, self.steps = run, steps
         _keep_until(run.metrics, start)
         self._metrics: TextIO = run.metrics.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1)
+        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else 0)
         self._probes = {path.stem: _rows_until(path, start) for path in run.probes.glob("*.parquet")}
         self._bar = _progress_bar()
         self._task = self._bar.add_task(run.root.name, total=steps, completed=start, loss="")
@@ -100,7 +100,8 @@ def log_to(path: Path) -> None:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    rows = [row for row in records.read_jsonl(path) if row["step"] <= step]
+    """Drop what comes after a step; a run that starts anew drops everything, its step 0 too."""
+    rows = [row for row in records.read_jsonl(path) if step and row["step"] <= step]
     lines = [records.json_line(row) for row in rows]
     records.write_text(path, "".join(lines))
 

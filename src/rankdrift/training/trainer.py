@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,7 +21,7 @@ from rankdrift.data.batches import (
     rank_micro_batches,
     target_positions,
 )
-from rankdrift.data.dataset import load_rows
+from rankdrift.data.dataset import load_rows, num_labels
 from rankdrift.data.tokens import Row, TokenizedRows
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.methods import Method
@@ -42,6 +43,26 @@ class TrainingData:
     train: TokenizedRows
     validation: TokenizedRows
     order: BatchOrder
+    lengths: np.ndarray
+    """Tokens of every training row, shape (rows,)."""
+    pad_id: int
+    """Token that fills a row up; masked."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run with all that can be checked before the model is loaded."""
+
+    spec: Spec
+    run: RunLayout
+    method: Method
+    base: Path
+    tokenizer: PreTrainedTokenizerBase
+    data: TrainingData
+    plan: ds_config.BatchPlan
+    config: dict[str, Any]
+    """DeepSpeed's configuration, merged."""
+    identity: checkpointing.Identity
 
 
 def train(spec: Spec, config_path: Path) -> RunLayout:
@@ -53,28 +74,40 @@ def train(spec: Spec, config_path: Path) -> RunLayout:
     with engine.alone_in(run.root):
         if engine.rank() == 0:
             log_to(run.log)
-        _prepared(spec, run, config_path).fit()
+        setup = set_up(spec, run, config_path)
+        checkpointing.require_same(run, setup.identity)
+        torch.manual_seed(spec.seed)
+        model = load_model(setup.base, spec.model, num_labels(spec))
+        model = setup.method.prepare(model, spec.method, setup.base)
+        describe(setup, model)
+        Trainer(setup, engine.Engine(model, spec.training, setup.config)).fit()
     return run
 
 
-def _prepared(spec: Spec, run: RunLayout, config_path: Path) -> Trainer:
-    """Check everything that can be checked, then build the model and its engine."""
+def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
+    """Resolve names, read the data and merge the configuration; raise UserError for what cannot be."""
+    training = spec.training
     precision = resolved_precision(spec)
-    micro, accumulation = plan_micro_batches(
-        spec.training.global_batch, spec.training.micro_batch, engine.world_size()
-    )
+    micro, accumulation = plan_micro_batches(training.global_batch, training.micro_batch, engine.world_size())
     plan = ds_config.BatchPlan(micro, accumulation, engine.world_size())
     config, notes = ds_config.merge(spec, config_path, plan, precision, engine.zero_keys())
     for note in notes:
         logger.warning(note)
+    logger.info("global batch %d = %s", training.global_batch, plan)
     base = resolve(spec.model.name, spec.model.revision)
     tokenizer = load_tokenizer(base)
-    data, pad = load_data(spec, tokenizer), tokenizer.pad_token_id
+    identity = checkpointing.Identity(
+        world_size=engine.world_size(),
+        zero_stage=ds_config.stage_of(config),
+        method=spec.method.name,
+        precision=precision,
+        spec_digest=spec.digest(),
+        base=str(base),
+        base_digest=base_digest(base),
+    )
     method: Method = registry.load("method", spec.method.name)
-    torch.manual_seed(spec.seed)
-    model = method.prepare(load_model(base, spec.model, num_labels(spec)), spec.method, base)
-    describe(spec, run, config, model, method, tokenizer)
-    return Trainer(spec, run, engine.Engine(model, spec.training, config), method, data, base, plan, pad)
+    data = load_data(spec, tokenizer)
+    return Setup(spec, run, method, base, tokenizer, data, plan, config, identity)
 
 
 def resolved_precision(spec: Spec) -> str:
@@ -84,34 +117,25 @@ def resolved_precision(spec: Spec) -> str:
     return "bf16" if torch.cuda.is_available() else "fp32"
 
 
-def num_labels(spec: Spec) -> int:
-    """Return the classes of a classification head, 0 for the LM head."""
-    return len(registry.load("task", spec.data.tasks[0]).choices) if spec.model.head == "classifier" else 0
-
-
 def load_data(spec: Spec, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
     """Return the tokenised rows of both splits."""
     train_rows = load_rows(spec, "train", tokenizer)
     order = BatchOrder(len(train_rows.rows), spec.training.global_batch, spec.seed)
-    return TrainingData(train_rows, load_rows(spec, "validation", tokenizer), order)
+    lengths = np.array([len(row.input_ids) for row in train_rows.rows])
+    validation = load_rows(spec, "validation", tokenizer)
+    return TrainingData(train_rows, validation, order, lengths, tokenizer.pad_token_id)
 
 
-def describe(
-    spec: Spec,
-    run: RunLayout,
-    config: dict[str, object],
-    model: PreTrainedModel,
-    method: Method,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def describe(setup: Setup, model: PreTrainedModel) -> None:
     """Write on rank 0 what the run is: settings, environment, what an export needs besides weights."""
     if engine.rank() == 0:
-        records.write_json(run.spec, spec.as_dict())
-        records.write_json(run.ds_config, config)
+        run = setup.run
+        records.write_json(run.spec, setup.spec.as_dict())
+        records.write_json(run.ds_config, setup.config)
         records.write_json(run.environment, {**records.environment(), "ranks": engine.world_size()})
         run.model.mkdir(parents=True, exist_ok=True)
-        method.save_config(model, run.model)
-        tokenizer.save_pretrained(run.model)
+        setup.method.save_config(model, run.model)
+        setup.tokenizer.save_pretrained(run.model)
     engine.barrier()
 
 
@@ -120,52 +144,22 @@ class Trainer:
 
     Parameters
     ----------
-    spec, run
-        The experiment and its folder.
+    setup
+        The run, its data and its method.
     under
         The engine that holds the model.
-    method
-        The method, which says what a checkpoint leaves out.
-    data
-        Rows and their order.
-    base
-        Folder of the base model.
-    plan
-        How the global batch is cut.
-    pad_id
-        Token that fills a row up; masked.
 
     """
 
-    def __init__(
-        self,
-        spec: Spec,
-        run: RunLayout,
-        under: engine.Engine,
-        method: Method,
-        data: TrainingData,
-        base: Path,
-        plan: ds_config.BatchPlan,
-        pad_id: int,
-    ) -> None:
-        self.spec, self.run, self.engine, self.method, self.data = spec, run, under, method, data
-        self.plan = plan
-        self.pad = pad_id
-        self.identity = checkpointing.Identity(
-            world_size=engine.world_size(),
-            zero_stage=under.stage,
-            method=method.name,
-            precision=resolved_precision(spec),
-            spec_digest=spec.digest(),
-            base=str(base),
-            base_digest=base_digest(base),
-        )
+    def __init__(self, setup: Setup, under: engine.Engine) -> None:
+        self.setup, self.engine = setup, under
+        self.spec, self.run, self.data = setup.spec, setup.run, setup.data
         self.probes: list[Probe] = [registry.load("probe", name) for name in registry.names("probe")]
 
     def fit(self) -> None:
         """Train from the newest checkpoint to the last step."""
         training = self.spec.training
-        start = checkpointing.resume(self.engine, self.run, self.identity, not self.method.exclude_frozen)
+        start = checkpointing.resume(self.engine, self.run, strict=not self.setup.method.exclude_frozen)
         self._require_space(start)
         self.journal = Journal(self.run, training.steps, start) if engine.rank() == 0 else None
         if start == 0:
@@ -196,7 +190,7 @@ class Trainer:
         self.engine.deepspeed.train()
         window = self.data.order.rows(step - 1)
         targets = sum(self._targets(self.data.train.rows[index]) for index in window)
-        micro_batches = self._micro_batches(self.data.train, window)
+        micro_batches = self._micro_batches(window)
         loss_sum = 0.0
         for number, micro_batch in enumerate(micro_batches):
             part = self._loss_sum(micro_batch)
@@ -207,20 +201,20 @@ class Trainer:
         self._probe(step)
         rate = learning_rate(self.spec.training, step)
         norm = self.engine.step(rate)
-        tokens = sum(len(self.data.train.rows[index].input_ids) for index in window)
+        tokens = int(self.data.lengths[window].sum())
         seconds = time.perf_counter() - began
         loss = _total(loss_sum) / targets
         self._log(step, {"loss": loss, "learning_rate": rate, "gradient_norm": norm}, tokens, seconds)
 
-    def _micro_batches(self, data: TokenizedRows, window: np.ndarray) -> list[list[Row]]:
+    def _micro_batches(self, window: np.ndarray) -> list[list[Row]]:
         """Return this rank's micro-batches of a window of row indices."""
-        lengths = [len(row.input_ids) for row in data.rows]
-        parts = rank_micro_batches(window, lengths, engine.rank(), engine.world_size(), self.plan.micro_batch)
-        return [[data.rows[index] for index in part] for part in parts]
+        lengths, ranks = self.data.lengths, engine.world_size()
+        parts = rank_micro_batches(window, lengths, engine.rank(), ranks, self.setup.plan.micro_batch)
+        return [[self.data.train.rows[index] for index in part] for part in parts]
 
     def _loss_sum(self, rows: list[Row]) -> torch.Tensor:
         """Return the summed loss of some rows; logits are made only where a target can follow."""
-        batch = collate(rows, self.pad, self.spec.model.head)
+        batch = collate(rows, self.data.pad_id, self.spec.model.head)
         labels = batch.pop("labels")
         options = {"logits_to_keep": target_positions(labels)} if self.spec.model.head == "lm" else {}
         return target_loss_sum(self.engine.forward(batch, **options), labels)
@@ -251,12 +245,12 @@ class Trainer:
         self.engine.deepspeed.eval()
         rows = self.data.validation.rows[: self.spec.training.eval_rows]
         world = engine.world_size()
-        share = -(-len(rows) // (world * self.plan.micro_batch)) * self.plan.micro_batch
+        share = -(-len(rows) // (world * self.setup.plan.micro_batch)) * self.setup.plan.micro_batch
         mine = rows[engine.rank() * share : (engine.rank() + 1) * share]
         loss_sum = 0.0
         with torch.no_grad():
-            for first in range(0, share, self.plan.micro_batch):
-                batch = mine[first : first + self.plan.micro_batch]
+            for first in range(0, share, self.setup.plan.micro_batch):
+                batch = mine[first : first + self.setup.plan.micro_batch]
                 # a rank that has no rows left passes the first one again and leaves it out of the sum
                 loss = float(self._loss_sum(batch or rows[:1]))
                 loss_sum += loss if batch else 0.0
@@ -268,7 +262,9 @@ class Trainer:
         if self.journal:
             self.journal.flush()
         used = step * self.spec.training.global_batch
-        checkpointing.save(self.engine, self.run, step, used, self.identity, self.method.exclude_frozen)
+        checkpointing.save(
+            self.engine, self.run, step, used, self.setup.identity, self.setup.method.exclude_frozen
+        )
 
     def _is_due(self, step: int, every: int | None) -> bool:
         """Say whether something done every so many steps (None: at the end; 0: never) is due."""
@@ -282,8 +278,8 @@ class Trainer:
         later = range(start + 1, training.steps + 1)
         saves = sum(self._is_due(s, training.save_every) or s in training.save_steps for s in later)
         trained = sum(self.engine.numels.values())
-        frozen = 0 if self.method.exclude_frozen else _numel(self.engine.module) - trained
-        weight = 2 if self.identity.precision == "bf16" else 4
+        frozen = 0 if self.setup.method.exclude_frozen else _numel(self.engine.module) - trained
+        weight = 2 if self.setup.identity.precision == "bf16" else 4
         needed = saves * checkpointing.predicted_bytes(trained, frozen, self.engine.stage, weight)
         checkpointing.require_space(self.run.root, needed, f"{saves} checkpoints")
 

@@ -1,0 +1,65 @@
+"""Every command of the README runs: those that train, on the tiny model and few steps."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SMALL = [
+    *("model.name=tiny", "data.train_limit=60", "data.validation_limit=12", "training.steps=4"),
+    *("training.save_every=2", "training.warmup_steps=1", "scoring.text_limit=4", "analysis.workers=1"),
+]
+BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+TRAINING = ("deepspeed", "rankdrift study")
+# commands that are run by other means: the demo runs the first, this very test run is the second
+ELSEWHERE = ("make demo", "make test", "make help", "git clone", "cd ", "tensorboard")
+
+
+def commands() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = "\n".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def folder(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a fresh checkout to the commands; what they write stays in it."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("launch", "ds_configs"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def test_the_readme_has_commands_of_every_kind() -> None:
+    words = {" ".join(command.split()[:2]) for command in commands()}
+    assert {"make demo", "make test", "rankdrift consolidate", "rankdrift analyze", "rankdrift report"} <= words
+    assert any(command.startswith("deepspeed launch/train.py") for command in commands())
+
+
+@pytest.mark.parametrize("target", [c.split()[1] for c in commands() if c.startswith("make ")])
+def test_make_knows_the_target(target: str) -> None:
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_other_command_runs_in_the_order_it_stands(folder: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ran = 0
+    for command in commands():
+        if command.startswith(ELSEWHERE):
+            continue
+        words = shlex.split(command) + (SMALL if command.startswith(TRAINING) else [])
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+        ran += 1
+    assert ran >= 6
+    assert (folder / "outputs" / "demo" / "report.html").exists()
