@@ -6,7 +6,6 @@ READY := $(VENV)/.ready
 DATA ?=
 RANKS ?=
 STUDY ?= demo
-RUN ?=
 
 # one set of tools everywhere: DeepSpeed starts ninja and its launcher by name
 export PATH := $(BIN):$(PATH)
@@ -45,7 +44,7 @@ format: $(READY)  ## format and sort
 	@ruff check --fix .
 
 report: $(READY)  ## draw the report of a study again (STUDY=demo)
-	@rankdrift report outputs/$(STUDY)
+	@rankdrift report --again outputs/$(STUDY)
 
 clean:  ## remove what was built and cached (not outputs/, not .venv)
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info

@@ -21,16 +21,16 @@ fail() { echo "install: $1" >&2; exit 2; }
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 echo "install: build tools"
-pip install --quiet 'setuptools==84.2.1' 'wheel==0.48.0'
+pip install -qq 'setuptools==84.2.1' 'wheel==0.48.0'
 if nvidia-smi -L >/dev/null 2>&1; then
     echo "install: torch $torch for CUDA"
-    pip install --quiet "torch==$torch"
+    pip install -qq "torch==$torch"
 else
     echo "install: torch $torch for CPU"
-    pip install --quiet --retries 1 --extra-index-url "$cpu_index" "torch==$torch+cpu"
+    pip install -qq --retries 0 --extra-index-url "$cpu_index" "torch==$torch+cpu"
 fi
 echo "install: the locked packages"
 # DeepSpeed's setup imports torch, so it must be built here and not in a clean room of pip's
-DS_BUILD_OPS=0 pip install --quiet --no-build-isolation -r "$here/requirements/lock.txt"
+DS_BUILD_OPS=0 pip install -qq --no-build-isolation -r "$here/requirements/lock.txt"
 echo "install: rankdrift"
-pip install --quiet --no-build-isolation --no-deps --editable "$here"
+pip install -qq --no-build-isolation --no-deps --editable "$here"

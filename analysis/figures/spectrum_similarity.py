@@ -35,13 +35,14 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     if last.empty:
         raise NothingToDraw("the table svd_analysis_results has no trained checkpoint")
     by_layer = last.groupby([*RUN_KEYS, "layer"], as_index=False)[list(COLUMNS)].mean()
+    by_layer["disorder"] = 1 - by_layer["spearman_sigma"]
     by_layer["overlap"] = (by_layer["overlap_left"] + by_layer["overlap_right"]) / 2
     for side in ("left", "right"):
         by_layer[f"angle_{side}"] = np.degrees(by_layer[f"angle_{side}_max"])
     styles = run_styles(tables)
     canvas, axes = panels(4, height=2.6)
     shown = {
-        "spearman_sigma": "Spearman correlation of gains",
+        "disorder": "1 - Spearman of gains",
         "overlap": "overlap of leading subspaces",
         "angle_left": "largest angle, left (degrees)",
         "angle_right": "largest angle, right (degrees)",
@@ -49,8 +50,9 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     for ax, (column, label) in zip(axes, shown.items(), strict=True):
         draw_runs(ax, by_layer, "layer", column, styles)
         ax.set_ylabel(label)
-        ax.ticklabel_format(axis="y", useOffset=False)
         whole_numbers(ax, "layer")
+    if (by_layer["disorder"] > 0).any():
+        axes[0].set_yscale("log", nonpositive="mask")
     chance = by_layer.groupby("layer")["overlap_random"].mean()
     axes[1].plot(chance.index, chance, color=GREY, linestyle="--", linewidth=1.2)
     legend(canvas, last["run"].unique(), styles, reference("overlap by chance"))
@@ -63,8 +65,9 @@ FIGURE = Figure(
     section="Against the base spectrum",
     tables=("svd_analysis_results",),
     caption=(
-        "Means over the modules of a layer at the last checkpoint: rank correlation between the base's "
-        "singular values and the tuned weight's gains along the base's own singular vectors, |u^T W v|; "
+        "Means over the modules of a layer at the last checkpoint: what rank correlation the tuned weight's "
+        "gains |u^T W v| along the base's own singular vectors have lost against the base's singular values "
+        "(none is lost where a point is missing); "
         "overlap of the leading singular subspaces with the base's (1: the same, dashed: two random "
         "subspaces); and the largest principal angle between them. A large single angle with an overlap "
         "near 1 is one direction exchanged, often among nearly equal singular values, not a rotation of the "

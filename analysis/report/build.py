@@ -15,11 +15,11 @@ from rankdrift.analysis.report.study import fact_files, read_study, table_files
 from rankdrift.layout import StudyLayout
 
 
-def build_report(study: StudyLayout) -> Path:
+def build_report(study: StudyLayout, again: bool = False) -> Path:
     """Draw a study's figures and write its report; return the path of report.html.
 
-    Nothing is done where the tables, the runs' JSON files and rankdrift are those of the last report. The
-    record of what it was made from, ``report.meta.json``, is written last.
+    Nothing is done where the tables, the runs' JSON files and rankdrift are those of the last report, unless
+    it is to be made ``again``. The record of what it was made from, ``report.meta.json``, is written last.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def build_report(study: StudyLayout) -> Path:
 
     """
     made_from = _made_from(study)
-    if _is_current(study, made_from):
+    if not again and _is_current(study, made_from):
         return study.report
     content = _compose(study)
     records.write_text(study.report, as_html(content))

@@ -41,7 +41,8 @@ def folder(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_has_commands_of_every_kind() -> None:
     words = {" ".join(command.split()[:2]) for command in commands()}
-    assert {"make demo", "make test", "rankdrift consolidate", "rankdrift analyze", "rankdrift report"} <= words
+    assert {"make demo", "make test", "rankdrift study", "rankdrift consolidate"} <= words
+    assert {"rankdrift score", "rankdrift analyze", "rankdrift report"} <= words
     assert any(command.startswith("deepspeed launch/train.py") for command in commands())
 
 

@@ -11,11 +11,12 @@ from rankdrift.layout import StudyLayout
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("study", type=Path, metavar="STUDY", help="the study's folder, which holds tables/")
+    parser.add_argument("--again", action="store_true", help="also where nothing has changed since")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and say where it is; return 0. Raises UserError."""
     from rankdrift.analysis.report.build import build_report  # matplotlib loads here, not for --help
 
-    print(build_report(StudyLayout(arguments.study)))
+    print(build_report(StudyLayout(arguments.study), arguments.again))
     return 0
