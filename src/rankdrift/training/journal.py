@@ -87,11 +87,17 @@ class Journal:
         self._metrics.close()
 
 
-def log_to(path: Path) -> None:
-    """Send rankdrift's log to a file, and its warnings to the error stream."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def log_to(path: Path | None) -> None:
+    """Send rankdrift's log to a file and its warnings to the error stream; without a path, nowhere.
+
+    Every rank meets the same warnings: one of them says so.
+    """
     root = logging.getLogger("rankdrift")
     root.setLevel(logging.INFO)
+    if path is None:
+        root.handlers[:] = [logging.NullHandler()]
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     stream = logging.StreamHandler(sys.stderr)

@@ -72,8 +72,7 @@ def train(spec: Spec, config_path: Path) -> RunLayout:
     """
     run = StudyLayout(spec.study_root).run(spec.run_name)
     with engine.alone_in(run.root):
-        if engine.rank() == 0:
-            log_to(run.log)
+        log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
         checkpointing.require_same(run, setup.identity)
         torch.manual_seed(spec.seed)
