@@ -52,7 +52,9 @@ def load_script(path: Path) -> ModuleType:
 run_ranks = load_script(HERE / "ranks.py").run_ranks
 
 
-def job(root: Path, folder: Path, name: str, stage: int, *overrides: str, **more: Any) -> dict[str, Any]:
+def job(
+    root: Path, folder: Path, name: str, stage: int | str, *overrides: str, **more: Any
+) -> dict[str, Any]:
     return {
         "recipe": str(folder / "recipe.yaml"),
         "config": str(root / "ds_configs" / f"zero{stage}.json"),
@@ -85,6 +87,7 @@ def runs(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("runs")
     stages = range(4)
     two = [job(root, folder, f"full-z{s}-r2", s) for s in stages]
+    two += [job(root, folder, f"full-z{s}-r2", f"{s[0]}_offload") for s in ("2o", "3o")]
     two += [job(root, folder, f"full-z{s}-bf16", s, "training.precision=bf16") for s in stages]
     two += [job(root, folder, f"lora-z{s}-r2", s, *LORA[:2]) for s in stages]
     two += [job(root, folder, "dropout", 2, *LORA)]
@@ -97,7 +100,7 @@ def runs(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 REFERENCE = "full-z0-r1"
-FP32_RUNS = [f"full-z{s}-r2" for s in range(4)] + ["full-z2-r1"]
+FP32_RUNS = [f"full-z{s}-r2" for s in (0, 1, 2, 3, "2o", "3o")] + ["full-z2-r1"]
 
 
 @pytest.mark.parametrize("name", FP32_RUNS)

@@ -56,7 +56,7 @@ def save(
     barrier()
     try:
         engine.save(run.checkpoints, temporary, exclude_frozen)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where a disk is full
         raise UserError(f"{target}: cannot be saved ({error}); earlier checkpoints are untouched") from None
     barrier()
     if rank() == 0:
