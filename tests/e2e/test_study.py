@@ -78,9 +78,7 @@ def test_the_report_is_one_file_with_its_pictures_in_it(study: StudyLayout) -> N
 
 
 def files(study: StudyLayout) -> dict[str, int]:
-    return {
-        str(p): p.stat().st_mtime_ns for p in study.root.rglob("*") if p.is_file() and p.name != "study.json"
-    }
+    return {str(p): p.stat().st_mtime_ns for p in study.root.rglob("*") if p.is_file()}
 
 
 def test_a_second_call_changes_nothing(study: StudyLayout) -> None:

@@ -41,7 +41,7 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
     study = StudyLayout(specs[0].study_root)
     with _stage(f"base model {specs[0].model.name} (fetched and converted the first time)", say):
         say(f"  {resolve(specs[0].model.name, specs[0].model.revision)}")
-    records.write_json(study.spec, recipe.model_dump(mode="json"))
+    _write_recipe(study, recipe)
     for number, spec in enumerate(specs, start=1):
         run = study.run(spec.run_name)
         with _stage(f"[{number}/{len(specs)}] train {spec.run_name}", say):
@@ -58,6 +58,13 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
         report = build_report(study)
     say(f"report: {report}")
     return report
+
+
+def _write_recipe(study: StudyLayout, recipe: Recipe) -> None:
+    """Write the recipe unless the same is there: the report depends on the file."""
+    tree = recipe.model_dump(mode="json")
+    if not study.spec.exists() or records.read_json(study.spec) != tree:
+        records.write_json(study.spec, tree)
 
 
 def train_run(recipe: Recipe, spec: Spec, run: RunLayout, start: Launch, say: Say) -> None:
