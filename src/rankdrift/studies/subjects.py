@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.subjects import Subject, base_subject
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.general_text import load_windows
+from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.models.base import load_tokenizer, resolve
 from rankdrift.spec import AnalysisSpec, DataSpec, Spec, read_spec
@@ -47,23 +49,32 @@ def run_subjects(spec: Spec, run: RunLayout, base: Path) -> list[Subject]:
 
 
 def folder_subjects(base: Path, tuned: list[Path]) -> list[Subject]:
-    """Return model or adapter folders from anywhere as subjects; a folder's name is its run."""
-    return [
-        base_subject(base),
-        *(
-            Subject(
-                run=folder.resolve().name,
-                method="lora" if (folder / "adapter_config.json").is_file() else "full",
-                rank=_adapter_rank(folder),
-                tasks=(),
-                seed=0,
-                step=0,
-                base=base,
-                tuned=folder,
-            )
-            for folder in tuned
-        ),
-    ]
+    """Return model or adapter folders from anywhere as subjects, each under a name of its own."""
+    return [base_subject(base), *map(partial(_folder_subject, base), tuned, _distinct_names(tuned))]
+
+
+def _folder_subject(base: Path, folder: Path, name: str) -> Subject:
+    adapter = folder / "adapter_config.json"
+    return Subject(
+        run=name,
+        method="lora" if adapter.is_file() else "full",
+        rank=int(records.read_json(adapter).get("r", 0)) if adapter.is_file() else 0,
+        tasks=(),
+        seed=0,
+        step=0,
+        base=base,
+        tuned=folder,
+    )
+
+
+def _distinct_names(folders: list[Path]) -> list[str]:
+    """Return the folders' names, with as many parents before them as it takes to tell them apart."""
+    parts = [folder.resolve().parts[1:] for folder in folders]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["-".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"the same folder is given twice: {', '.join(map(str, folders))}")
 
 
 def study_params(study: StudyLayout, spec: Spec, base: Path) -> Params:
@@ -100,8 +111,3 @@ def _write_inputs(path: Path, rows: list[list[int]]) -> None:
     if path.exists() and [list(ids) for ids in records.read_table(path)["input_ids"]] == rows:
         return
     records.write_parquet(path, table)
-
-
-def _adapter_rank(folder: Path) -> int:
-    config = folder / "adapter_config.json"
-    return int(records.read_json(config).get("r", 0)) if config.is_file() else 0
