@@ -25,7 +25,7 @@ def stop_after(step: int | None) -> None:
 
     def save_then_stop(*arguments: object) -> None:
         save(*arguments)  # type: ignore[arg-type]
-        if arguments[2] == step:
+        if arguments[2].step == step:  # type: ignore[attr-defined]
             raise StoppedError
 
     trainer.checkpointing.save = save_then_stop if step else save  # type: ignore[assignment]

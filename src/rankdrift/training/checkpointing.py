@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from rankdrift import records
@@ -25,23 +24,12 @@ ADAM_BYTES = 8  # two moments
 SPARE_BYTES = 256 * 2**20
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What a checkpoint must agree on before a run resumes from it."""
-
-    world_size: int
-    zero_stage: int
-    method: str
-    precision: str
-    spec_digest: str
-    base: str
-    base_digest: str
+IDENTITY = ("world_size", "zero_stage", "method", "precision", "spec_digest", "base", "base_digest")
+"""What a checkpoint must agree on before a run resumes from it."""
 
 
-def save(
-    engine: Engine, run: RunLayout, step: int, data_position: int, identity: Identity, exclude_frozen: bool
-) -> None:
-    """Save one step, at which so many training rows were used; every rank must call it.
+def save(engine: Engine, run: RunLayout, record: CheckpointRecord, exclude_frozen: bool) -> None:
+    """Save the step that the record states; every rank must call it.
 
     Raises
     ------
@@ -49,7 +37,7 @@ def save(
         If the disk cannot hold it. The checkpoints that were there stay.
 
     """
-    target, temporary = run.checkpoint(step), f".{step_name(step)}.tmp"
+    target, temporary = run.checkpoint(record.step), f".{step_name(record.step)}.tmp"
     scratch = run.checkpoints / temporary
     if rank() == 0:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -60,27 +48,26 @@ def save(
         raise UserError(f"{target}: cannot be saved ({error}); earlier checkpoints are untouched") from None
     barrier()
     if rank() == 0:
-        record = CheckpointRecord(step=step, data_position=data_position, **vars(identity))
         record.write(scratch)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
         records.sync_folder(run.checkpoints)
-        records.write_text(run.checkpoints / "latest", step_name(step) + "\n")
+        records.write_text(run.checkpoints / "latest", step_name(record.step) + "\n")
     barrier()
     logger.info("saved %s", target)
 
 
-def require_same(run: RunLayout, identity: Identity) -> None:
+def require_same(run: RunLayout, expected: CheckpointRecord) -> None:
     """Raise UserError if the newest checkpoint was made by another experiment, stage or number of ranks."""
     step = newest(run.checkpoints)
     if step is None:
         return
     record = CheckpointRecord.read(run.checkpoint(step))
-    for key, expected in vars(identity).items():
-        found = getattr(record, key)
-        if found != expected:
+    for key in IDENTITY:
+        found, wanted = getattr(record, key), getattr(expected, key)
+        if found != wanted:
             raise UserError(
-                f"{run.checkpoint(step)}: was saved with {key}={found!r}, this run has {expected!r}; "
+                f"{run.checkpoint(step)}: was saved with {key}={found!r}, this run has {wanted!r}; "
                 "resume with the same settings, or train into another folder (study=NAME or output=FOLDER)"
             )
 

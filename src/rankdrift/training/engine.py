@@ -11,7 +11,6 @@ import ctypes
 import fcntl
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ def process_group() -> Iterator[None]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(free_port()))
+        os.environ.update(alone, MASTER_PORT="0")  # any free port: nobody else has to know it
     if not torch.cuda.is_available():
         _keep_freed_memory()
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -95,14 +94,6 @@ def alone_in(folder: Path) -> Iterator[None]:
         if max_over_ranks(taken):
             raise UserError(f"{folder}: another process is training in it; wait for it or stop it")
         yield
-
-
-def free_port() -> int:
-    """Return a TCP port that is free on this machine now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def rank() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankdrift import records, registry
+from rankdrift.checkpoint.record import CheckpointRecord
 from rankdrift.data.batches import (
     BatchOrder,
     collate,
@@ -62,7 +63,8 @@ class Setup:
     plan: ds_config.BatchPlan
     config: dict[str, Any]
     """DeepSpeed's configuration, merged."""
-    identity: checkpointing.Identity
+    record: CheckpointRecord
+    """What every checkpoint of this run states, at step 0."""
 
 
 def train(spec: Spec, config_path: Path) -> RunLayout:
@@ -74,7 +76,7 @@ def train(spec: Spec, config_path: Path) -> RunLayout:
     with engine.alone_in(run.root):
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
-        checkpointing.require_same(run, setup.identity)
+        checkpointing.require_same(run, setup.record)
         torch.manual_seed(spec.seed)
         model = load_model(setup.base, spec.model, num_labels(spec))
         model = setup.method.prepare(model, spec.method, setup.base)
@@ -95,7 +97,9 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     logger.info("global batch %d = %s", training.global_batch, plan)
     base = resolve(spec.model.name, spec.model.revision)
     tokenizer = load_tokenizer(base)
-    identity = checkpointing.Identity(
+    record = CheckpointRecord(
+        step=0,
+        data_position=0,
         world_size=engine.world_size(),
         zero_stage=ds_config.stage_of(config),
         method=spec.method.name,
@@ -106,7 +110,7 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     )
     method: Method = registry.load("method", spec.method.name)
     data = load_data(spec, tokenizer)
-    return Setup(spec, run, method, base, tokenizer, data, plan, config, identity)
+    return Setup(spec, run, method, base, tokenizer, data, plan, config, record)
 
 
 def resolved_precision(spec: Spec) -> str:
@@ -261,9 +265,8 @@ class Trainer:
         if self.journal:
             self.journal.flush()
         used = step * self.spec.training.global_batch
-        checkpointing.save(
-            self.engine, self.run, step, used, self.setup.identity, self.setup.method.exclude_frozen
-        )
+        record = replace(self.setup.record, step=step, data_position=used)
+        checkpointing.save(self.engine, self.run, record, self.setup.method.exclude_frozen)
 
     def _is_due(self, step: int, every: int | None) -> bool:
         """Say whether something done every so many steps (None: at the end; 0: never) is due."""
@@ -278,7 +281,7 @@ class Trainer:
         saves = sum(self._is_due(s, training.save_every) or s in training.save_steps for s in later)
         trained = sum(self.engine.numels.values())
         frozen = 0 if self.setup.method.exclude_frozen else _numel(self.engine.module) - trained
-        weight = 2 if self.setup.identity.precision == "bf16" else 4
+        weight = 2 if self.setup.record.precision == "bf16" else 4
         needed = saves * checkpointing.predicted_bytes(trained, frozen, self.engine.stage, weight)
         checkpointing.require_space(self.run.root, needed, f"{saves} checkpoints")
 
