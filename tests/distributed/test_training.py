@@ -33,7 +33,7 @@ RECIPE: dict[str, Any] = {
         "learning_rate": 2e-3,
         "weight_decay": 0.01,
         "clip": 0.5,
-        "eval_rows": 12,
+        "eval_rows": 5,  # on two ranks the second has a batch fewer
         "save_every": 5,
         "precision": "fp32",
     },
@@ -90,6 +90,11 @@ def runs(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     two = [job(root, folder, f"full-z{s}-r2", s) for s in stages]
     two += [job(root, folder, f"full-z{s}-r2", f"{s[0]}_offload") for s in ("2o", "3o")]
     two += [job(root, folder, f"full-z{s}-bf16", s, "training.precision=bf16") for s in stages]
+    # DeepSpeed uses yet another optimizer here, which keeps whole gradients on every rank
+    accumulated = folder / "bf16-fp32.json"
+    stage1 = {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}
+    accumulated.write_text(json.dumps(stage1))
+    two += [job(root, folder, "full-z1-acc32", 1, "training.precision=bf16", config=str(accumulated))]
     two += [job(root, folder, f"lora-z{s}-r2", s, *LORA[:2]) for s in stages]
     two += [job(root, folder, "dropout", 2, *LORA)]
     two += [job(root, folder, "killed", 2, *LORA, stop_after=5), job(root, folder, "killed", 2, *LORA)]
@@ -141,10 +146,10 @@ def test_lora_losses_do_not_depend_on_the_stage(runs: Path, stage: int) -> None:
     np.testing.assert_allclose(losses, column(runs, "lora-z0-r2", "loss"), rtol=1e-5)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_bf16_losses_agree_between_stages(runs: Path, stage: int) -> None:
+@pytest.mark.parametrize("name", ["full-z0-bf16", "full-z2-bf16", "full-z3-bf16", "full-z1-acc32"])
+def test_bf16_losses_agree_between_stages(runs: Path, name: str) -> None:
     """Within the rounding of bf16 (8 bits); DeepSpeed's own stage 0 optimizer is off by 2-10 %."""
-    losses = column(runs, f"full-z{stage}-bf16", "loss")
+    losses = column(runs, name, "loss")
     np.testing.assert_allclose(losses, column(runs, "full-z1-bf16", "loss"), rtol=2e-3)
     np.testing.assert_allclose(losses, column(runs, REFERENCE, "loss"), rtol=1e-2)
 
@@ -165,7 +170,7 @@ def test_gradient_statistics_are_the_same_at_every_stage_and_rank_count(runs: Pa
         )
 
 
-@pytest.mark.parametrize("name", [*FP32_RUNS, "lora-z1-r2", "lora-z3-r2"])
+@pytest.mark.parametrize("name", [*FP32_RUNS, "lora-z1-r2", "lora-z3-r2", "full-z1-acc32"])
 def test_the_global_statistic_is_the_logged_norm(runs: Path, name: str) -> None:
     probe = table(runs, name).query("level == 'global'")
     np.testing.assert_allclose(probe["l2_norm"], column(runs, name, "gradient_norm"), rtol=1e-5)
