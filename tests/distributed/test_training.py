@@ -97,7 +97,9 @@ def runs(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     two += [job(root, folder, "full-z1-acc32", 1, "training.precision=bf16", config=str(accumulated))]
     two += [job(root, folder, f"lora-z{s}-r2", s, *LORA[:2]) for s in stages]
     two += [job(root, folder, "dropout", 2, *LORA)]
-    two += [job(root, folder, "killed", 2, *LORA, stop_after=5), job(root, folder, "killed", 2, *LORA)]
+    two += [job(root, folder, "killed", 2, *LORA, stop_at=5), job(root, folder, "killed", 2, *LORA)]
+    # here steps 6 to 10 are logged, and lost with their checkpoint
+    two += [job(root, folder, "lost", 2, *LORA, stop_at=10, saved=False), job(root, folder, "lost", 2, *LORA)]
     two += [job(root, folder, "classifier", 2, "model.head=classifier")]
     one = [job(root, folder, f"full-z{s}-r1", s) for s in (0, 2)]
     one += [job(root, folder, "six-z0-r1", 0, *SIX)]
@@ -187,10 +189,11 @@ def test_lora_factors_are_told_apart(runs: Path) -> None:
     assert (first[first["factor"] == "B"]["l2_norm"] > 0).all()
 
 
-def test_resumed_equals_uninterrupted(runs: Path) -> None:
-    for key in ("loss", "gradient_norm", "learning_rate"):
-        assert column(runs, "killed", key).tolist() == column(runs, "dropout", key).tolist()
-    pd.testing.assert_frame_equal(table(runs, "killed"), table(runs, "dropout"))
+@pytest.mark.parametrize("name", ["killed", "lost"])
+def test_resumed_equals_uninterrupted(runs: Path, name: str) -> None:
+    for key in ("step", "loss", "gradient_norm", "learning_rate"):
+        assert column(runs, name, key).tolist() == column(runs, "dropout", key).tolist()
+    pd.testing.assert_frame_equal(table(runs, name), table(runs, "dropout"))
 
 
 def test_a_classification_head_trains(runs: Path) -> None:
@@ -213,7 +216,7 @@ def test_lora_checkpoints_leave_out_the_frozen_base(runs: Path) -> None:
 def test_tensorboard_has_every_scalar_once(runs: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run_of(runs, "killed").tensorboard)).Reload()
+    events = EventAccumulator(str(run_of(runs, "lost").tensorboard)).Reload()
     tags = {"loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_gib"}
     assert {f"train/{tag}" for tag in tags} | {"validation/loss"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
