@@ -15,7 +15,8 @@ def run_ranks(ranks: int, script: Path, *arguments: str, timeout: float = 280) -
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu"}
+    # the launcher sets LOCAL_SIZE, and DeepSpeed opens shared memory only where it does
+    shared |= {"LOCAL_SIZE": ranks, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu"}
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), *arguments],
