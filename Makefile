@@ -32,7 +32,7 @@ test: $(READY)  ## run all tests
 	@HF_HUB_OFFLINE=1 python -m pytest
 
 test-unit: $(READY)  ## run the tests that start no ranks
-	@HF_HUB_OFFLINE=1 python -m pytest -m 'not distributed and not e2e'
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m 'not distributed and not e2e'
 
 check: $(READY)  ## what CI checks besides the tests: ruff, mypy
 	@ruff check .

@@ -41,6 +41,7 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
     study = StudyLayout(specs[0].study_root)
     with _stage(f"base model {specs[0].model.name} (fetched and converted the first time)", say):
         say(f"  {resolve(specs[0].model.name, specs[0].model.revision)}")
+    _refuse_other_runs(study, specs)
     _write_recipe(study, recipe)
     for number, spec in enumerate(specs, start=1):
         run = study.run(spec.run_name)
@@ -60,6 +61,16 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
     return report
 
 
+def _refuse_other_runs(study: StudyLayout, specs: list[Spec]) -> None:
+    """Raise UserError, before anything is written, if a run's folder holds another experiment."""
+    for spec in specs:
+        run = study.run(spec.run_name)
+        if run.spec.exists() and read_spec(run.spec).digest() != spec.digest():
+            raise UserError(
+                f"{run.root}: holds a run with other settings; choose another study (study=NAME), or delete it"
+            )
+
+
 def _write_recipe(study: StudyLayout, recipe: Recipe) -> None:
     """Write the recipe unless the same is there: the report depends on the file."""
     tree = recipe.model_dump(mode="json")
@@ -68,11 +79,7 @@ def _write_recipe(study: StudyLayout, recipe: Recipe) -> None:
 
 
 def train_run(recipe: Recipe, spec: Spec, run: RunLayout, start: Launch, say: Say) -> None:
-    """Train one run unless it is finished; raise UserError if its folder holds another experiment."""
-    if run.spec.exists() and read_spec(run.spec).digest() != spec.digest():
-        raise UserError(
-            f"{run.root}: holds a run with other settings; choose another study (study=NAME), or delete it"
-        )
+    """Train one run unless it is finished."""
     if run.status.exists() and records.read_json(run.status)["state"] == "finished":
         say("  finished before")
         return
