@@ -26,8 +26,8 @@ def noise_spectrum(
     if 0 < rank < min(rows, columns):
         sigma = np.stack(list(itertools.islice(product_spectra(rows, columns, rank, seed), draws)))
     else:
-        generator = np.random.default_rng(seed)
-        sigma = np.stack([_gaussian(*sorted((rows, columns)), generator) for _ in range(draws)])
+        generator, (small, large) = np.random.default_rng(seed), sorted((rows, columns))
+        sigma = np.stack([_gaussian(small, large, generator) for _ in range(draws)])
     return norm * sigma / np.linalg.norm(sigma, axis=1, keepdims=True)
 
 

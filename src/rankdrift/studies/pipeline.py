@@ -39,10 +39,10 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
     """Train, consolidate and score every run, analyse them together, and return the report's path."""
     specs = recipe.runs()
     study = StudyLayout(specs[0].study_root)
-    with _stage(f"base model {specs[0].model.name} (fetched and converted the first time)", say):
-        say(f"  {resolve(specs[0].model.name, specs[0].model.revision)}")
     _refuse_other_runs(study, specs)
     _write_recipe(study, recipe)
+    with _stage(f"base model {specs[0].model.name} (fetched and converted the first time)", say):
+        say(f"  {resolve(specs[0].model.name, specs[0].model.revision)}")
     for number, spec in enumerate(specs, start=1):
         run = study.run(spec.run_name)
         with _stage(f"[{number}/{len(specs)}] train {spec.run_name}", say):
@@ -67,7 +67,8 @@ def _refuse_other_runs(study: StudyLayout, specs: list[Spec]) -> None:
         run = study.run(spec.run_name)
         if run.spec.exists() and read_spec(run.spec).digest() != spec.digest():
             raise UserError(
-                f"{run.root}: holds a run with other settings; choose another study (study=NAME), or delete it"
+                f"{run.root}: holds a run with other settings; choose another study (study=NAME), or "
+                "delete it"
             )
 
 
