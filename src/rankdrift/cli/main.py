@@ -11,6 +11,7 @@ import importlib
 import os
 import pkgutil
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
@@ -19,6 +20,7 @@ from rankdrift import __version__, cli
 from rankdrift.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
+GRACE = 5.0  # seconds
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")  # NVIDIA, AMD
 
 
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank meets the same error: one says it
             print(f"rankdrift {arguments.command}: error: {error}", file=sys.stderr)
+        else:  # the launcher kills all ranks as soon as one has gone: let rank 0 speak first
+            time.sleep(GRACE)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED

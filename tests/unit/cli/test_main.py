@@ -99,3 +99,19 @@ def test_what_only_training_can_see_ends_it_before_the_first_step(
     assert part in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "out").rglob("step-*"))
+
+
+@pytest.mark.parametrize(("rank", "speaks", "waits"), [("0", True, []), ("3", False, [5.0])])
+def test_of_many_ranks_the_first_one_speaks(
+    rank: str,
+    speaks: bool,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setenv("RANK", rank)
+    assert main(["report", "/nowhere"]) == 2
+    assert ("/nowhere" in capsys.readouterr().err) == speaks
+    assert waited == waits
