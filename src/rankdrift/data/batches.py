@@ -114,16 +114,29 @@ def collate(rows: Sequence[Row], pad_id: int, head: Head) -> dict[str, Tensor]:
     shape (rows, longest), int64. ``labels`` have that shape with -100 except on target tokens, or shape
     (rows,) for the classifier.
     """
-    width = max(len(row.input_ids) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    batch = left_padded([row.input_ids for row in rows], pad_id)
+    labels = _target_labels(rows, batch["input_ids"]) if head == "lm" else _class_labels(rows)
+    return {**batch, "labels": labels}
+
+
+def left_padded(
+    sequences: Sequence[Sequence[int] | np.ndarray], pad_id: int, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Return ``input_ids``, ``attention_mask`` and ``position_ids``, each int64 of shape (rows, longest).
+
+    On the left, so that every row ends at the same column. Positions are counted from a row's first own
+    token, not from the padding, so that a model with absolute positions gives what it gives unpadded.
+    """
+    longest = max(map(len, sequences))
+    ids = torch.full((len(sequences), longest), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        first = width - len(row.input_ids)
-        ids[number, first:] = torch.from_numpy(row.input_ids)
+    for number, sequence in enumerate(sequences):
+        first = longest - len(sequence)
+        ids[number, first:] = torch.as_tensor(sequence, dtype=torch.int64)
         mask[number, first:] = 1
-    labels = _target_labels(rows, ids) if head == "lm" else _class_labels(rows)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def target_positions(labels: Tensor) -> int:

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from rankdrift.data.batches import left_padded
 from rankdrift.errors import UserError
-from rankdrift.scoring.batches import batches_by_length, left_padded
+from rankdrift.scoring.batches import batches_by_length
 
 Tokens = tuple[int, ...]
 

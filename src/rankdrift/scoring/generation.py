@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rankdrift.scoring.batches import batches_by_length, left_padded
+from rankdrift.data.batches import left_padded
+from rankdrift.scoring.batches import batches_by_length
 
 Tokens = tuple[int, ...]
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rankdrift.data.batches import left_padded
 from rankdrift.data.general_text import TextWindow
 from rankdrift.errors import UserError
-from rankdrift.scoring.batches import batches_by_length, left_padded
+from rankdrift.scoring.batches import batches_by_length
 
 CHUNK_TOKENS = 256  # tokens whose log-probabilities are in memory at once
 

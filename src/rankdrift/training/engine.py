@@ -70,7 +70,7 @@ def process_group() -> Iterator[None]:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _share_cores()
     with _standard_output_muted():
-        deepspeed.init_distributed(dist_backend=None, verbose=False)
+        deepspeed.init_distributed(verbose=False)
     try:
         yield
     finally:
@@ -153,8 +153,6 @@ class Engine:
                 model=model, optimizer=_adamw([param for _, param in trainable], training), config=config
             )
         self.parameters = trainable
-        self._norm: float | None = None
-        self._clips = training.clip
 
     @property
     def module(self) -> nn.Module:

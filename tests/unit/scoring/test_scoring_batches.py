@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rankdrift.scoring.batches import batches_by_length, left_padded
+from rankdrift.data.batches import left_padded
+from rankdrift.scoring.batches import batches_by_length
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
