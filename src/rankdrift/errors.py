@@ -1,4 +1,4 @@
-"""The errors a user can cause, each of which ends a command with one message and exit code 2."""
+"""The errors a user can cause or meet, each of which ends a command with one message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Input that cannot be used: the message names the thing, the value that was got, and the remedy."""
+    """Input that cannot be used (exit code 2): the message names the thing, the value, and the remedy."""
+
+
+class IntegrityError(UserError):
+    """Stored data that is not what was written (exit code 3): cut, altered, missing, or of another run."""
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:

@@ -65,6 +65,11 @@ class RunLayout:
         return self.root / "metrics.jsonl"
 
     @property
+    def replay(self) -> Path:
+        """What a run that was interrupted had logged after its last checkpoint, to be met again."""
+        return self.root / "replay.json"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.root / "tensorboard"
@@ -100,6 +105,10 @@ class RunLayout:
     def export(self, step: int) -> Path:
         """The safetensors model folder or PEFT adapter folder of one step."""
         return self.exports / step_name(step)
+
+    def merged(self, step: int) -> Path:
+        """The whole model of one step of a LoRA run: the base model with the adapter in it."""
+        return self.root / "merged" / step_name(step)
 
     @property
     def scores(self) -> Path:

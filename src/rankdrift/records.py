@@ -131,9 +131,14 @@ def digest_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def canonical_json(value: Any) -> str:
+    """Return a value's canonical JSON: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
 def digest_json(value: Any) -> str:
-    """Return the SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
-    return digest_text(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str))
+    """Return the SHA-256 of a value's canonical JSON."""
+    return digest_text(canonical_json(value))
 
 
 def digest_file(path: Path) -> str:

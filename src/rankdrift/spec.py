@@ -19,6 +19,11 @@ from rankdrift.errors import UserError, did_you_mean
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 DEFAULT_RECIPE = RECIPES / "demo.yaml"
+RECORD_KEYS = frozenset(
+    {"log_every", "eval_every", "eval_rows", "save_every", "save_steps", "probe_every"}
+    | {"keep_last", "keep_every", "keep_best"}
+)
+"""Settings of training that say what is recorded of it, and change no weight."""
 TARGET_GROUPS = ("qv", "attention", "mlp", "both", "all")
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -128,7 +133,13 @@ class TrainingSpec(_Section):
     save_every: PositiveInt | None = None
     """Steps between checkpoints; the last step is always saved."""
     save_steps: tuple[PositiveInt, ...] = ()
-    """Further steps to save at."""
+    """Further steps to save at; they are always kept."""
+    keep_last: PositiveInt | None = None
+    """Keep so many of the newest checkpoints; without any ``keep_`` setting all are kept."""
+    keep_every: PositiveInt | None = None
+    """Keep checkpoints whose step is a multiple of it."""
+    keep_best: PositiveInt | None = None
+    """Keep so many checkpoints of the lowest validation loss."""
     probe_every: NonNegativeInt = 1
     """Steps between gradient statistics; 0 switches them off."""
 
@@ -212,11 +223,11 @@ class Spec(_Section):
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
-        """Return the SHA-256 of everything that can change a trained weight (not names and places)."""
-        kept = {key: value for key, value in self.as_dict().items() if key not in ("study", "arm", "output")}
-        for later in ("scoring", "analysis"):
-            del kept[later]
-        return records.digest_json(kept)
+        """Return the SHA-256 of everything that can change a trained weight (not names, places, records)."""
+        tree = self.as_dict()
+        kept = {key: tree[key] for key in ("seed", "model", "data", "method")}
+        training = {key: value for key, value in tree["training"].items() if key not in RECORD_KEYS}
+        return records.digest_json({**kept, "training": training})
 
 
 class Recipe(_Section):

@@ -120,6 +120,7 @@ def save(case: dict[str, Any], engine: deepspeed.DeepSpeedEngine, run: RunLayout
             base=str(base),
             base_digest="base",
             data_position=STEPS,
+            seed=7,
         )
         record.write(run.checkpoint(STEPS))
     deepspeed.comm.barrier()

@@ -1,27 +1,38 @@
-"""The file that says a sharded checkpoint is whole: ``checkpoint.json``, written last.
+"""The file that says a sharded checkpoint is whole: its manifest ``checkpoint.json``, written last.
 
 DeepSpeed names a checkpoint in ``latest`` before every rank has finished writing it, and a killed job
 leaves a folder that looks like any other. So a folder is a checkpoint only if its ``checkpoint.json``
-is there and every file it lists still has the size it lists. No torch here: a launcher may ask.
+is there, unaltered, and every file it lists has the size (and, where all is read, the checksum) it lists.
+No torch here: a launcher may ask.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import pydantic
+import xxhash
 
 from rankdrift import layout, records
-from rankdrift.errors import UserError
+from rankdrift.checkpoint.checksums import StoredFile, stored_file
+from rankdrift.errors import IntegrityError, UserError
 
 RECORD_NAME = "checkpoint.json"
+CHECKSUM_KEY = "record_checksum"
+
+Progress = Callable[[int], None]  # takes the bytes just read
 
 
 @dataclass(frozen=True)
 class CheckpointRecord:
     """What one sharded checkpoint holds, and under which settings it was trained."""
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = {"extra": "forbid", "strict": True}
 
     step: int
     """Optimizer steps taken."""
@@ -41,31 +52,53 @@ class CheckpointRecord:
     """Digest of the base model's weights."""
     data_position: int
     """Rows of training data consumed."""
-    files: dict[str, int] = field(default_factory=dict)
-    """Bytes of every file of the checkpoint, by its name relative to the folder."""
+    seed: int
+    """Seed of the run. Every random number of training is drawn from (seed, step, rank): there is no other
+    state of a generator to keep."""
+    files: dict[str, StoredFile] = field(default_factory=dict)
+    """Size and checksum of every file of the checkpoint, by its name relative to the folder."""
 
-    def write(self, folder: Path) -> CheckpointRecord:
-        """Flush the folder's files to the disk, then write their sizes; return the record as written.
+    def write(self, folder: Path, files: Mapping[str, StoredFile] | None = None) -> CheckpointRecord:
+        """Flush the folder to the disk, then write what is in it; return the record as written.
 
-        Call it on one rank, once every rank has written its shards.
+        Call it on one rank, once every rank has written its shards. ``files`` states what the writers put
+        into them; a file that it does not name is read. Raises OSError where a file is not as stated.
         """
         sync_tree(folder)
-        complete = dataclasses.replace(self, files=_sizes(folder))
-        records.write_json(folder / RECORD_NAME, dataclasses.asdict(complete))
+        stored = {name: _stored(folder, name, files or {}) for name in _names(folder)}
+        complete = dataclasses.replace(self, files=stored)
+        tree = dataclasses.asdict(complete)
+        records.write_json(folder / RECORD_NAME, {**tree, CHECKSUM_KEY: _checksum(tree)})
         return complete
 
     @classmethod
     def read(cls, folder: Path) -> CheckpointRecord:
-        """Return a checkpoint's record, or raise UserError where the checkpoint is not whole."""
+        """Return a checkpoint's record; it and the sizes of the files are checked, not the files' contents.
+
+        Raises UserError where there is no checkpoint, IntegrityError where it is not what was written.
+        """
         path = folder / RECORD_NAME
         if not path.exists():
             raise UserError(
                 f"{folder}: not a complete checkpoint ({RECORD_NAME} is missing); use another step"
             )
-        record = _parse(cls, path, records.read_json(path))
-        for name, size in record.files.items():
-            _check_file(folder / name, size)
+        record = _parse(cls, path)
+        if layout.step_of(folder.name) not in (None, record.step):
+            raise IntegrityError(f"{path}: states step {record.step}; the folder was renamed or swapped")
+        for name, file in record.files.items():
+            _check_size(folder / name, file.size)
         return record
+
+    def check_contents(self, folder: Path, progress: Progress | None = None) -> None:
+        """Read every file and raise IntegrityError unless it is the one that was written."""
+        for name, file in self.files.items():
+            _check_size(folder / name, file.size)
+            found = stored_file(folder / name, progress).checksum
+            if found != file.checksum:
+                raise IntegrityError(
+                    f"{folder / name}: checksum {found} where {file.checksum} was written (altered or "
+                    "swapped); use another step, or copy the file again"
+                )
 
 
 def newest(checkpoints: Path) -> int | None:
@@ -98,26 +131,48 @@ def _is_complete(folder: Path) -> bool:
     return True
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD_NAME)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+def _names(folder: Path) -> list[str]:
+    """Return the names of a folder's files, relative to it, sorted; without the record."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != RECORD_NAME)
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
-def _parse(cls: type[CheckpointRecord], path: Path, tree: Any) -> CheckpointRecord:
-    expected = {entry.name for entry in dataclasses.fields(cls)}
-    if not isinstance(tree, dict) or set(tree) != expected or not isinstance(tree["files"], dict):
-        got = ", ".join(sorted(tree)) if isinstance(tree, dict) else type(tree).__name__
-        raise UserError(
-            f"{path}: not a record of rankdrift's (it has: {got}; expected: {', '.join(sorted(expected))})"
-        )
-    return cls(**tree)
+def _stored(folder: Path, name: str, known: Mapping[str, StoredFile]) -> StoredFile:
+    if name not in known:
+        return stored_file(folder / name)
+    size = (folder / name).stat().st_size
+    if size != known[name].size:
+        raise OSError(f"{name} has {size} bytes after {known[name].size} were written")
+    return known[name]
 
 
-def _check_file(path: Path, size: int) -> None:
-    if not path.exists():
-        raise UserError(f"{path}: missing from the checkpoint; use another step or copy the file again")
+def _checksum(tree: Any) -> str:
+    return xxhash.xxh3_128(records.canonical_json(tree).encode()).hexdigest()
+
+
+def _parse(cls: type[CheckpointRecord], path: Path) -> CheckpointRecord:
+    try:
+        tree = records.read_json(path)
+        stated = tree.pop(CHECKSUM_KEY, None) if isinstance(tree, dict) else None
+        record = pydantic.TypeAdapter(cls).validate_json(records.canonical_json(tree))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise IntegrityError(
+            f"{path}: not a record of this version of rankdrift ({where}: {first['msg']}); use another step"
+        ) from None
+    except UserError as error:
+        raise IntegrityError(str(error)) from None
+    if stated != _checksum(tree):
+        raise IntegrityError(f"{path}: altered since it was written; use another step")
+    return record
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise IntegrityError(f"{path}: missing from the checkpoint; use another step or copy the file again")
     found = path.stat().st_size
     if found != size:
-        raise UserError(
+        raise IntegrityError(
             f"{path}: {found} bytes where {size} were written (truncated or overwritten); use another step"
         )

@@ -65,7 +65,11 @@ def _refuse_other_runs(study: StudyLayout, specs: list[Spec]) -> None:
     """Raise UserError, before anything is written, if a run's folder holds another experiment."""
     for spec in specs:
         run = study.run(spec.run_name)
-        if run.spec.exists() and read_spec(run.spec).digest() != spec.digest():
+        if not run.spec.exists():
+            continue
+        old, over = read_spec(run.spec), _is_finished(run)
+        # what is recorded may change while a run goes on, but not of one that is over
+        if old.digest() != spec.digest() or (over and old.training != spec.training):
             raise UserError(
                 f"{run.root}: holds a run with other settings; choose another study (study=NAME), or "
                 "delete it"
@@ -81,11 +85,15 @@ def _write_recipe(study: StudyLayout, recipe: Recipe) -> None:
 
 def train_run(recipe: Recipe, spec: Spec, run: RunLayout, start: Launch, say: Say) -> None:
     """Train one run unless it is finished."""
-    if run.status.exists() and records.read_json(run.status)["state"] == "finished":
+    if _is_finished(run):
         say("  finished before")
         return
     arguments = ["--config", str(start.config), "--experiment", str(start.recipe or DEFAULT_RECIPE)]
     launch(start.ranks, [*arguments, "--arm", spec.arm, "--seed", str(spec.seed), *recipe.overrides])
+
+
+def _is_finished(run: RunLayout) -> bool:
+    return run.status.exists() and records.read_json(run.status)["state"] == "finished"
 
 
 def analyse_study(study: StudyLayout, names: list[str], say: Say) -> list[Path]:

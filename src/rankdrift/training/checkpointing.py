@@ -8,57 +8,105 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from rankdrift import records
-from rankdrift.checkpoint.record import CheckpointRecord, newest
-from rankdrift.checkpoint.shards import open_checkpoint
-from rankdrift.errors import UserError
-from rankdrift.layout import RunLayout, step_name
-from rankdrift.training.engine import Engine, barrier, rank
+from rankdrift.checkpoint.checksums import StoredFile
+from rankdrift.checkpoint.record import CheckpointRecord, complete_steps, newest
+from rankdrift.checkpoint.rotation import Retention, remove
+from rankdrift.errors import IntegrityError, UserError
+from rankdrift.layout import RunLayout
+from rankdrift.training.engine import Engine, gather, on_rank_0, rank, world_size
 
 logger = logging.getLogger(__name__)
 
 FP32_BYTES = 4
 ADAM_BYTES = 8  # two moments
 SPARE_BYTES = 256 * 2**20
+REORDERED = 1e-3  # relative; bf16 losses of different ZeRO stages agree to this (docs/footguns.md)
 
 
-IDENTITY = ("world_size", "zero_stage", "method", "precision", "spec_digest", "base", "base_digest")
+IDENTITY = ("method", "precision", "spec_digest", "base", "base_digest")
 """What a checkpoint must agree on before a run resumes from it."""
 
 
-def save(engine: Engine, run: RunLayout, record: CheckpointRecord, exclude_frozen: bool) -> None:
+def save(engine: Engine, run: RunLayout, record: CheckpointRecord, exclude_frozen: bool, needed: int) -> None:
     """Save the step that the record states; every rank must call it.
+
+    Parameters
+    ----------
+    engine
+        What is saved.
+    run
+        The run's folder.
+    record
+        What the checkpoint will state.
+    exclude_frozen
+        Leave out parameters that do not train.
+    needed
+        Bytes the checkpoint will take (``predicted_bytes``).
 
     Raises
     ------
     UserError
-        If the disk cannot hold it. The checkpoints that were there stay.
+        On every rank, if it cannot be written whole. The checkpoints that were there stay.
 
     """
-    target, temporary = run.checkpoint(record.step), f".{step_name(record.step)}.tmp"
-    scratch = run.checkpoints / temporary
-    if rank() == 0:
-        shutil.rmtree(scratch, ignore_errors=True)
-    barrier()
+    target = run.checkpoint(record.step)
+    scratch = target.with_name(f".{target.name}.tmp")
     try:
-        engine.save(run.checkpoints, temporary, exclude_frozen)
-    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where a disk is full
+        on_rank_0(lambda: _prepare(scratch, needed))
+        files = engine.save(run.checkpoints, scratch.name, exclude_frozen)
+        on_rank_0(lambda: _publish(scratch, target, record, files))
+    except OSError as error:
+        if rank() == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
         raise UserError(f"{target}: cannot be saved ({error}); earlier checkpoints are untouched") from None
-    barrier()
-    if rank() == 0:
-        record.write(scratch)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-        records.sync_folder(run.checkpoints)
-        records.write_text(run.checkpoints / "latest", step_name(record.step) + "\n")
-    barrier()
     logger.info("saved %s", target)
 
 
+def _prepare(scratch: Path, needed: int) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    require_space(scratch.parent, needed, "one checkpoint")
+
+
+def _publish(scratch: Path, target: Path, record: CheckpointRecord, files: Mapping[str, StoredFile]) -> None:
+    """Give a whole checkpoint its name; what had the name was not whole, or the run would not be here."""
+    record.write(scratch, files)
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.rename(old)
+    scratch.rename(target)
+    records.sync_folder(target.parent)
+    records.write_text(target.parent / "latest", target.name + "\n")
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def rotate(run: RunLayout, keep: Retention) -> None:
+    """Remove the checkpoints that need not be kept; call it on rank 0, after a save.
+
+    One that is being read is left for the next time; one that cannot be removed is warned of.
+    """
+    validation = (row for row in records.read_jsonl(run.metrics) if row["split"] == "validation")
+    losses = {row["step"]: row["loss"] for row in validation}
+    for step in keep.superfluous(complete_steps(run.checkpoints), losses):
+        try:
+            if remove(run.checkpoint(step)):
+                logger.info("removed %s", run.checkpoint(step))
+        except OSError as error:
+            logger.warning("%s cannot be removed (%s)", run.checkpoint(step), error)
+
+
 def require_same(run: RunLayout, expected: CheckpointRecord) -> None:
-    """Raise UserError if the newest checkpoint was made by another experiment, stage or number of ranks."""
+    """Raise UserError if the newest checkpoint was made by another experiment.
+
+    The number of ranks and the ZeRO stage may differ.
+    """
     step = newest(run.checkpoints)
     if step is None:
         return
@@ -72,28 +120,69 @@ def require_same(run: RunLayout, expected: CheckpointRecord) -> None:
             )
 
 
-def resume(engine: Engine, run: RunLayout, strict: bool) -> int:
-    """Load the newest complete checkpoint, if there is one; return the step it holds, else 0.
+def require_intact(run: RunLayout) -> None:
+    """Raise IntegrityError on every rank unless the newest checkpoint's files are as written.
 
-    Without ``strict`` the checkpoint may lack parameters (the frozen base); those that train must be there.
+    Each rank reads its share of the files.
+    """
+    step = newest(run.checkpoints)
+    if step is None:
+        return
+    record, failure = CheckpointRecord.read(run.checkpoint(step)), None
+    share = sorted(record.files)[rank() :: world_size()]
+    try:
+        replace(record, files={name: record.files[name] for name in share}).check_contents(
+            run.checkpoint(step)
+        )
+    except (OSError, IntegrityError) as error:
+        failure = str(error)
+    if failures := [found for found in gather(failure) if found]:
+        raise IntegrityError(f"{failures[0]}; delete {run.checkpoint(step)} to resume from the step before")
+
+
+def replay_tolerance(run: RunLayout, record: CheckpointRecord) -> float:
+    """Return by how much (relative) the first step after an interruption may differ from its first time.
+
+    Nothing, on CPUs with the same software, ranks and ZeRO stage; else sums are taken in another order.
+    """
+    step = newest(run.checkpoints)
+    if step is None or torch.cuda.is_available() or not run.environment.exists():
+        return REORDERED
+    saved, before, now = (
+        CheckpointRecord.read(run.checkpoint(step)),
+        records.read_json(run.environment),
+        records.environment(),
+    )
+    same = all(before.get(key) == now[key] for key in ("python", "machine", "cpu_count", "packages"))
+    layout = (saved.world_size, saved.zero_stage) == (record.world_size, record.zero_stage)
+    return 0.0 if same and layout else REORDERED
+
+
+def resume(engine: Engine, run: RunLayout) -> int:
+    """Take up the newest complete checkpoint, if there is one; return the step it holds, else 0.
+
+    It may be of another ZeRO stage and another number of ranks; every rank must call it.
     """
     step = newest(run.checkpoints)
     if step is None:
         return 0
-    _require_all(run.checkpoint(step), engine)
-    engine.load(run.checkpoints, step_name(step), strict)
-    logger.info("resumed from %s", run.checkpoint(step))
+    folder = run.checkpoint(step)
+    record = CheckpointRecord.read(folder)
+    if (record.world_size, record.zero_stage) != (world_size(), engine.stage):
+        logger.info(
+            "resuming a checkpoint of %s, ZeRO-%d on %s, ZeRO-%d",
+            _ranks(record.world_size),
+            record.zero_stage,
+            _ranks(world_size()),
+            engine.stage,
+        )
+    engine.restore(folder)
+    logger.info("resumed from %s", folder)
     return step
 
 
-def _require_all(folder: Path, engine: Engine) -> None:
-    saved = open_checkpoint(folder)
-    missing = sorted(set(engine.numels) - set(saved.tensors) - set(saved.aliases))
-    if missing:
-        raise UserError(
-            f"{folder}: holds no '{missing[0]}' ({len(missing)} trained parameters are missing); delete it "
-            "to resume from the one before"
-        )
+def _ranks(count: int) -> str:
+    return "1 rank" if count == 1 else f"{count} ranks"
 
 
 def predicted_bytes(trained: int, frozen: int, stage: int, weight_bytes: int) -> int:
@@ -119,6 +208,6 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         raise UserError(
-            f"{folder}: {what} need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; free some, "
+            f"{folder}: {needed / 2**30:.2f} GiB are needed ({what}), {free / 2**30:.2f} are free; free some, "
             "save less often (training.save_every) or choose another disk (output=FOLDER)"
         )

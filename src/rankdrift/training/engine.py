@@ -12,22 +12,26 @@ import fcntl
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
+from rankdrift.checkpoint.checksums import StoredFile, writing
+from rankdrift.checkpoint.moments import open_training_state
 from rankdrift.errors import UserError
 from rankdrift.spec import TrainingSpec
 from rankdrift.training.ds_config import stage_of
+from rankdrift.training.restore import restore
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +127,33 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
+def gather_vectors(values: Tensor) -> Tensor:
+    """Return every rank's vector, shape (ranks, n), on the CPU; every rank must give the same length."""
+    own = values.to(device())
+    every = [torch.empty_like(own) for _ in range(world_size())]
+    torch.distributed.all_gather(every, own)
+    return torch.stack(every).cpu()
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every rank's value, in the order of the ranks, on every rank; for small things."""
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def on_rank_0(action: Callable[[], None]) -> None:
+    """Do something on rank 0 while the others wait; raise OSError on every rank where it fails."""
+    failure = None
+    if rank() == 0:
+        try:
+            action()
+        except (OSError, UserError) as error:
+            failure = str(error)
+    if failure := gather(failure)[0]:
+        raise OSError(failure)
+
+
 def max_over_ranks(value: float) -> float:
     """Return the largest value of any rank."""
     largest = torch.tensor([value], dtype=torch.float64, device=device())
@@ -150,8 +181,10 @@ class Engine:
         self.numels = {name: param.numel() for name, param in trainable}
         with _standard_output_muted():
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-                model=model, optimizer=_adamw([param for _, param in trainable], training), config=config
+                model=model, optimizer=_adamw(trainable, training), config=config
             )
+        # rank 0 alone would copy a script beside the checkpoints, and fail alone where it cannot
+        self.deepspeed._copy_recovery_script = lambda folder: None
         self.parameters = trainable
 
     @property
@@ -190,21 +223,31 @@ class Engine:
         for name, param in self.parameters:
             yield GradientShard(name, self.numels[name], self._shard(param))
 
-    def save(self, folder: Path, tag: str, exclude_frozen: bool) -> None:
-        """Write this rank's shards below ``folder/tag``; every rank must call it."""
+    def save(self, folder: Path, tag: str, exclude_frozen: bool) -> dict[str, StoredFile]:
+        """Write all ranks' shards below ``folder/tag``, each flushed to the disk by the rank that wrote it.
+
+        Every rank must call it. Returns size and checksum of every file by its name; raises OSError on every
+        rank where one of them could not write.
+        """
+        writer = _Writer()
+        self.deepspeed.checkpoint_engine = writer
         with _standard_output_muted():
             self.deepspeed.save_checkpoint(
                 str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=exclude_frozen
             )
+        parts = gather((writer.files, writer.failure))
+        failures = [failure for _, failure in parts if failure]
+        if failures:
+            raise OSError(failures[0])
+        return {name: stored for files, _ in parts for name, stored in files.items()}
 
-    def load(self, folder: Path, tag: str, strict: bool) -> None:
-        """Read this rank's shards from ``folder/tag``; every rank must call it."""
+    def restore(self, folder: Path) -> None:
+        """Take up a checkpoint, whatever ZeRO stage and number of ranks wrote it; every rank must call it.
+
+        The engine must not have trained yet.
+        """
         with _standard_output_muted():
-            path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag, load_module_strict=strict)
-        if path is None:
-            raise UserError(
-                f"{folder / tag}: DeepSpeed cannot load this checkpoint; delete it and resume again"
-            )
+            restore(self.deepspeed, self.parameters, open_training_state(folder))
 
     def _shard(self, param: Any) -> Tensor | None:  # DeepSpeed hangs its own attributes on a parameter
         if self.stage == 0:
@@ -229,12 +272,38 @@ class Engine:
         return float(torch.stack(squares).sum().sqrt())
 
 
-def _adamw(params: Iterable[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
-    params = list(params)
+class _Writer(TorchCheckpointEngine):
+    """Writes the files of one checkpoint: summed up on their way, flushed to the disk.
+
+    A failure is kept, not raised: DeepSpeed's ranks wait for each other after writing, so one that left
+    early would leave the others waiting.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, StoredFile] = {}
+        self.failure: str | None = None
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Do nothing: the folder is there."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Write one file."""
+        try:
+            with writing(Path(path)) as writer:
+                torch.save(state_dict, cast(IO[bytes], writer))
+        except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where a disk is full
+            self.failure = self.failure or f"rank {rank()}: {Path(path).name}: {error}"
+        else:
+            self.files[Path(path).name] = writer.stored()
+
+
+def _adamw(params: list[tuple[str, nn.Parameter]], training: TrainingSpec) -> torch.optim.Optimizer:
+    """Return the optimizer; it is given names, which a checkpoint without ZeRO stores nowhere else."""
     groups: list[dict[str, Any]] = [{"params": params, "weight_decay": training.weight_decay}]
     if training.weight_decay:
-        matrices = [param for param in params if param.ndim > 1]
-        vectors = [param for param in params if param.ndim <= 1]
+        matrices = [(name, param) for name, param in params if param.ndim > 1]
+        vectors = [(name, param) for name, param in params if param.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": training.weight_decay}]
         groups += [{"params": vectors, "weight_decay": 0.0}] if vectors else []
     return torch.optim.AdamW(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankdrift import records, registry
 from rankdrift.checkpoint.record import CheckpointRecord
+from rankdrift.checkpoint.rotation import Retention
 from rankdrift.data.batches import (
     BatchOrder,
     collate,
@@ -24,10 +26,11 @@ from rankdrift.data.batches import (
 )
 from rankdrift.data.dataset import load_rows, num_labels
 from rankdrift.data.tokens import Row, TokenizedRows
+from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.methods import Method
 from rankdrift.models.base import base_digest, load_model, load_tokenizer, resolve
-from rankdrift.spec import Spec
+from rankdrift.spec import Spec, TrainingSpec
 from rankdrift.training import checkpointing, ds_config, engine
 from rankdrift.training.journal import Journal, log_to
 from rankdrift.training.loss import target_loss_sum
@@ -65,6 +68,8 @@ class Setup:
     """DeepSpeed's configuration, merged."""
     record: CheckpointRecord
     """What every checkpoint of this run states, at step 0."""
+    replay_tolerance: float
+    """How far the first step after an interruption may be from what was logged of it, relative."""
 
 
 def train(spec: Spec, config_path: Path) -> RunLayout:
@@ -77,6 +82,7 @@ def train(spec: Spec, config_path: Path) -> RunLayout:
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
         checkpointing.require_same(run, setup.record)
+        checkpointing.require_intact(run)
         torch.manual_seed(spec.seed)
         model = load_model(setup.base, spec.model, num_labels(spec))
         model = setup.method.prepare(model, spec.method, setup.base)
@@ -100,6 +106,7 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     record = CheckpointRecord(
         step=0,
         data_position=0,
+        seed=spec.seed,
         world_size=engine.world_size(),
         zero_stage=ds_config.stage_of(config),
         method=spec.method.name,
@@ -110,7 +117,8 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     )
     method: Method = registry.load("method", spec.method.name)
     data = load_data(spec, tokenizer)
-    return Setup(spec, run, method, base, tokenizer, data, plan, config, record)
+    tolerance = checkpointing.replay_tolerance(run, record)
+    return Setup(spec, run, method, base, tokenizer, data, plan, config, record, tolerance)
 
 
 def resolved_precision(spec: Spec) -> str:
@@ -162,16 +170,17 @@ class Trainer:
     def fit(self) -> None:
         """Train from the newest checkpoint to the last step."""
         training = self.spec.training
-        start = checkpointing.resume(self.engine, self.run, strict=not self.setup.method.exclude_frozen)
+        start = checkpointing.resume(self.engine, self.run)
         self._require_space(start)
         self.journal = Journal(self.run, training.steps, start) if engine.rank() == 0 else None
+        self.replayed_step = engine.gather(self.journal and self.journal.replayed_step)[0]
         if start == 0:
             self._evaluate(0)
         for step in range(start + 1, training.steps + 1):
             self._train_step(step)
             if self._is_due(step, training.eval_every or training.save_every):
                 self._evaluate(step)
-            if self._is_due(step, training.save_every) or step in training.save_steps:
+            if self._is_save_step(step):
                 self._save(step)
         if self.journal:
             trained = sum(self.engine.numels.values())
@@ -206,8 +215,12 @@ class Trainer:
         norm = self.engine.step(rate)
         tokens = int(self.data.lengths[window].sum())
         seconds = time.perf_counter() - began
-        loss = _total(loss_sum) / targets
-        self._log(step, {"loss": loss, "learning_rate": rate, "gradient_norm": norm}, tokens, seconds)
+        total, memory = self._together(loss_sum)
+        values = {"loss": total / targets, "learning_rate": rate, "gradient_norm": norm}
+        self._check_finite(step, values)
+        self._check_replay(step, values)
+        speed = {"tokens_per_second": tokens / seconds, "memory_gib": memory, "seconds": seconds}
+        self._log(step, values, speed)
 
     def _micro_batches(self, window: np.ndarray) -> list[list[Row]]:
         """Return this rank's micro-batches of a window of row indices."""
@@ -233,13 +246,36 @@ class Trainer:
                 if self.journal:
                     self.journal.probe(probe.name, step, rows)
 
-    def _log(self, step: int, values: dict[str, float], tokens: int, seconds: float) -> None:
-        memory = engine.max_over_ranks(_memory_gib())
+    def _together(self, loss_sum: float) -> tuple[float, float]:
+        """Return the sum of all ranks' losses and the largest memory, in one exchange a step."""
+        own = torch.tensor([loss_sum, _memory_gib()], dtype=torch.float64)
+        losses, memory = engine.gather_vectors(own).unbind(dim=1)
+        return float(losses.sum()), float(memory.max())
+
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{self.run.root}: {key} is {value} at step {step}: training diverged; lower "
+                    "training.learning_rate or training.clip, or use precision=fp32"
+                )
+
+    def _check_replay(self, step: int, values: dict[str, float]) -> None:
+        """Stop where the first step after an interruption is not the one that was logged before it."""
+        if step != self.replayed_step:
+            return
+        found = self.journal.difference(values, self.setup.replay_tolerance) if self.journal else None
+        if difference := engine.gather(found)[0]:
+            raise IntegrityError(
+                f"{self.run.root}: step {step} does not repeat: {difference}; the data, the code, the "
+                f"libraries or the machine have changed. To go on all the same, delete {self.run.replay}"
+            )
+
+    def _log(self, step: int, values: dict[str, float], speed: dict[str, float]) -> None:
         if not self.journal:
             return
         self.journal.progress(step, values["loss"])
         if self._is_due(step, self.spec.training.log_every):
-            speed = {"tokens_per_second": tokens / seconds, "memory_gib": memory, "seconds": seconds}
             self.journal.metrics(step, "train", {**values, **speed})
             self.journal.status("training", step)
 
@@ -266,7 +302,13 @@ class Trainer:
             self.journal.flush()
         used = step * self.spec.training.global_batch
         record = replace(self.setup.record, step=step, data_position=used)
-        checkpointing.save(self.engine, self.run, record, self.setup.method.exclude_frozen)
+        exclude_frozen = self.setup.method.exclude_frozen
+        checkpointing.save(self.engine, self.run, record, exclude_frozen, self._checkpoint_bytes())
+        if self.journal:
+            checkpointing.rotate(self.run, _retention(self.spec.training))
+
+    def _is_save_step(self, step: int) -> bool:
+        return self._is_due(step, self.spec.training.save_every) or step in self.spec.training.save_steps
 
     def _is_due(self, step: int, every: int | None) -> bool:
         """Say whether something done every so many steps (None: at the end; 0: never) is due."""
@@ -274,16 +316,25 @@ class Trainer:
             return False
         return step == self.spec.training.steps or (every is not None and step % every == 0)
 
-    def _require_space(self, start: int) -> None:
-        """Refuse to start a run whose checkpoints the disk cannot hold."""
-        training = self.spec.training
-        later = range(start + 1, training.steps + 1)
-        saves = sum(self._is_due(s, training.save_every) or s in training.save_steps for s in later)
+    def _checkpoint_bytes(self) -> int:
         trained = sum(self.engine.numels.values())
         frozen = 0 if self.setup.method.exclude_frozen else _numel(self.engine.module) - trained
         weight = 2 if self.setup.record.precision == "bf16" else 4
-        needed = saves * checkpointing.predicted_bytes(trained, frozen, self.engine.stage, weight)
+        return checkpointing.predicted_bytes(trained, frozen, self.engine.stage, weight)
+
+    def _require_space(self, start: int) -> None:
+        """Refuse to start a run whose checkpoints the disk cannot hold."""
+        training = self.spec.training
+        later = [s for s in range(start + 1, training.steps + 1) if self._is_save_step(s)]
+        gone = _retention(training).superfluous(later, losses={})
+        # a checkpoint is removed once the next one is there; which are the best is not known yet
+        saves = min(len(later), len(later) - len(gone) + 1 + (training.keep_best or 0))
+        needed = saves * self._checkpoint_bytes()
         checkpointing.require_space(self.run.root, needed, f"{saves} checkpoints")
+
+
+def _retention(training: TrainingSpec) -> Retention:
+    return Retention(training.keep_last, training.keep_every, training.keep_best, training.save_steps)
 
 
 def _training_seconds(run: RunLayout) -> float:

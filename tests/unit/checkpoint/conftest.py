@@ -124,6 +124,7 @@ def record_of(step: int, **changes: Any) -> CheckpointRecord:
         "base": "/models/base",
         "base_digest": "b" * 64,
         "data_position": 64,
+        "seed": 42,
     }
     return CheckpointRecord(**facts | changes)
 

@@ -1,4 +1,4 @@
-"""checkpoint.json: a folder is a checkpoint if the record is there and its files have the recorded sizes."""
+"""checkpoint.json: a folder is a checkpoint if the record is there and its files are the recorded ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import xxhash
 
+from rankdrift.checkpoint.checksums import StoredFile
 from rankdrift.checkpoint.record import CheckpointRecord, newest
-from rankdrift.errors import UserError
+from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import step_name
 
 RECORD = CheckpointRecord(
@@ -24,6 +27,7 @@ RECORD = CheckpointRecord(
     base="/models/base",
     base_digest="def",
     data_position=8000,
+    seed=42,
 )
 
 
@@ -34,41 +38,106 @@ def make(folder: Path) -> Path:
     return folder
 
 
+def stored(content: bytes) -> StoredFile:
+    return StoredFile(len(content), xxhash.xxh3_128_hexdigest(content))
+
+
+def alter(folder: Path, **changes: Any) -> None:
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     folder = make(tmp_path / "step")
     written = RECORD.write(folder)
-    assert written == dataclasses.replace(RECORD, files={"a.pt": 5, "extra/b.pt": 3})
+    assert written.files == {"a.pt": stored(b"12345"), "extra/b.pt": stored(b"123")}
+    assert dataclasses.replace(written, files={}) == RECORD
     assert CheckpointRecord.read(folder) == written
     assert written.write(folder) == written  # the record does not list itself
+    written.check_contents(folder)
+
+
+def test_files_that_were_summed_while_written_are_not_read_again(tmp_path: Path) -> None:
+    folder = make(tmp_path / "step")
+    known = {"a.pt": StoredFile(5, "as the writer says")}
+    assert RECORD.write(folder, known).files["a.pt"] == known["a.pt"]
+    with pytest.raises(OSError, match=r"a\.pt has 5 bytes after 6"):
+        RECORD.write(folder, {"a.pt": StoredFile(6, "")})
 
 
 def test_a_folder_without_record_is_incomplete(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a complete checkpoint"):
+    with pytest.raises(UserError, match="not a complete checkpoint") as caught:
         CheckpointRecord.read(make(tmp_path / "step"))
+    assert not isinstance(caught.value, IntegrityError)
 
 
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"1234", r"a\.pt: 4 bytes where 5 were written"),
+        (None, r"a\.pt: missing"),
+    ],
+    ids=["cut", "missing"],
+)
+def test_reading_finds_a_file_of_another_size(tmp_path: Path, content: bytes | None, message: str) -> None:
     folder = make(tmp_path / "step")
     RECORD.write(folder)
-    (folder / "a.pt").write_bytes(b"1234")
-    with pytest.raises(UserError, match=r"a\.pt: 4 bytes where 5 were written"):
+    (folder / "a.pt").unlink()
+    if content is not None:
+        (folder / "a.pt").write_bytes(content)
+    with pytest.raises(IntegrityError, match=message):
         CheckpointRecord.read(folder)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_checking_finds_an_altered_byte(tmp_path: Path) -> None:
+    folder = make(tmp_path / "step")
+    record = RECORD.write(folder)
+    (folder / "extra" / "b.pt").write_bytes(b"124")
+    assert CheckpointRecord.read(folder) == record
+    seen: list[int] = []
+    with pytest.raises(IntegrityError, match=r"b\.pt: checksum .* was written"):
+        record.check_contents(folder, seen.append)
+    assert seen == [5, 3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"step": 1}', "[]", '{"step": ', "", b"\xff\xfe"],
+    ids=["keys", "list", "cut", "empty", "binary"],
+)
+def test_a_foreign_record_is_refused(tmp_path: Path, content: str | bytes) -> None:
+    folder = make(tmp_path / "step")
+    (folder / "checkpoint.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(IntegrityError, match=r"checkpoint\.json"):
+        CheckpointRecord.read(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": 501},
+        {"step": "500"},
+        {"zero_stage": 3},
+        {"world_size": 4},
+        {"files": {}},
+        {"files": {"a.pt": 5}},
+        {"more": 1},
+        {"record_checksum": None},
+    ],
+    ids=str,
+)
+def test_an_altered_record_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = make(tmp_path / "step")
     RECORD.write(folder)
-    (folder / "extra" / "b.pt").unlink()
-    with pytest.raises(UserError, match=r"b\.pt: missing"):
+    alter(folder, **changes)
+    with pytest.raises(IntegrityError, match=r"checkpoint\.json"):
         CheckpointRecord.read(folder)
 
 
-@pytest.mark.parametrize("content", ['{"step": 1}', "[]", '{"step": '])
-def test_a_foreign_record_is_refused(tmp_path: Path, content: str) -> None:
-    folder = make(tmp_path / "step")
-    (folder / "checkpoint.json").write_text(content)
-    with pytest.raises(UserError, match=r"checkpoint\.json"):
-        CheckpointRecord.read(folder)
+def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path: Path) -> None:
+    RECORD.write(make(tmp_path / step_name(501)))
+    with pytest.raises(IntegrityError, match="states step 500"):
+        CheckpointRecord.read(tmp_path / step_name(501))
 
 
 def test_newest_is_the_newest_whole_one_whatever_latest_says(tmp_path: Path) -> None:
@@ -78,17 +147,10 @@ def test_newest_is_the_newest_whole_one_whatever_latest_says(tmp_path: Path) -> 
     make(tmp_path / step_name(300))  # killed while saving
     (tmp_path / "latest").write_text(step_name(300))
     assert newest(tmp_path) == 200
-    (tmp_path / step_name(200) / "a.pt").write_bytes(b"")
+    (tmp_path / step_name(200) / "a.pt").unlink()
     assert newest(tmp_path) == 100
 
 
 def test_records_need_no_torch() -> None:
     code = "import sys, rankdrift.checkpoint.record; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_record_is_plain_json(tmp_path: Path) -> None:
-    folder = make(tmp_path / "step")
-    RECORD.write(folder)
-    tree = json.loads((folder / "checkpoint.json").read_text())
-    assert (tree["step"], tree["files"]["a.pt"]) == (500, 5)
