@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 DATA ?=
 RANKS ?=
 STUDY ?= demo
+KILLS ?= 200
+CONFIG ?= ds_configs/zero2.json
+METHOD ?= full
 
 # one set of tools everywhere: DeepSpeed starts ninja and its launcher by name
 export PATH := $(BIN):$(PATH)
@@ -13,7 +16,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit check format report clean
+.PHONY: help install demo test test-unit faults check format report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
@@ -33,6 +36,10 @@ test: $(READY)  ## run all tests
 
 test-unit: $(READY)  ## run the tests that start no ranks
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m 'not distributed and not e2e'
+
+faults: $(READY)  ## kill a run 200 times at random instants and see that nothing is lost (KILLS=, CONFIG=, METHOD=)
+	@folder=$$(mktemp -d) && HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu python tests/distributed/kill_campaign.py $$folder \
+		--kills $(KILLS) --config $(CONFIG) --method $(METHOD); status=$$?; rm -rf $$folder; exit $$status
 
 check: $(READY)  ## what CI checks besides the tests: ruff, mypy
 	@ruff check .

@@ -28,7 +28,7 @@ class Subject:
     base: Path
     """Hugging Face folder of the base model."""
     tuned: Path | None = None
-    """Model folder or PEFT adapter folder; None for the base model."""
+    """Folder of a model, a PEFT adapter, or a sharded checkpoint of either; None for the base model."""
     run_dir: Path | None = None
     """The run's folder (or the study's ``base`` folder); None for a checkpoint from elsewhere."""
 

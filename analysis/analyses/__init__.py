@@ -14,6 +14,7 @@ from typing import Literal
 
 import pandas as pd
 
+from rankdrift.analysis.sources.folders import config_folder
 from rankdrift.analysis.subjects import Subject
 from rankdrift.layout import RunLayout
 
@@ -37,8 +38,10 @@ class Params:
 
 
 def checkpoint_inputs(subject: Subject) -> list[Path]:
-    """Return what a per-checkpoint analysis reads: the base model and the tuned model or adapter."""
-    return [subject.base] if subject.tuned is None else [subject.base, subject.tuned]
+    """Return what a per-checkpoint analysis reads: the base model, and the tuned folder with its settings."""
+    if subject.tuned is None:
+        return [subject.base]
+    return list(dict.fromkeys([subject.base, subject.tuned, config_folder(subject.tuned)]))
 
 
 def run_inputs(subject: Subject) -> list[Path]:

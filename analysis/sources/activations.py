@@ -1,7 +1,8 @@
 """Hidden states of a base or tuned model on given token rows, mean-pooled over tokens, layer by layer.
 
-Models are loaded with transformers alone, in fp32 and evaluation mode. A LoRA adapter is the base model
-with W0 + sBA merged in fp32. States are pooled where they arise, so no token's state is ever stored.
+Models are those of transformers, in fp32 and evaluation mode, filled with the tensors that the other analyses
+read too. A LoRA adapter is the base model with W0 + sBA merged in fp32. States are pooled where they arise,
+so no token's state is ever stored.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
 
 from rankdrift import records
-from rankdrift.analysis.sources.adapters import is_adapter
+from rankdrift.analysis.sources.folders import config_folder, is_adapter, model_tensors
 from rankdrift.analysis.sources.weights import open_weights
 from rankdrift.errors import UserError
 
@@ -69,7 +69,9 @@ def _token_ids(path: Path, index: int, value: Any) -> tuple[int, ...]:
 
 
 def load_backbone(folder: Path) -> PreTrainedModel:
-    """Return a model folder's transformer without its head, fp32, in evaluation mode.
+    """Return the transformer of a model, without its head, fp32, in evaluation mode.
+
+    The folder is a model's, or a sharded checkpoint of a whole model, whose run has its configuration.
 
     Raises
     ------
@@ -77,18 +79,25 @@ def load_backbone(folder: Path) -> PreTrainedModel:
         If the folder cannot be loaded, or lacks weights, which would be drawn at random.
 
     """
+    tensors, settings = model_tensors(folder), config_folder(folder)
+    weights = {name: tensors.tensor(name) for name in tensors.names}
     try:
-        model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        config = AutoConfig.from_pretrained(settings)
+        architecture: Any = MODEL_MAPPING[type(config)]
+        model, info = architecture.from_pretrained(
+            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder}: cannot be loaded ({error}); is it a complete model folder?") from None
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"{folder}: weights are missing ({missing}, ...); export the checkpoint again")
+    model.name_or_path = str(folder)  # for messages
     return model.eval()
 
 
 def load_tuned(base: Path, tuned: Path) -> PreTrainedModel:
-    """Return a tuned model's transformer as ``load_backbone`` does, from a model folder or a PEFT adapter's.
+    """Return a tuned model's transformer as ``load_backbone`` does, also where the folder holds an adapter.
 
     Raises
     ------

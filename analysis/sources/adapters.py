@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rankdrift import records
-from rankdrift.analysis.sources.tensors import ADAPTER, TensorFolder
+from rankdrift.analysis.sources.folders import adapter_tensors, config_folder
+from rankdrift.analysis.sources.tensors import ADAPTER_CONFIG, Tensors
 from rankdrift.errors import UserError
 
-CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 FACTORS = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?$")
 EXACT_STARTS = (True, False, "gaussian", "eva", "orthogonal")
@@ -65,14 +65,19 @@ class LowRankUpdate:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+    """An adapter: ``adapter_config.json`` and ``adapter_model.safetensors``, or a LoRA run's checkpoint."""
 
     folder: Path
 
     @cached_property
+    def config_path(self) -> Path:
+        """Its settings' file."""
+        return config_folder(self.folder) / ADAPTER_CONFIG
+
+    @cached_property
     def config(self) -> Mapping[str, Any]:
         """The settings; raises UserError for an adapter whose update is not exactly s B A."""
-        path = self.folder / CONFIG
+        path = self.config_path
         config: dict[str, Any] = records.read_json(path)
         if config.get("peft_type") != "LORA":
             kind = config.get("peft_type")
@@ -92,15 +97,15 @@ class Adapter:
         return config
 
     @cached_property
-    def tensors(self) -> TensorFolder:
+    def tensors(self) -> Tensors:
         """The stored tensors."""
-        return TensorFolder(self.folder, ADAPTER)
+        return adapter_tensors(self.folder)
 
     @cached_property
     def factored(self) -> dict[str, dict[str, str]]:
         """Module (``model.layers.0.self_attn.q_proj``) -> factor ("A", "B") -> tensor name."""
         modules: dict[str, dict[str, str]] = {}
-        for name in self.tensors.files:
+        for name in self.tensors.names:
             match = FACTORS.match(name.removeprefix(PREFIX))
             if match:
                 modules.setdefault(match["module"], {})[match["factor"]] = name
@@ -118,7 +123,7 @@ class Adapter:
     @cached_property
     def replaced(self) -> dict[str, str]:
         """Parameter name in the base model -> stored tensor, of modules saved whole (``modules_to_save``)."""
-        whole = (name for name in self.tensors.files if ".lora_" not in name and ".base_layer." not in name)
+        whole = (name for name in self.tensors.names if ".lora_" not in name and ".base_layer." not in name)
         return {name.removeprefix(PREFIX): name for name in whole}
 
     def update(self, module: str) -> LowRankUpdate:
@@ -134,16 +139,13 @@ class Adapter:
         """Return s = alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732)."""
         alpha = _by_pattern(self.config.get("alpha_pattern") or {}, module, self.config.get("lora_alpha"))
         if not isinstance(alpha, int | float):
-            raise UserError(f"{self.folder / CONFIG}: lora_alpha is {alpha!r}, which is not a number")
+            raise UserError(f"{self.config_path}: lora_alpha is {alpha!r}, which is not a number")
         stated = _by_pattern(self.config.get("rank_pattern") or {}, module, self.config.get("r"))
         if stated != rank:
-            raise UserError(f"{self.folder}: {module} has factors of rank {rank}, but {CONFIG} says {stated}")
+            raise UserError(
+                f"{self.folder}: {module} has factors of rank {rank}, but {ADAPTER_CONFIG} says {stated}"
+            )
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
-
-
-def is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds a PEFT adapter rather than a model."""
-    return (folder / CONFIG).is_file()
 
 
 def untouched(rows: int, columns: int) -> LowRankUpdate:

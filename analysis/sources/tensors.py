@@ -1,20 +1,41 @@
-"""Safetensors folders read lazily: one tensor in memory at a time, from one file or from several shards."""
+"""Stored tensors, read one at a time: what every source of them offers, and safetensors folders."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rankdrift import records
-from rankdrift.errors import UserError
+from rankdrift.errors import IntegrityError, UserError
 
 MODEL = "model.safetensors"
+MODEL_CONFIG = "config.json"
 ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+class Tensors(Protocol):
+    """Named tensors that lie on a disk."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all tensors; raises UserError for a folder that cannot be read."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, which is not read."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor as ``exact_float32`` gives it."""
+
+    def fingerprint(self) -> str:
+        """Return a cheap identity of the files that hold the tensors."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +61,45 @@ class TensorFolder:
             raise UserError(f"{index}: {absent[0]} is not in {listed[absent[0]]}; export it again")
         return {name: self.folder / shard for name, shard in listed.items()}
 
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all tensors."""
+        return self.files.keys()
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, from the header alone."""
         with _open(self.files[name]) as handle:
             return tuple(handle.get_slice(name).get_shape())
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor in float32; raise UserError if it is quantised, or holds NaN or infinity."""
+        """Return a tensor as ``exact_float32`` gives it."""
         path = self.files[name]
         with _open(path) as handle:
-            stored: Tensor = handle.get_tensor(name)
-        if stored.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-            raise UserError(
-                f"{path}: {name} is {stored.dtype}, which has no exact update; export float weights"
-            )
-        value = stored.float()
-        if not torch.isfinite(value).all():
-            raise UserError(
-                f"{path}: {name} holds NaN or infinity; the run diverged, use an earlier checkpoint"
-            )
-        return value
+            return exact_float32(handle.get_tensor(name), path, name)
 
     def fingerprint(self) -> str:
         """Return a cheap identity of the weights files: names, sizes, times of change."""
         return records.digest_json(
             {path.name: records.fingerprint(path) for path in set(self.files.values())}
         )
+
+
+def exact_float32(stored: Tensor, path: Path, name: str) -> Tensor:
+    """Return a copy of a tensor in float32; raise UserError if it is quantised, else as ``finite``."""
+    if stored.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise UserError(f"{path}: {name} is {stored.dtype}, which has no exact update; export float weights")
+    # A view of a mapped file lies where it lies in the file, and matrix products round by the alignment of
+    # their inputs: the same weights would give other last digits from another file.
+    return finite(stored.to(torch.float32, copy=True), path, name)
+
+
+def finite(value: Tensor, path: Path, name: str) -> Tensor:
+    """Return a tensor as it is; raise IntegrityError if it holds NaN or infinity."""
+    if not torch.isfinite(value).all():
+        raise IntegrityError(
+            f"{path}: {name} holds NaN or infinity; the run diverged, use an earlier checkpoint"
+        )
+    return value
 
 
 def _open(path: Path) -> safe_open:
@@ -89,5 +123,5 @@ def _remedy(folder: Path, stem: str) -> str:
     if list(folder.glob("*.bin")):
         return "it has .bin weights, save them with safe_serialization=True"
     if stem == MODEL and (folder / "zero_to_fp32.py").exists():
-        return "it is a sharded checkpoint, consolidate it first"
+        return "sharded checkpoints lie below it, give one of their folders (step-NNNNNN)"
     return "give the folder of a saved model or adapter"

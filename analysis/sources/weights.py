@@ -14,8 +14,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rankdrift.analysis.sources.adapters import Adapter, LowRankUpdate, is_adapter, untouched
-from rankdrift.analysis.sources.tensors import TensorFolder
+from rankdrift.analysis.sources.adapters import Adapter, LowRankUpdate, untouched
+from rankdrift.analysis.sources.folders import is_adapter, model_tensors
+from rankdrift.analysis.sources.tensors import TensorFolder, Tensors
 from rankdrift.errors import UserError
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -75,7 +76,7 @@ class BaseWeights:
     @cached_property
     def names(self) -> dict[Projection, str]:
         """Projection -> tensor name, by layer; raises UserError if the model has none, or two of one name."""
-        return projections(self.folder, self.tensors.files)
+        return projections(self.folder, self.tensors.names)
 
     def matrix(self, projection: Projection) -> Tensor:
         """Return W0 (rows, columns) in float32."""
@@ -84,27 +85,27 @@ class BaseWeights:
 
 @dataclass(frozen=True)
 class TunedWeights:
-    """A model folder or an adapter folder beside the base model it was tuned from."""
+    """A model, an adapter, or a checkpoint of either, beside the base model it was tuned from."""
 
     base: BaseWeights
     folder: Path
 
     @cached_property
     def adapter(self) -> Adapter | None:
-        """The adapter, or None where the folder is a whole model."""
+        """The adapter, or None where the folder holds a whole model."""
         return Adapter(self.folder) if is_adapter(self.folder) else None
 
     @cached_property
-    def dense(self) -> TensorFolder:
+    def dense(self) -> Tensors:
         """Tensors stored whole: the model's, or those an adapter saved beside its factors."""
-        return self.adapter.tensors if self.adapter else TensorFolder(self.folder)
+        return self.adapter.tensors if self.adapter else model_tensors(self.folder)
 
     @cached_property
     def replaced(self) -> dict[Projection, str]:
         """Projection -> tensor name, of matrices that are stored whole."""
         if self.adapter:
             return _find(self.folder, self.adapter.replaced.values())
-        found = projections(self.folder, self.dense.files)
+        found = projections(self.folder, self.dense.names)
         if set(found) != set(self.base.names):
             odd = sorted(map(str, set(found) ^ set(self.base.names)))
             raise UserError(
@@ -168,7 +169,7 @@ class TunedWeights:
     def _base_name(self, parameter: str) -> str | None:
         """Return the base's name of a parameter: backbones saved alone lack the prefix ``model.``."""
         candidates = (parameter, parameter.removeprefix("model."), f"model.{parameter}")
-        return next((name for name in candidates if name in self.base.tensors.files), None)
+        return next((name for name in candidates if name in self.base.tensors.names), None)
 
 
 def open_weights(base: Path, tuned: Path) -> TunedWeights:

@@ -1,4 +1,4 @@
-"""Measure weights, gradients and representations: of a study, or of any model folders against their base."""
+"""Measure weights, gradients and representations: of a study, or of any tuned folders against their base."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", nargs="*", metavar="ANALYSIS", help="which analyses (default: all that apply)"
     )
+    parser.add_argument("--study", type=Path, help="a study's folder: every stored step of all its runs")
     parser.add_argument(
-        "--study", type=Path, help="a study's folder: all exported checkpoints of all its runs"
+        "--source",
+        choices=("auto", "exports", "checkpoints"),
+        default="auto",
+        help="what a study's steps are read from; auto: a step's fp32 export, else its sharded checkpoint",
     )
     parser.add_argument("--base", help="base model: a folder, a hub id, a .gguf file or a known name")
-    parser.add_argument("--tuned", type=Path, action="append", default=[], help="model or adapter folder")
+    parser.add_argument(
+        "--tuned",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of a model, an adapter or a checkpoint",
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/analysis"), help="where tables go")
 
 
@@ -41,7 +51,8 @@ def _of_study(arguments: argparse.Namespace) -> list[Path]:
     study = StudyLayout(arguments.study)
     if not study.run_names():
         raise UserError(f"{study.runs}: no runs there; give the folder that holds 'runs/'")
-    return analyse_study(study, arguments.names or registry.names("analysis"), print)
+    names = arguments.names or registry.names("analysis")
+    return analyse_study(study, names, print, arguments.source)
 
 
 def _of_folders(arguments: argparse.Namespace) -> list[Path]:

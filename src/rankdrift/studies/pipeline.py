@@ -14,12 +14,12 @@ from rankdrift.analysis.report.build import build_report
 from rankdrift.checkpoint.consolidate import consolidate_run
 from rankdrift.checkpoint.record import complete_steps
 from rankdrift.errors import UserError
-from rankdrift.layout import RunLayout, StudyLayout, steps_in
+from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import resolve
 from rankdrift.scoring.run import score_run
 from rankdrift.spec import DEFAULT_RECIPE, Recipe, Spec, read_spec
 from rankdrift.studies.launcher import launch
-from rankdrift.studies.subjects import study_params, study_subjects
+from rankdrift.studies.subjects import Source, study_params, study_subjects
 
 Say = Callable[[str], None]
 
@@ -96,16 +96,15 @@ def _is_finished(run: RunLayout) -> bool:
     return run.status.exists() and records.read_json(run.status)["state"] == "finished"
 
 
-def analyse_study(study: StudyLayout, names: list[str], say: Say) -> list[Path]:
-    """Run some analyses over all exported checkpoints of a study; return the tables' paths."""
-    runs = [study.run(name) for name in study.run_names()]
-    if not any(steps_in(run.exports) for run in runs):
-        raise UserError(
-            f"{study.runs}: no exported checkpoint; run 'rankdrift consolidate' on its runs first"
-        )
-    spec = read_spec(runs[0].spec)
-    params = study_params(study, spec, resolve(spec.model.name, spec.model.revision))
-    return run_analyses(names, study_subjects(study), study.tables, params, progress_lines(say))
+def analyse_study(study: StudyLayout, names: list[str], say: Say, source: Source = "auto") -> list[Path]:
+    """Run some analyses over every stored step of a study's runs; return the tables' paths.
+
+    Raises UserError where nothing is stored.
+    """
+    subjects = study_subjects(study, source)
+    spec = read_spec(study.run(study.run_names()[0]).spec)
+    params = study_params(study, spec, subjects[0].base)
+    return run_analyses(names, subjects, study.tables, params, progress_lines(say))
 
 
 def progress_lines(say: Say) -> Callable[[str, int, int], None]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
 from rankdrift import records
 from rankdrift.analysis.analyses import Params
+from rankdrift.analysis.sources.folders import config_folder, is_adapter
+from rankdrift.analysis.sources.tensors import ADAPTER_CONFIG
 from rankdrift.analysis.subjects import Subject, base_subject
+from rankdrift.checkpoint.consolidate import PROVENANCE_NAME
+from rankdrift.checkpoint.record import complete_steps
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.general_text import load_windows
 from rankdrift.errors import UserError
@@ -17,21 +22,34 @@ from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.models.base import load_tokenizer, resolve
 from rankdrift.spec import AnalysisSpec, DataSpec, Spec, read_spec
 
+Source = Literal["auto", "exports", "checkpoints"]
+"""Where the weights of a step are read from."""
+_NOTHING: dict[Source, str] = {
+    "auto": "no run has a complete checkpoint or an export; train first",
+    "exports": "no run has an export; run 'rankdrift consolidate' on them, or use --source checkpoints",
+    "checkpoints": "no run has a complete checkpoint; train first, or use --source exports",
+}
 
-def study_subjects(study: StudyLayout) -> list[Subject]:
-    """Return the base model and every exported checkpoint of every run of a study."""
+
+def study_subjects(study: StudyLayout, source: Source = "auto") -> list[Subject]:
+    """Return the base model and every stored step of every run of a study.
+
+    Raises UserError if no run has one.
+    """
     subjects: list[Subject] = []
     for name in study.run_names():
         spec = read_spec(study.run(name).spec)
         base = resolve(spec.model.name, spec.model.revision)
         if not subjects:
             subjects.append(base_subject(base, study.base))
-        subjects += run_subjects(spec, study.run(name), base)
+        subjects += run_subjects(spec, study.run(name), base, source)
+    if not any(subject.tuned for subject in subjects):
+        raise UserError(f"{study.runs}: {_NOTHING[source]}")
     return subjects
 
 
-def run_subjects(spec: Spec, run: RunLayout, base: Path) -> list[Subject]:
-    """Return every exported checkpoint of one run."""
+def run_subjects(spec: Spec, run: RunLayout, base: Path, source: Source = "auto") -> list[Subject]:
+    """Return every stored step of one run."""
     return [
         Subject(
             run=run.root.name,
@@ -41,24 +59,44 @@ def run_subjects(spec: Spec, run: RunLayout, base: Path) -> list[Subject]:
             seed=spec.seed,
             step=step,
             base=base,
-            tuned=run.export(step),
+            tuned=folder,
             run_dir=run.root,
         )
-        for step in steps_in(run.exports)
+        for step, folder in stored_steps(run, source).items()
     ]
 
 
+def stored_steps(run: RunLayout, source: Source = "auto") -> dict[int, Path]:
+    """Return the folder that holds each step of a run, by step: an export or a complete checkpoint.
+
+    Of a step that is there as both, "auto" takes the export, unless its weights were rounded.
+    """
+    exports = {step: run.export(step) for step in steps_in(run.exports)}
+    if source == "exports":
+        return exports
+    checkpoints = {step: run.checkpoint(step) for step in complete_steps(run.checkpoints)}
+    if source == "checkpoints":
+        return checkpoints
+    exact = {step: folder for step, folder in exports.items() if _is_exact(folder)}
+    return dict(sorted({**exports, **checkpoints, **exact}.items()))
+
+
+def _is_exact(export: Path) -> bool:
+    provenance = export / PROVENANCE_NAME
+    return provenance.is_file() and records.read_json(provenance).get("dtype") == "fp32"
+
+
 def folder_subjects(base: Path, tuned: list[Path]) -> list[Subject]:
-    """Return model or adapter folders from anywhere as subjects, each under a name of its own."""
+    """Return folders of models, adapters or checkpoints as subjects, each under a name of its own."""
     return [base_subject(base), *map(partial(_folder_subject, base), tuned, _distinct_names(tuned))]
 
 
 def _folder_subject(base: Path, folder: Path, name: str) -> Subject:
-    adapter = folder / "adapter_config.json"
+    adapter = is_adapter(folder)
     return Subject(
         run=name,
-        method="lora" if adapter.is_file() else "full",
-        rank=int(records.read_json(adapter).get("r", 0)) if adapter.is_file() else 0,
+        method="lora" if adapter else "full",
+        rank=int(records.read_json(config_folder(folder) / ADAPTER_CONFIG).get("r", 0)) if adapter else 0,
         tasks=(),
         seed=0,
         step=0,

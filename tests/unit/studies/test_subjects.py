@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from rankdrift import records
+from rankdrift.checkpoint.record import CheckpointRecord
 from rankdrift.errors import UserError
-from rankdrift.layout import StudyLayout
+from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.spec import parse_spec
-from rankdrift.studies.subjects import folder_subjects, study_params, study_subjects
+from rankdrift.studies.subjects import Source, folder_subjects, stored_steps, study_params, study_subjects
 
 
 def test_folders_are_told_apart_by_their_parents(tmp_path: Path) -> None:
@@ -48,6 +49,72 @@ def test_a_study_gives_its_base_once_and_every_export(tiny: Path, tmp_path: Path
         ("lora-r4-seed42", "lora", 4, 16),
     ]
     assert {s.base for s in subjects} == {tiny}
+
+
+def checkpoint(run: RunLayout, step: int) -> None:
+    run.checkpoint(step).mkdir(parents=True)
+    (run.checkpoint(step) / "shard_states.pt").touch()
+    facts = {"spec_digest": "s", "base": "b", "base_digest": "d", "data_position": 0, "seed": 1}
+    record = CheckpointRecord(step=step, world_size=1, zero_stage=2, method="full", precision="fp32", **facts)
+    record.write(run.checkpoint(step))
+
+
+def export(run: RunLayout, step: int, dtype: str) -> None:
+    records.write_json(run.export(step) / "provenance.json", {"dtype": dtype})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunLayout:
+    """Checkpoints of steps 1 to 3 and half a one of 5, exports of 2 to 4, of which only 2 is in fp32."""
+    layout = RunLayout(tmp_path / "runs" / "full-seed1")
+    for step in (1, 2, 3):
+        checkpoint(layout, step)
+    layout.checkpoint(5).mkdir()
+    for step, dtype in ((2, "fp32"), (3, "bf16"), (4, "bf16")):
+        export(layout, step, dtype)
+    return layout
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("auto", {1: "checkpoints", 2: "exports", 3: "checkpoints", 4: "exports"}),
+        ("exports", {2: "exports", 3: "exports", 4: "exports"}),
+        ("checkpoints", {1: "checkpoints", 2: "checkpoints", 3: "checkpoints"}),
+    ],
+)
+def test_each_step_is_read_from_what_is_exact(
+    run: RunLayout, source: Source, expected: dict[int, str]
+) -> None:
+    found = stored_steps(run, source)
+    assert [(step, folder.parent.name) for step, folder in found.items()] == list(expected.items())
+    assert all(folder.name == f"step-{step:06d}" for step, folder in found.items())
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("auto", "no run has a complete checkpoint or an export; train first"),
+        ("exports", "no run has an export; run 'rankdrift consolidate'"),
+        ("checkpoints", "no run has a complete checkpoint"),
+    ],
+)
+def test_a_study_without_weights_is_refused(tiny: Path, tmp_path: Path, source: Source, message: str) -> None:
+    study = StudyLayout(tmp_path)
+    records.write_json(study.run("a").spec, parse_spec({"model": {"name": "tiny"}}).as_dict())
+    with pytest.raises(UserError, match=f"{study.runs}: {message}"):
+        study_subjects(study, source)
+
+
+def test_a_checkpoint_from_anywhere_is_what_its_run_says(tmp_path: Path) -> None:
+    runs = [RunLayout(tmp_path / name) for name in ("full", "lora")]
+    for layout in runs:
+        checkpoint(layout, 4)
+    records.write_json(runs[0].model / "config.json", {})
+    records.write_json(runs[1].model / "adapter_config.json", {"r": 16})
+    _, full, lora = folder_subjects(tmp_path, [layout.checkpoint(4) for layout in runs])
+    assert (full.method, full.rank) == ("full", 0)
+    assert (lora.method, lora.rank) == ("lora", 16)
 
 
 def test_drift_inputs_are_prompts_and_are_not_rewritten(tiny: Path, tmp_path: Path) -> None:

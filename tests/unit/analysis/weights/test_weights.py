@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, LlamaModel
 
 from rankdrift.analysis.sources.adapters import LowRankUpdate
+from rankdrift.analysis.sources.tensors import TensorFolder
 from rankdrift.analysis.sources.weights import MODULES, BaseWeights, DenseUpdate, Projection, open_weights
 from rankdrift.errors import UserError
 
@@ -107,6 +108,17 @@ def test_shards_and_bfloat16_are_read_alike(models: Any, tmp_path: Path) -> None
         torch.testing.assert_close(weights.pair(projection).tuned, expected, rtol=1e-15, atol=0)
 
 
+def test_tensors_lie_in_memory_as_products_want_them_wherever_they_lie_in_the_file(tmp_path: Path) -> None:
+    sizes = {f"t{size}": torch.randn(size) for size in (3, 50, 7)}
+    save_file(sizes, tmp_path / "model.safetensors")
+    mapped = load_file(tmp_path / "model.safetensors")
+    assert any(tensor.data_ptr() % 64 for tensor in mapped.values())
+    for name, expected in sizes.items():
+        tensor = TensorFolder(tmp_path).tensor(name)
+        assert tensor.data_ptr() % 64 == 0
+        assert torch.equal(tensor, expected)
+
+
 def test_a_matrix_the_adapter_leaves_alone_has_a_zero_update(models: Any, lora: Path) -> None:
     update = open_weights(models.base, lora).pair(Projection(0, "o_proj")).update
     assert isinstance(update, LowRankUpdate)
@@ -134,7 +146,7 @@ def test_a_shard_that_is_absent_is_named(models: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "remedy"),
-    [(None, "saved model"), ("pytorch_model.bin", "safe_serialization"), ("zero_to_fp32.py", "consolidate")],
+    [(None, "saved model"), ("pytorch_model.bin", "safe_serialization"), ("zero_to_fp32.py", "step-NNNNNN")],
 )
 def test_a_folder_without_weights_is_refused(
     models: Any, tmp_path: Path, file: str | None, remedy: str

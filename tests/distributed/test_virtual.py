@@ -1,0 +1,134 @@
+"""A study's tables from sharded checkpoints are those from its exports, number for number."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+import yaml
+
+from rankdrift import registry
+from rankdrift.checkpoint.consolidate import consolidate_run
+from rankdrift.cli.main import main
+from rankdrift.layout import StudyLayout
+
+pytestmark = pytest.mark.distributed
+
+HERE = Path(__file__).resolve().parent
+RECIPE = {
+    "model": {"name": "tiny"},
+    "data": {"tasks": ["topic"], "train_limit": 16, "validation_limit": 8},
+    "analysis": {"drift_rows": 6, "workers": 1},
+    "training": {
+        "steps": 2,
+        "global_batch": 4,
+        "micro_batch": 2,
+        "warmup_steps": 1,
+        "learning_rate": 5e-3,
+        "eval_rows": 2,
+        "save_every": 1,
+        "precision": "fp32",
+    },
+}
+LORA = ["method.name=lora", "method.rank=4"]
+ARMS: dict[str, tuple[int, list[str]]] = {
+    "full-z2": (2, []),
+    "full-z3-bf16": (3, ["training.precision=bf16"]),
+    "lora-z2": (2, LORA),
+    "lora-z3-classifier": (3, [*LORA, "model.head=classifier"]),  # its head is saved whole
+}
+MEASURED = ("svd_analysis_results", "singular_values", "drift_metrics")
+TABLES = sorted(
+    table for name in registry.names("analysis") for table in registry.load("analysis", name).tables
+)
+Tables = dict[str, pd.DataFrame]
+
+
+def load_script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def study(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyLayout:
+    """Four runs on two ranks, two steps each."""
+    folder = tmp_path_factory.mktemp("virtual")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    jobs = [
+        {
+            "recipe": str(folder / "recipe.yaml"),
+            "config": str(root / "ds_configs" / f"zero{stage}.json"),
+            "overrides": [f"output={folder}", "study=s", f"arm={arm}", *overrides],
+        }
+        for arm, (stage, overrides) in ARMS.items()
+    ]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    load_script(HERE / "ranks.py").run_ranks(2, HERE / "train_worker.py", str(folder / "jobs.json"))
+    return StudyLayout(folder / "s")
+
+
+def analysed(study: StudyLayout, source: str) -> Tables:
+    assert main(["analyze", "--study", str(study.root), "--source", source]) == 0
+    return {name: pd.read_parquet(study.table(name)) for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def from_checkpoints(study: StudyLayout) -> Tables:
+    return analysed(study, "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def from_exports(study: StudyLayout, from_checkpoints: Tables) -> Tables:
+    for name in study.run_names():
+        consolidate_run(study.run(name))
+    return analysed(study, "exports")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_the_same(from_checkpoints: Tables, from_exports: Tables, name: str) -> None:
+    pd.testing.assert_frame_equal(from_checkpoints[name], from_exports[name], check_exact=True)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_tables_hold_every_step_of_every_run(from_checkpoints: Tables, name: str) -> None:
+    rows = from_checkpoints[name]
+    tuned = rows[rows["run"] != "base"]
+    assert set(zip(tuned["run"], tuned["step"], strict=True)) == {
+        (f"{arm}-seed42", step) for arm in ARMS for step in (1, 2)
+    }
+
+
+def test_every_run_moved(from_checkpoints: Tables) -> None:
+    norms = from_checkpoints["svd_analysis_results"].groupby(["run", "step"])["update_norm"].max()
+    assert len(norms) == 2 * len(ARMS)
+    assert (norms > 0).all()
+
+
+def test_by_default_nothing_is_measured_again_once_there_are_exports(
+    study: StudyLayout, from_exports: Tables
+) -> None:
+    parts = {path: path.stat().st_mtime_ns for path in study.tables.rglob("*.parquet")}
+    analysed(study, "auto")
+    assert {path: path.stat().st_mtime_ns for path in study.tables.rglob("*.parquet")} == parts
+
+
+def test_checkpoints_may_be_named_one_by_one(
+    study: StudyLayout, from_exports: Tables, tmp_path: Path
+) -> None:
+    runs = ["full-z2-seed42", "lora-z2-seed42"]
+    tuned = [argument for run in runs for argument in ("--tuned", str(study.run(run).checkpoint(2)))]
+    assert main(["analyze", "spectra", "--base", "tiny", *tuned, "--output", str(tmp_path)]) == 0
+    got = pd.read_parquet(StudyLayout(tmp_path).table("svd_analysis_results"))
+    expected = from_exports["svd_analysis_results"]
+    expected = expected[expected["run"].isin(runs) & (expected["step"] == 2)].reset_index(drop=True)
+    unknown = ["run", "tasks", "seed", "step"]
+    assert len(expected)
+    pd.testing.assert_frame_equal(got.drop(columns=unknown), expected.drop(columns=unknown), check_exact=True)
