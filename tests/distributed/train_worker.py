@@ -2,48 +2,148 @@
 
 Starting DeepSpeed takes ten seconds, a run of the tiny model one: so all runs of a test share a start.
 Called with a JSON file: a list of {"recipe", "config" (DeepSpeed JSON's path), "overrides"}. A run may stop
-early, as if killed: at the save of the step "stop_at", after it or ("saved" is false) before it.
+early, as if killed: at the save of the step "stop_at", after it or ("saved" is false) before it. It may
+begin as a copy of another run up to the save of a step: "copy_of" (its folder), "copy_step". With "states" it
+writes what DeepSpeed gathers from the engine below its folder: ``saved-N.pt`` at each save, ``restored-N.pt``
+after a resume.
+
+Called outside a process group, it takes a list of {"ranks", "jobs"} and forks one group after the other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import socket
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+from rankdrift import records
+from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.spec import load_recipe
 from rankdrift.training import checkpointing, engine, trainer
+
+SAVE, RESUME = checkpointing.save, checkpointing.resume
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class StoppedError(Exception):
     """Stands for a kill."""
 
 
-def stop_at_save(step: int | None, saved: bool) -> None:
-    """Make the save of a step the last thing a run does, once it is done or just before."""
-    save = checkpointing.save
+def watch(job: dict[str, Any]) -> None:
+    """Make saves and the resume of the next run do what its job asks for."""
+    stop_at, saved, states = job.get("stop_at"), job.get("saved", True), job.get("states", False)
 
-    def save_or_stop(*arguments: object) -> None:
-        stops = arguments[2].step == step  # type: ignore[attr-defined]
-        if not stops or saved:
-            save(*arguments)  # type: ignore[arg-type]
-        if stops:
+    def save(under: engine.Engine, run: RunLayout, record: Any, *rest: Any) -> checkpointing.Save:
+        if states:
+            write_state(under, run.root / f"saved-{record.step}.pt")
+        if record.step == stop_at and not saved:
             raise StoppedError
+        under_way = SAVE(under, run, record, *rest)
+        if record.step == stop_at:
+            under_way.finish()
+            raise StoppedError
+        return under_way
 
-    trainer.checkpointing.save = save_or_stop  # type: ignore[assignment]
+    def resume(under: engine.Engine, run: RunLayout) -> int:
+        step = RESUME(under, run)
+        if states and step:
+            write_state(under, run.root / f"restored-{step}.pt")
+        return step
+
+    checkpointing.save, checkpointing.resume = save, resume
 
 
-def main() -> None:
-    jobs = json.loads(Path(sys.argv[1]).read_text())
-    original = checkpointing.save
+def write_state(under: engine.Engine, path: Path) -> None:
+    """Write weights, masters, moments and counters, gathered by DeepSpeed's own functions."""
+    optimizer = under.optimizer
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+        # DeepSpeed does it once, when only the first group has moments
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+    state = {name: gathered(under, param) for name, param in under.parameters}
+    counts = {float(entry["step"]) for entry in optimizer.state.values()}
+    counters = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
+    facts = {"adam_steps": counts, **{key: getattr(under.deepspeed, key) for key in counters}}
+    if engine.rank() == 0:
+        torch.save({"state": state, "facts": facts}, path)
+
+
+def gathered(under: engine.Engine, param: Any) -> dict[str, torch.Tensor]:
+    """Return one parameter's weight as the model has it, its master and its moments, each whole."""
+    if under.stage == 0:
+        moments = under.optimizer.state[param]
+        whole = {"weight": param, "master": param, **{key: moments[key] for key in MOMENTS}}
+        return {key: value.detach().clone() for key, value in whole.items()}
+    with deepspeed.zero.GatheredParameters(param, enabled=under.stage == 3):
+        weight = param.detach().clone()
+    moments = {key: safe_get_full_optimizer_state(param, key) for key in MOMENTS}
+    return {"weight": weight, "master": safe_get_full_fp32_param(param), **moments}
+
+
+def copy_run(job: dict[str, Any], run: RunLayout) -> None:
+    """Begin a run as another one stood just after the save of a step."""
+    if engine.rank() == 0:
+        shutil.copytree(job["copy_of"], run.root)
+        for step in steps_in(run.checkpoints):
+            if step > job["copy_step"]:
+                shutil.rmtree(run.checkpoint(step))
+        logged = [row for row in records.read_jsonl(run.metrics) if row["step"] <= job["copy_step"]]
+        records.write_text(run.metrics, "".join(map(records.json_line, logged)))
+    engine.barrier()
+
+
+def train(jobs: list[dict[str, Any]]) -> None:
+    """Train every job's run; one rank of the group that the environment describes."""
     with engine.process_group():
         for job in jobs:
             spec = load_recipe(Path(job["recipe"]), job["overrides"]).spec()
-            checkpointing.save = original
-            stop_at_save(job.get("stop_at"), saved=job.get("saved", True))
+            if "copy_of" in job:
+                copy_run(job, StudyLayout(spec.study_root).run(spec.run_name))
+            watch(job)
             with contextlib.suppress(StoppedError):
                 trainer.train(spec, Path(job["config"]))
+
+
+def fork_ranks(ranks: int, jobs: list[dict[str, Any]]) -> None:
+    """Train every job's run on so many forked processes; exit where one fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for rank in range(ranks):
+        if os.fork() == 0:
+            here = shared | {"RANK": rank, "LOCAL_RANK": rank}
+            os.environ.update({key: str(value) for key, value in here.items()})
+            status = 1
+            try:
+                train(jobs)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+    statuses = [os.waitpid(-1, 0)[1] for _ in range(ranks)]  # the others leave when one does
+    if any(statuses):
+        raise SystemExit(1)
+
+
+def main() -> None:
+    listed = json.loads(Path(sys.argv[1]).read_text())
+    if "RANK" in os.environ:
+        train(listed)
+    else:
+        for group in listed:
+            fork_ranks(group["ranks"], group["jobs"])
 
 
 if __name__ == "__main__":

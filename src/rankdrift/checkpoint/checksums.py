@@ -50,7 +50,7 @@ class ChecksummingWriter:
         return len(view)
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Hand everything to the operating system; serialisers call it."""
         self._handle.flush()
 
     def stored(self) -> StoredFile:
@@ -60,7 +60,7 @@ class ChecksummingWriter:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[ChecksummingWriter]:
-    """Yield a writer of a new file, which is flushed to the disk at the end.
+    """Yield a writer of a new file; the operating system has all of it at the end, the disk after ``flush``.
 
     Raises the operating system's error where something was not written, whatever the serialiser raised.
     """
@@ -73,8 +73,15 @@ def writing(path: Path) -> Iterator[ChecksummingWriter]:
                 raise
         if writer.failure:
             raise writer.failure
-        handle.flush()
-        os.fsync(handle.fileno())
+
+
+def flush(path: Path) -> None:
+    """Bring a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def stored_file(path: Path, progress: Callable[[int], None] | None = None) -> StoredFile:

@@ -24,6 +24,11 @@ class Retention:
     listed: Collection[int] = ()
     """Steps by number."""
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is ever removed."""
+        return self.last is None and self.every is None and self.best is None
+
     def superfluous(self, steps: Collection[int], losses: Mapping[int, float]) -> list[int]:
         """Return which of some steps to remove, in order.
 
@@ -35,7 +40,7 @@ class Retention:
             Validation losses by step; a step without one cannot be among the best.
 
         """
-        if self.last is None and self.every is None and self.best is None:
+        if self.keeps_all:
             return []
         ordered = sorted(steps)
         ranked = sorted((step for step in ordered if step in losses), key=losses.__getitem__)

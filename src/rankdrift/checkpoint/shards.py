@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from rankdrift.checkpoint import zero_layouts
-from rankdrift.checkpoint.archive import StoredTensor, read_archive
+from rankdrift.checkpoint.archive import StoredTensor, read_archive, refusing_malformed
 from rankdrift.checkpoint.zero_layouts import Parameters, Span
-from rankdrift.errors import UserError, did_you_mean
+from rankdrift.errors import IntegrityError, UserError, did_you_mean
 
 MODEL_FILE = "mp_rank_00_model_states.pt"
+_EXPERT_KEYS = ("ds_autoep_layers", "autoep_layers")  # whose tensors lie elsewhere
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class ShardedTensor:
     def pieces(self) -> Iterator[torch.Tensor]:
         """Yield the parameter's elements in row-major order: flat views of the files, in the stored dtype."""
         return (span.load() for span in self.spans)
+
+    def chunks(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the elements in row-major order as ``Span.chunks`` does, in the stored dtype."""
+        for span in self.spans:
+            yield from span.chunks(buffer)
 
     def load(self) -> torch.Tensor:
         """Return the whole parameter in fp32: a view of the file where it lies in one piece, else a copy."""
@@ -67,17 +73,36 @@ class ShardedCheckpoint:
         return self.tensors[owner].load()
 
 
-def open_checkpoint(folder: Path) -> ShardedCheckpoint:
-    """Open a folder that ``engine.save_checkpoint`` wrote, of ZeRO stage 0 to 3 and any number of ranks.
+@dataclass(frozen=True)
+class Shards:
+    """The indices of a checkpoint's files, of one layout: containers as stored, tensors as descriptions."""
 
-    Only the files' indices are read. Raises UserError where a shard is missing, truncated or foreign, or
-    where the layout is not one this module knows: it never guesses at one.
+    folder: Path
+    zero_stage: int
+    model: Mapping[str, Any]
+    """The module's file; rank 0's at stage 3."""
+    optimizers: tuple[Mapping[str, Any], ...]
+    """The optimizer's state of every rank; empty at stage 0, where it is in ``model``."""
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks that wrote it."""
+        return len(self.optimizers) or int(self.model["dp_world_size"])
+
+
+@refusing_malformed
+def read_shards(folder: Path) -> Shards:
+    """Read the indices of a folder that ``engine.save_checkpoint`` wrote, of ZeRO stage 0 to 3.
+
+    Raises IntegrityError where a shard is missing, truncated or foreign, UserError where the layout is not
+    known.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint folder")
     optimizer_files = sorted(path.name for path in folder.glob("*_optim_states.pt"))
     if not optimizer_files and (folder / MODEL_FILE).exists():
-        return _open_stage_0(folder)
+        _check_files(folder, {MODEL_FILE})
+        return Shards(folder, 0, _model_state(folder / MODEL_FILE), ())
     if not optimizer_files:
         raise UserError(f"{folder}: no *_optim_states.pt in it: not a ZeRO checkpoint, or an incomplete one")
     prefix = "bf16_" if all(name.startswith("bf16_") for name in optimizer_files) else ""
@@ -87,19 +112,36 @@ def open_checkpoint(folder: Path) -> ShardedCheckpoint:
     _check_files(folder, {*models, *(_optimizer_file(prefix, rank) for rank in range(world_size))})
     states = [first, *(_optimizer_state(folder, prefix, rank) for rank in range(1, world_size))]
     zero_layouts.check_states(states, stage, world_size, folder)
-    model = _model_state(folder / models[0])
-    open_stage = _open_stage_3 if stage == 3 else _open_stages_1_and_2
-    parameters = open_stage(folder, model, states)
-    shared = {alias: owner for alias, owner in model["shared_params"].items() if alias not in parameters}
-    return _checkpoint(folder, stage, world_size, parameters, shared)
+    return Shards(folder, stage, _model_state(folder / models[0]), tuple(states))
 
 
-def _open_stage_0(folder: Path) -> ShardedCheckpoint:
+def open_checkpoint(folder: Path) -> ShardedCheckpoint:
+    """Open a folder that ``engine.save_checkpoint`` wrote, of ZeRO stage 0 to 3 and any number of ranks.
+
+    Only the files' indices are read. Raises IntegrityError where a shard is missing, truncated or foreign,
+    UserError where the layout is not one this module knows: it never guesses at one.
+    """
+    return weights_of(read_shards(folder))
+
+
+@refusing_malformed
+def weights_of(shards: Shards) -> ShardedCheckpoint:
+    """Return the parameters of a checkpoint whose indices are read; raises as ``open_checkpoint``."""
+    if shards.zero_stage == 0:
+        return _open_stage_0(shards)
+    parameters = _stage_3(shards) if shards.zero_stage == 3 else _stages_1_and_2(shards)
+    aliases = shards.model["shared_params"].items()
+    shared = {alias: owner for alias, owner in aliases if alias not in parameters}
+    return _checkpoint(shards, parameters, shared)
+
+
+def _open_stage_0(shards: Shards) -> ShardedCheckpoint:
     """Open an unpartitioned checkpoint, whose only weights are the module's."""
-    _check_files(folder, {MODEL_FILE})
-    state = _model_state(folder / MODEL_FILE)
+    folder, state = shards.folder, shards.model
     if state["param_shapes"] is not None:
-        raise UserError(f"{folder}: its optimizer shards (*_optim_states.pt) are missing; use another step")
+        raise IntegrityError(
+            f"{folder}: its optimizer shards (*_optim_states.pt) are missing; use another step"
+        )
     if isinstance(state["optimizer"], dict) and "fp32_groups" in state["optimizer"]:
         raise UserError(
             f"{folder}: ZeRO stage 0 in bf16 or fp16 keeps its masters without names; train at stage 1 to 3"
@@ -109,42 +151,35 @@ def _open_stage_0(folder: Path) -> ShardedCheckpoint:
     for name, tensor in tensors.items():
         owners.setdefault(tensor, name)
     shared = {name: owners[tensor] for name, tensor in tensors.items() if owners[tensor] != name}
-    spans = {name: _whole(tensors[name]) for name in owners.values()}
-    return _checkpoint(folder, 0, state["dp_world_size"], spans, shared)
+    return _checkpoint(shards, {name: _whole(tensors[name]) for name in owners.values()}, shared)
 
 
-def _open_stages_1_and_2(
-    folder: Path, model: Mapping[str, Any], states: list[Mapping[str, Any]]
-) -> Parameters:
-    spans = zero_layouts.partitioned_groups(model["param_shapes"], states, folder)
+def _stages_1_and_2(shards: Shards) -> Parameters:
+    model = shards.model
+    spans = zero_layouts.partitioned_groups(model["param_shapes"], shards.optimizers, shards.folder)
     known = {*spans, *model["shared_params"]}
     frozen = {name: tensor for name, tensor in _parameters_of(model).items() if name not in known}
     return {**spans, **{name: _whole(tensor) for name, tensor in frozen.items()}}
 
 
-def _open_stage_3(folder: Path, model: Mapping[str, Any], states: list[Mapping[str, Any]]) -> Parameters:
-    spans = zero_layouts.partitioned_parameters(model["param_shapes"], states, folder)
-    if not model["frozen_param_shapes"]:
+def _stage_3(shards: Shards) -> Parameters:
+    folder, shapes = shards.folder, shards.model["frozen_param_shapes"]
+    spans = zero_layouts.partitioned_parameters(shards.model["param_shapes"], shards.optimizers, folder)
+    if not shapes:
         return spans
-    files = _partitioned_model_files(len(states))
+    files = _partitioned_model_files(shards.world_size)
     fragments = [_model_state(folder / name)["frozen_param_fragments"] for name in files]
-    return {**spans, **zero_layouts.frozen_parameters(model["frozen_param_shapes"], fragments, folder)}
+    return {**spans, **zero_layouts.frozen_parameters(shapes, fragments, folder)}
 
 
-def _checkpoint(
-    folder: Path,
-    stage: int,
-    world_size: int,
-    parameters: Parameters,
-    shared: Mapping[str, str],
-) -> ShardedCheckpoint:
+def _checkpoint(shards: Shards, parameters: Parameters, shared: Mapping[str, str]) -> ShardedCheckpoint:
     # An alias whose owner was left out (a frozen, tied embedding beside adapters) names nothing that is here.
     aliases = {alias: owner for alias, owner in shared.items() if owner in parameters}
     tensors = {name: ShardedTensor(name, *parameter) for name, parameter in parameters.items()}
     return ShardedCheckpoint(
-        folder=folder,
-        zero_stage=stage,
-        world_size=world_size,
+        folder=shards.folder,
+        zero_stage=shards.zero_stage,
+        world_size=shards.world_size,
         tensors=MappingProxyType(tensors),
         aliases=MappingProxyType(aliases),
     )
@@ -172,7 +207,7 @@ def _optimizer_state(folder: Path, prefix: str, rank: int) -> Mapping[str, Any]:
     path = folder / _optimizer_file(prefix, rank)
     tree = read_archive(path)
     if not isinstance(tree, dict) or not isinstance(tree.get("optimizer_state_dict"), dict):
-        raise UserError(f"{path}: not a ZeRO optimizer shard; restore the file or use another step")
+        raise IntegrityError(f"{path}: not a ZeRO optimizer shard; restore the file or use another step")
     zero_layouts.check_keys(tree["optimizer_state_dict"], path)
     return tree["optimizer_state_dict"]
 
@@ -181,9 +216,11 @@ def _model_state(path: Path) -> Mapping[str, Any]:
     tree = read_archive(path)
     needed = ("module", "buffer_names", "param_shapes", "optimizer", "shared_params", "frozen_param_shapes")
     if not isinstance(tree, dict) or any(key not in tree for key in needed):
-        raise UserError(f"{path}: not a DeepSpeed model file; restore the file or use another step")
+        raise IntegrityError(f"{path}: not a DeepSpeed model file; restore the file or use another step")
     if tree.get("mp_world_size", 1) != 1 or tree.get("universal_checkpoint_info") is not None:
         raise UserError(f"{path}: written with tensor parallelism, which is not supported; train without it")
+    if any(tree.get(key) is not None for key in _EXPERT_KEYS):
+        raise UserError(f"{path}: written with experts of DeepSpeed's, which are not supported")
     return tree
 
 
@@ -195,9 +232,11 @@ def _check_files(folder: Path, expected: set[str]) -> None:
     """
     found = {path.name for path in folder.glob("*_states.pt")}
     if missing := sorted(expected - found):
-        raise UserError(f"{folder}: shard {missing[0]} is missing ({len(missing)} in all); use another step")
+        raise IntegrityError(
+            f"{folder}: shard {missing[0]} is missing ({len(missing)} in all); use another step"
+        )
     if extra := sorted(found - expected):
-        raise UserError(
+        raise IntegrityError(
             f"{folder}: shard {extra[0]} does not belong to this checkpoint ({len(extra)} in all): it is of "
             "another layout (experts, pipeline, tensor parallel) or of another run; use another step"
         )

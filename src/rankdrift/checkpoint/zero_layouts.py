@@ -8,15 +8,19 @@ a new key is how DeepSpeed announces a new layout (``param_alignment_paddings`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rankdrift.checkpoint.archive import StoredTensor
-from rankdrift.errors import UserError
+from rankdrift.errors import IntegrityError, UserError
+
+_MAX_RANKS = 2**20
 
 Shape = tuple[int, ...]
 Parameters = dict[str, tuple[Shape, tuple["Span", ...]]]  # by name: shape, and the runs that hold it
@@ -54,6 +58,26 @@ class Span:
         """Return the run as a flat view of the file, in the stored dtype."""
         return self.source.load().reshape(-1)[self.start : self.start + self.count]
 
+    def chunks(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the run in flat parts, each read into ``buffer`` (uint8), valid until the next is asked for.
+
+        Unlike a mapping, of which the system reads up to megabytes around what is touched, this reads the run
+        and nothing else. Raises OSError where the file cannot be read.
+        """
+        itemsize = self.source.dtype.itemsize
+        if not _is_contiguous(self.source):
+            yield from self.load().split(buffer.numel() // itemsize)
+            return
+        start, left = self.source.offset + self.start * itemsize, self.count * itemsize
+        with open(self.source.path, "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            file.seek(start)
+            while left:
+                part = buffer[: min(left, buffer.numel() // itemsize * itemsize)]
+                _read_all(file, part.numpy().data)
+                yield part.view(self.source.dtype)
+                left -= part.numel()
+
 
 @dataclass(frozen=True)
 class FlatVector:
@@ -68,13 +92,18 @@ class FlatVector:
 
     def spans(self, start: int, count: int) -> tuple[Span, ...]:
         """Return the runs that hold elements ``start`` to ``start + count``."""
-        found = []
-        for part in self.parts:
-            first, last = max(start, 0), min(start + count, part.numel)
-            if first < last:
-                found.append(Span(part, first, last - first))
-            start -= part.numel
-        return tuple(found)
+        return cut([Span(part, 0, part.numel) for part in self.parts], start, count)
+
+
+def cut(spans: Iterable[Span], start: int, count: int) -> tuple[Span, ...]:
+    """Return the runs that hold elements ``start`` to ``start + count`` of runs read end to end."""
+    found = []
+    for span in spans:
+        first, last = max(start, 0), min(start + count, span.count)
+        if first < last:
+            found.append(Span(span.source, span.start + first, last - first))
+        start -= span.count
+    return tuple(found)
 
 
 def check_keys(state: Mapping[str, Any], path: Path) -> None:
@@ -100,19 +129,19 @@ def world_size_of(state: Mapping[str, Any], folder: Path) -> int:
     """Return the number of ranks that wrote shards: stage 3 states one count, stages 1 and 2 one a group."""
     counts = state.get("partition_count")
     distinct = set(counts) if isinstance(counts, list) else {counts}
-    if len(distinct) != 1 or not isinstance(count := distinct.pop(), int):
+    if len(distinct) != 1 or not (isinstance(count := distinct.pop(), int) and 0 < count < _MAX_RANKS):
         raise UserError(f"{folder}: partition_count={counts!r}: experts or an unknown layout; not supported")
     return count
 
 
 def check_states(states: Sequence[Mapping[str, Any]], stage: int, world_size: int, folder: Path) -> None:
-    """Raise UserError unless every rank's shard is of the same stage, world size and number of groups."""
+    """Raise IntegrityError unless all shards are of the same stage, world size and number of groups."""
     expected = (stage, world_size, len(_flat_groups(states[0], stage, folder)))
     for rank, state in enumerate(states):
         groups = _flat_groups(state, stage, folder)
         found = (stage_of(state, folder), world_size_of(state, folder), len(groups))
         if found != expected:
-            raise UserError(
+            raise IntegrityError(
                 f"{folder}: rank {rank}'s shard is of another checkpoint: (stage, ranks, groups) = {found}, "
                 f"rank 0 has {expected}; use another step"
             )
@@ -193,6 +222,20 @@ def _flat_groups(state: Mapping[str, Any], stage: int, folder: Path) -> list[Sto
     return groups
 
 
+def _is_contiguous(tensor: StoredTensor) -> bool:
+    sizes = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
+    return all(
+        n == 1 or step == size for n, step, size in zip(tensor.shape, tensor.stride, sizes, strict=True)
+    )
+
+
+def _read_all(file: FileIO, data: memoryview) -> None:
+    while data:
+        if not (count := file.readinto(data)):
+            raise OSError(f"{file.name} ends early")
+        data = data[count:]
+
+
 def _is_vector(value: Any) -> bool:
     return isinstance(value, StoredTensor) and len(value.shape) == 1 and value.stride == (1,)
 
@@ -205,7 +248,7 @@ def _end_padding(states: Iterable[Mapping[str, Any]], group: int) -> int:
 def _check_used_up(used: int, available: int, padding: int, folder: Path) -> None:
     # The ZeRO optimizer writes its groups without the padding at the end, BF16_Optimizer with it.
     if available not in (used, used + padding):
-        raise UserError(
+        raise IntegrityError(
             f"{folder}: its parameters take {used} elements but its shards hold {available}: "
             "the shards are of another checkpoint or of an unknown layout"
         )
@@ -213,7 +256,7 @@ def _check_used_up(used: int, available: int, padding: int, folder: Path) -> Non
 
 def _check_same_length(what: str, expected: int, found: int, folder: Path) -> None:
     if expected != found:
-        raise UserError(
+        raise IntegrityError(
             f"{folder}: {expected} {what} expected, {found} found; the checkpoint is of another layout"
         )
 

@@ -6,21 +6,23 @@ file in it, and ``latest`` names it only afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from rankdrift import records
-from rankdrift.checkpoint.checksums import StoredFile
+from rankdrift.checkpoint.checksums import StoredFile, flush
 from rankdrift.checkpoint.record import CheckpointRecord, complete_steps, newest
 from rankdrift.checkpoint.rotation import Retention, remove
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout
-from rankdrift.training.engine import Engine, gather, on_rank_0, rank, world_size
+from rankdrift.training.engine import Engine, gather, on_rank_0, rank, require_none, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +36,63 @@ IDENTITY = ("method", "precision", "spec_digest", "base", "base_digest")
 """What a checkpoint must agree on before a run resumes from it."""
 
 
-def save(engine: Engine, run: RunLayout, record: CheckpointRecord, exclude_frozen: bool, needed: int) -> None:
-    """Save the step that the record states; every rank must call it.
+class Save:
+    """One save under way: written by all ranks, on its way to the disk, not yet a checkpoint.
+
+    Training goes on while each rank flushes its files. The save becomes a checkpoint (``finish``) once all
+    ranks have; until then, and if it fails, the checkpoints that were there are all there is.
+    """
+
+    def __init__(self, run: RunLayout, record: CheckpointRecord) -> None:
+        self.record, self.target = record, run.checkpoint(record.step)
+        self.scratch = self.target.with_name(f".{self.target.name}.tmp")
+        self.files: dict[str, StoredFile] = {}
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._flush, daemon=True)
+
+    def begin(self, engine: Engine, exclude_frozen: bool, needed: int) -> None:
+        """Write the shards and start flushing them."""
+        with self._failures():
+            on_rank_0(lambda: _prepare(self.scratch, needed))
+            self.files = engine.save(self.scratch.parent, self.scratch.name, exclude_frozen)
+        self._thread.start()
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether the disk has what this rank wrote, or has refused it."""
+        return not self._thread.is_alive()
+
+    def finish(self) -> None:
+        """Wait for the disk, then make the files a checkpoint; every rank must call it at the same time."""
+        self._thread.join()
+        with self._failures():
+            require_none(self._failure)
+            files = {name: stored for part in gather(self.files) for name, stored in part.items()}
+            on_rank_0(lambda: _publish(self.scratch, self.target, self.record, files))
+        logger.info("saved %s", self.target)
+
+    def _flush(self) -> None:
+        try:
+            for name in self.files:
+                flush(self.scratch / name)
+        except OSError as error:
+            self._failure = f"rank {rank()}: {error}"
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if rank() == 0:
+                shutil.rmtree(self.scratch, ignore_errors=True)
+            message = f"{self.target}: cannot be saved ({error}); earlier checkpoints are untouched"
+            raise UserError(message) from None
+
+
+def save(engine: Engine, run: RunLayout, record: CheckpointRecord, exclude_frozen: bool, needed: int) -> Save:
+    """Write the step that the record states; it is a checkpoint once the save that is returned is finished.
+
+    Every rank must call it.
 
     Parameters
     ----------
@@ -53,26 +110,18 @@ def save(engine: Engine, run: RunLayout, record: CheckpointRecord, exclude_froze
     Raises
     ------
     UserError
-        On every rank, if it cannot be written whole. The checkpoints that were there stay.
+        On every rank, if it cannot be written. The checkpoints that were there stay.
 
     """
-    target = run.checkpoint(record.step)
-    scratch = target.with_name(f".{target.name}.tmp")
-    try:
-        on_rank_0(lambda: _prepare(scratch, needed))
-        files = engine.save(run.checkpoints, scratch.name, exclude_frozen)
-        on_rank_0(lambda: _publish(scratch, target, record, files))
-    except OSError as error:
-        if rank() == 0:
-            shutil.rmtree(scratch, ignore_errors=True)
-        raise UserError(f"{target}: cannot be saved ({error}); earlier checkpoints are untouched") from None
-    logger.info("saved %s", target)
+    under_way = Save(run, record)
+    under_way.begin(engine, exclude_frozen, needed)
+    return under_way
 
 
 def _prepare(scratch: Path, needed: int) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    require_space(scratch.parent, needed, "one checkpoint")
+    require_space(scratch.parent, needed, "the files of one checkpoint")
 
 
 def _publish(scratch: Path, target: Path, record: CheckpointRecord, files: Mapping[str, StoredFile]) -> None:
@@ -92,6 +141,8 @@ def rotate(run: RunLayout, keep: Retention) -> None:
 
     One that is being read is left for the next time; one that cannot be removed is warned of.
     """
+    if keep.keeps_all:
+        return
     validation = (row for row in records.read_jsonl(run.metrics) if row["split"] == "validation")
     losses = {row["step"]: row["loss"] for row in validation}
     for step in keep.superfluous(complete_steps(run.checkpoints), losses):
@@ -208,6 +259,6 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         raise UserError(
-            f"{folder}: {needed / 2**30:.2f} GiB are needed ({what}), {free / 2**30:.2f} are free; free some, "
+            f"{folder}: {what} take {needed / 2**30:.2f} GiB, {free / 2**30:.2f} are free; free some, "
             "save less often (training.save_every) or choose another disk (output=FOLDER)"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import logging
 import os
 import warnings
@@ -21,6 +22,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed
+from deepspeed.constants import default_pg_timeout
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import logger as deepspeed_logger
@@ -28,13 +30,15 @@ from torch import Tensor, nn
 
 from rankdrift.checkpoint.checksums import StoredFile, writing
 from rankdrift.checkpoint.moments import open_training_state
-from rankdrift.errors import UserError
+from rankdrift.errors import RankError, UserError
 from rankdrift.spec import TrainingSpec
 from rankdrift.training.ds_config import stage_of
 from rankdrift.training.restore import restore
 
 logger = logging.getLogger(__name__)
 
+TIMEOUT = default_pg_timeout
+"""How long a rank waits for another one: $DEEPSPEED_TIMEOUT minutes, or DeepSpeed's default of 10."""
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
@@ -62,6 +66,12 @@ def process_group() -> Iterator[None]:
 
     On a CPU, DeepSpeed would compile an operator (a minute, and 138 MB of /dev/shm that nobody removes)
     which only tensor-parallel inference calls: it is switched off.
+
+    Raises
+    ------
+    RankError
+        If another rank is lost, or keeps this one waiting for longer than ``TIMEOUT``.
+
     """
     deepspeed_logger.setLevel(logging.WARNING)
     # torch's notes to DeepSpeed's authors, twice a step
@@ -73,12 +83,20 @@ def process_group() -> Iterator[None]:
         _keep_freed_memory()
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _share_cores()
-    with _standard_output_muted():
-        deepspeed.init_distributed(verbose=False)
     try:
+        with _standard_output_muted():
+            deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
+        # ZeRO works in groups of its own, which DeepSpeed gives torch's time-out of half an hour
+        deepspeed.comm.comm.cdb.new_group = functools.partial(torch.distributed.new_group, timeout=TIMEOUT)
         yield
+    except RuntimeError as error:
+        if not _is_of_lost_rank(error):
+            raise
+        logger.info("another rank is lost", exc_info=True)
+        raise RankError(f"rank {os.environ['RANK']} has lost another rank: {_first_line(error)}") from error
     finally:
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -142,6 +160,12 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def require_none(failure: str | None) -> None:
+    """Raise OSError on every rank if any rank reports a failure; every rank must call it."""
+    if failures := [found for found in gather(failure) if found]:
+        raise OSError(failures[0])
+
+
 def on_rank_0(action: Callable[[], None]) -> None:
     """Do something on rank 0 while the others wait; raise OSError on every rank where it fails."""
     failure = None
@@ -150,8 +174,7 @@ def on_rank_0(action: Callable[[], None]) -> None:
             action()
         except (OSError, UserError) as error:
             failure = str(error)
-    if failure := gather(failure)[0]:
-        raise OSError(failure)
+    require_none(failure)
 
 
 def max_over_ranks(value: float) -> float:
@@ -224,10 +247,10 @@ class Engine:
             yield GradientShard(name, self.numels[name], self._shard(param))
 
     def save(self, folder: Path, tag: str, exclude_frozen: bool) -> dict[str, StoredFile]:
-        """Write all ranks' shards below ``folder/tag``, each flushed to the disk by the rank that wrote it.
+        """Write this rank's shards below ``folder/tag``; return their sizes and checksums by name.
 
-        Every rank must call it. Returns size and checksum of every file by its name; raises OSError on every
-        rank where one of them could not write.
+        Every rank must call it; it raises OSError on every rank where one of them could not write. The
+        operating system has the files then, the disk may not.
         """
         writer = _Writer()
         self.deepspeed.checkpoint_engine = writer
@@ -235,11 +258,8 @@ class Engine:
             self.deepspeed.save_checkpoint(
                 str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=exclude_frozen
             )
-        parts = gather((writer.files, writer.failure))
-        failures = [failure for _, failure in parts if failure]
-        if failures:
-            raise OSError(failures[0])
-        return {name: stored for files, _ in parts for name, stored in files.items()}
+        require_none(writer.failure)
+        return writer.files
 
     def restore(self, folder: Path) -> None:
         """Take up a checkpoint, whatever ZeRO stage and number of ranks wrote it; every rank must call it.
@@ -273,7 +293,7 @@ class Engine:
 
 
 class _Writer(TorchCheckpointEngine):
-    """Writes the files of one checkpoint: summed up on their way, flushed to the disk.
+    """Writes the files of one checkpoint, summed up on their way.
 
     A failure is kept, not raised: DeepSpeed's ranks wait for each other after writing, so one that left
     early would leave the others waiting.
@@ -313,6 +333,15 @@ def _adamw(params: list[tuple[str, nn.Parameter]], training: TrainingSpec) -> to
         eps=training.epsilon,
         fused=True,
     )
+
+
+def _is_of_lost_rank(error: RuntimeError) -> bool:
+    """Whether an error says that an exchange failed: gloo's errors are of no class of their own."""
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _averaged(param: nn.Parameter) -> Tensor:
