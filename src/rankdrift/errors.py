@@ -1,17 +1,40 @@
-"""The errors a user can cause or meet, each of which ends a command with one message."""
+"""What a user can cause or meet that ends a command with one message, and with which exit code."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = 130
+"""Exit code where Ctrl-C ended a command at once; the shell's convention."""
+
 
 class UserError(ValueError):
-    """Input that cannot be used (exit code 2): the message names the thing, the value, and the remedy."""
+    """Input that cannot be used: the message names the thing, the value, and the remedy."""
+
+    exit_code = 2
 
 
 class IntegrityError(UserError):
-    """Stored data that is not what was written (exit code 3): cut, altered, missing, or of another run."""
+    """Stored data that is not what was written: cut, altered, missing, or of another run."""
+
+    exit_code = 3
+
+
+class RankError(RuntimeError):
+    """A rank of a training died, hung or lost the others."""
+
+    exit_code = 1
+
+
+class Preempted(BaseException):
+    """A command was asked to stop and has; the same command goes on from there.
+
+    Like KeyboardInterrupt no ``Exception``: a signal may raise it anywhere, also in a library that goes on
+    after any Exception.
+    """
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ def steps_in(folder: Path, suffix: str = "") -> list[int]:
         return []
     stems = (entry.name.removesuffix(suffix) for entry in folder.iterdir() if entry.name.endswith(suffix))
     return sorted(step for step in map(step_of, stems) if step is not None)
+
+
+def cache_folder() -> Path:
+    """Return the folder that keeps what can be made again: ``$RANKDRIFT_CACHE`` or ``~/.cache/rankdrift``."""
+    return Path(os.environ.get("RANKDRIFT_CACHE", Path.home() / ".cache" / "rankdrift"))
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,16 @@ class RunLayout:
     def replay(self) -> Path:
         """What a run that was interrupted had logged after its last checkpoint, to be met again."""
         return self.root / "replay.json"
+
+    @property
+    def save_request(self) -> Path:
+        """A file a user makes to have a checkpoint saved now."""
+        return self.root / "SAVE"
+
+    @property
+    def stop_request(self) -> Path:
+        """A file a user makes to have a checkpoint saved now, and training stopped."""
+        return self.root / "STOP"
 
     @property
     def tensorboard(self) -> Path:

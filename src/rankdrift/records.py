@@ -22,6 +22,7 @@ from typing import IO, Any
 import pandas as pd
 
 from rankdrift.errors import UserError
+from rankdrift.layout import cache_folder
 
 PACKAGES = ("rankdrift", "torch", "deepspeed", "transformers", "peft", "safetensors", "numpy", "scipy")
 
@@ -145,6 +146,21 @@ def digest_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def weights_digest(folder: Path) -> str:
+    """Return the identity of a model folder's weights: the names and SHA-256 of its safetensors files.
+
+    They hold gigabytes, so the digest is kept in the cache and made anew only where sizes or times of change
+    differ.
+    """
+    stamp = digest_json([str(folder), fingerprint(folder)])
+    kept = cache_folder() / "digests" / f"{stamp[:32]}.json"
+    if not kept.exists():
+        files = sorted(folder.glob("*.safetensors"))
+        write_json(kept, digest_json({file.name: digest_file(file) for file in files}))
+    digest: str = read_json(kept)
+    return digest
 
 
 def fingerprint(path: Path) -> str:

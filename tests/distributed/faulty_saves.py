@@ -1,8 +1,8 @@
-"""One rank: save a checkpoint again and again, each time with one call to the operating system that fails.
+"""One rank: save again and again, each time with one call to the operating system that fails.
 
-``python faulty_saves.py FOLDER DS_CONFIG`` as one of the ranks of a process group. Every call that a save makes
-fails once on every rank: no space, or an input/output error. Afterwards, on every rank, the save must have
-said so, and the newest checkpoint must be whole: the one before, or the new one.
+``python faulty_saves.py FOLDER DS_CONFIG`` as one of the ranks of a process group. Every call that a save
+makes fails once on every rank, as on a full disk. Afterwards, on every rank, the save must have said so, and
+the newest checkpoint must be whole: the one before, or the new one.
 """
 
 from __future__ import annotations
@@ -95,14 +95,13 @@ class Campaign:
     def save(self, owner: Any, name: str, index: int | None, on: int) -> int:
         """Save the next step while a call fails on rank ``on``; return how many such calls there were."""
         self.step += 1
-        record, failed = replace(self.record, step=self.step), False
+        record, said, failed = replace(self.record, step=self.step), "", False
         with failing(owner, name, index if engine.rank() == on else None) as calls:
             try:
-                checkpointing.save(self.engine, self.run, record, exclude_frozen=False, needed=1000)
+                checkpointing.save(self.engine, self.run, record, False, needed=1000).finish()
             except UserError as error:
-                failed = True
-                assert "No space left on device" in str(error), error
-                assert "earlier checkpoints are untouched" in str(error)
+                said, failed = str(error), True
+        assert not failed or ("No space left on device" in said and "checkpoints are untouched" in said), said
         outcomes = engine.gather(failed)
         assert outcomes == [index is not None] * len(outcomes), (name, index, on, outcomes)
         self.failures += failed

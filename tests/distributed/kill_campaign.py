@@ -34,13 +34,14 @@ import torch
 import yaml
 
 from rankdrift import records
+from rankdrift.checkpoint.moments import open_training_state
 from rankdrift.checkpoint.record import CheckpointRecord, complete_steps, newest
-from rankdrift.checkpoint.shards import open_checkpoint
 from rankdrift.cli.main import main as command
 from rankdrift.layout import RunLayout
 
 RANKS = 2
 STEPS = 24
+STARTING = 0.15  # share of kills that may come before the first save
 PATIENCE = 60.0  # seconds until every process of a killed run must be gone
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 RECIPE: dict[str, Any] = {
@@ -134,9 +135,12 @@ def gone(pid: int) -> bool:
 
 
 def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return what a checkpoint holds, by our own reader: masters and moments."""
-    checkpoint = open_checkpoint(folder)
-    return {name: tensor.load() for name, tensor in checkpoint.tensors.items()}
+    """Return what a checkpoint holds: masters and moments."""
+    state = open_training_state(folder)
+    parts = {"master": state.weights.tensors, **state.moments}
+    return {
+        f"{part} {name}": tensor.load() for part, found in parts.items() for name, tensor in found.items()
+    }
 
 
 def logged(run: RunLayout) -> dict[tuple[int, str], float]:
@@ -151,16 +155,16 @@ class Campaign:
         self.reference = RunLayout(folder / "reference" / "s" / "runs" / "a-seed42")
         self.run = RunLayout(folder / "killed" / "s" / "runs" / "a-seed42")
         self.victims = {"rank 0": 0, "rank 1": 0, "launcher": 0}
-        self.steps_at_kill: list[int] = []
-        self.finished = 0
+        self.before_first_save = self.inside_a_save = self.inside_a_removal = self.finished = 0
 
     def run_reference(self) -> None:
         """Train without interruption, and take the time."""
-        began = time.monotonic()
+        began, started = time.monotonic(), time.time()
         launcher, ranks = start(self.job.arguments(self.folder / "reference"), self.folder / "reference.log")
         wait_for_all([launcher, *ranks])
         self.seconds = time.monotonic() - began
         assert records.read_json(self.reference.status)["state"] == "finished", self.log("reference")
+        self.first_save = self.reference.checkpoint(1).stat().st_mtime - started
         self.losses = logged(self.reference)
         self.tensors = {s: checkpoint_tensors(self.reference.checkpoint(s)) for s in range(1, STEPS + 1)}
 
@@ -168,7 +172,8 @@ class Campaign:
         """Start or resume the run, kill a part of it, and look at what is left."""
         arguments = self.job.arguments(self.folder / "killed", "training.keep_last=2")
         launcher, ranks = start(arguments, self.folder / "killed.log")
-        time.sleep(self.random.uniform(0, self.seconds))
+        earliest = 0.0 if self.random.random() < STARTING else self.first_save
+        time.sleep(self.random.uniform(earliest, self.seconds))
         victim = self.random.choice(sorted(self.victims))
         pid = launcher if victim == "launcher" else ranks[int(victim[-1])]
         if not gone(pid):
@@ -180,7 +185,9 @@ class Campaign:
     def check(self) -> None:
         """Compare the newest checkpoint and the log with the uninterrupted run's."""
         step = newest(self.run.checkpoints)
-        self.steps_at_kill.append(step or 0)
+        self.before_first_save += step is None
+        self.inside_a_save += any(self.run.checkpoints.glob(".step-*.tmp"))
+        self.inside_a_removal += any(self.run.checkpoints.glob(".step-*.old"))
         if step is not None:
             folder = self.run.checkpoint(step)
             CheckpointRecord.read(folder).check_contents(folder)
@@ -190,7 +197,9 @@ class Campaign:
             assert not different, f"step {step}: {different[:3]} differ from the uninterrupted run's"
             assert len(complete_steps(self.run.checkpoints)) <= 3  # two kept, one not yet removed
         for key, loss in logged(self.run).items():
-            assert loss == self.losses[key], f"{key}: {loss} where the uninterrupted run has {self.losses[key]}"
+            assert loss == self.losses[key], (
+                f"{key}: {loss} where the uninterrupted run has {self.losses[key]}"
+            )
         if step == STEPS and records.read_json(self.run.status)["state"] == "finished":
             assert logged(self.run) == self.losses
             self.finished += 1
@@ -206,10 +215,10 @@ class Campaign:
     def summary(self, seed: int) -> str:
         stages = f"{self.job.config.stem}, {self.job.method}"
         where = ", ".join(f"{name} {count}" for name, count in self.victims.items())
-        lost = sum(step == 0 for step in self.steps_at_kill)
         return (
             f"{self.kills} kills ({where}; {stages}; seed {seed}): every newest checkpoint verified and was "
-            f"resumed bit-equal; {self.finished} runs reached their end; {lost} kills before the first save"
+            f"resumed bit-equal; {self.inside_a_save} kills inside a save, {self.inside_a_removal} inside a "
+            f"removal, {self.before_first_save} before the first save; {self.finished} runs reached their end"
         )
 
 
@@ -224,7 +233,7 @@ def main() -> None:
     print(f"seed {arguments.seed}", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # ranks whose launcher is gone are waited for here
-    import rankdrift.training.trainer  # noqa: F401, PLC0415 - imported once, before anything is forked
+    import rankdrift.training.trainer  # noqa: F401 - imported once, before anything is forked
 
     recipe = arguments.folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))

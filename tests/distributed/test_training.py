@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,10 @@ import pytest
 import yaml
 
 from rankdrift import records
+from rankdrift.checkpoint.record import CheckpointRecord
+from rankdrift.checkpoint.shards import open_checkpoint
 from rankdrift.layout import RunLayout
+from rankdrift.training.checkpointing import predicted_bytes
 
 pytestmark = pytest.mark.distributed
 
@@ -100,6 +104,11 @@ def runs(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     two += [job(root, folder, "killed", 2, *LORA, stop_at=5), job(root, folder, "killed", 2, *LORA)]
     # here steps 6 to 10 are logged, and lost with their checkpoint
     two += [job(root, folder, "lost", 2, *LORA, stop_at=10, saved=False), job(root, folder, "lost", 2, *LORA)]
+    # the log of steps 6 to 10 is not what the run repeats: refused twice, then told to go on
+    two += [job(root, folder, "forged", 2, *LORA, stop_at=10, saved=False)]
+    two += [job(root, folder, "forged", 2, *LORA, forged=6, refused="first.txt")]
+    two += [job(root, folder, "forged", 2, *LORA, refused="second.txt")]
+    two += [job(root, folder, "forged", 2, *LORA, forget=True)]
     two += [job(root, folder, "classifier", 2, "model.head=classifier")]
     one = [job(root, folder, f"full-z{s}-r1", s) for s in (0, 2)]
     one += [job(root, folder, "six-z0-r1", 0, *SIX)]
@@ -196,6 +205,22 @@ def test_resumed_equals_uninterrupted(runs: Path, name: str) -> None:
     pd.testing.assert_frame_equal(table(runs, name), table(runs, "dropout"))
 
 
+def test_a_run_that_does_not_repeat_its_log_is_refused_until_told_otherwise(runs: Path) -> None:
+    run = run_of(runs, "forged")
+    for name in ("first.txt", "second.txt"):
+        messages = (run.root / name).read_text().splitlines()
+        assert len(messages) == 2  # of both ranks
+        assert all("step 6 does not repeat: loss is" in message for message in messages)
+    assert column(runs, "forged", "loss").tolist() == column(runs, "dropout", "loss").tolist()
+
+
+def test_a_step_that_is_repeated_is_compared(runs: Path) -> None:
+    said = "step 6 is as it was before the interruption"
+    assert said in run_of(runs, "lost").log.read_text()
+    assert said not in run_of(runs, "forged").log.read_text()
+    assert not run_of(runs, "lost").replay.exists()
+
+
 def test_a_classification_head_trains(runs: Path) -> None:
     losses = column(runs, "classifier", "loss")
     assert abs(losses[0] - np.log(4)) < 0.7  # a new head is near the uniform guess over 4 classes
@@ -204,6 +229,18 @@ def test_a_classification_head_trains(runs: Path) -> None:
 
 def test_a_run_leaves_nothing_in_shared_memory(runs: Path) -> None:
     assert not list(Path("/dev/shm").glob("deepspeed_allreduce_buffer*"))
+
+
+@pytest.mark.parametrize("name", [*(f"full-z{s}-r2" for s in range(4)), "lora-z2-r2", "full-z2-bf16"])
+def test_the_size_of_a_checkpoint_is_foreseen(runs: Path, name: str) -> None:
+    """Within the pickles and zip directories beside the tensors: about 20 kB a file of this tiny model."""
+    folder = run_of(runs, name).checkpoint(STEPS)
+    record = CheckpointRecord.read(folder)
+    tensors = open_checkpoint(folder).tensors
+    trained = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    weight = 2 if record.precision == "bf16" else 4
+    foreseen = predicted_bytes(trained, 0, record.zero_stage, weight)
+    assert 0 <= sum(file.size for file in record.files.values()) - foreseen < 40_000 * len(record.files)
 
 
 def test_lora_checkpoints_leave_out_the_frozen_base(runs: Path) -> None:

@@ -5,14 +5,14 @@ Called with a JSON file: a list of {"recipe", "config" (DeepSpeed JSON's path), 
 early, as if killed: at the save of the step "stop_at", after it or ("saved" is false) before it. It may
 begin as a copy of another run up to the save of a step: "copy_of" (its folder), "copy_step". With "states" it
 writes what DeepSpeed gathers from the engine below its folder: ``saved-N.pt`` at each save, ``restored-N.pt``
-after a resume.
+after a resume. "forged" (a step) doubles a loss in the log first; "forget" removes what is kept for replay;
+with "refused" (a file's name below its folder) it may end with an IntegrityError, whose text goes there.
 
 Called outside a process group, it takes a list of {"ranks", "jobs"} and forks one group after the other.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -27,6 +27,7 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 from rankdrift import records
+from rankdrift.errors import IntegrityError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.spec import load_recipe
 from rankdrift.training import checkpointing, engine, trainer
@@ -102,6 +103,17 @@ def copy_run(job: dict[str, Any], run: RunLayout) -> None:
     engine.barrier()
 
 
+def prepare(job: dict[str, Any], run: RunLayout) -> None:
+    """Tamper with what a run has logged, as its job asks."""
+    if engine.rank() == 0 and "forged" in job:
+        rows = records.read_jsonl(run.metrics)
+        changed = [row | {"loss": 2 * row["loss"]} if row["step"] == job["forged"] else row for row in rows]
+        records.write_text(run.metrics, "".join(map(records.json_line, changed)))
+    if engine.rank() == 0 and job.get("forget"):
+        run.replay.unlink()
+    engine.barrier()
+
+
 def train(jobs: list[dict[str, Any]]) -> None:
     """Train every job's run; one rank of the group that the environment describes."""
     with engine.process_group():
@@ -109,9 +121,19 @@ def train(jobs: list[dict[str, Any]]) -> None:
             spec = load_recipe(Path(job["recipe"]), job["overrides"]).spec()
             if "copy_of" in job:
                 copy_run(job, StudyLayout(spec.study_root).run(spec.run_name))
+            prepare(job, StudyLayout(spec.study_root).run(spec.run_name))
             watch(job)
-            with contextlib.suppress(StoppedError):
+            try:
                 trainer.train(spec, Path(job["config"]))
+            except StoppedError:
+                continue
+            except IntegrityError as error:
+                if not job.get("refused"):
+                    raise
+                messages = engine.gather(str(error))
+                if engine.rank() == 0:
+                    run = StudyLayout(spec.study_root).run(spec.run_name)
+                    (run.root / job["refused"]).write_text("\n".join(messages))
 
 
 def fork_ranks(ranks: int, jobs: list[dict[str, Any]]) -> None:

@@ -1,31 +1,32 @@
 """Read a ``torch.save`` file without loading it: tensors become (file, offset, shape), nothing is executed.
 
-Such a file is a zip archive of uncompressed members: a pickle, and the raw bytes of each storage. The
-pickle is read by an unpickler that knows a closed list of names, so it can build containers and tensor
-descriptions and nothing else; tensors are mapped from the file when asked for.
+Such a file is a zip archive of uncompressed members (``members``): a pickle, and the raw bytes of each
+storage. The pickle is read as data (``pickled``) with a closed list of names, those that checkpoints of
+DeepSpeed 0.19.8 contain; tensors are mapped from the file when asked for.
 Format: the serialization notes of torch's documentation (``notes/serialization``).
 """
 
 from __future__ import annotations
 
-import collections
-import io
+import functools
 import math
 import mmap
-import pickle
-import struct
 import sys
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
 import torch
 
-from rankdrift.errors import UserError
+from rankdrift.checkpoint.members import Member, content, members
+from rankdrift.checkpoint.pickled import Constructor, Inert, Names, construct, read_pickle
+from rankdrift.errors import IntegrityError, UserError
 
-_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and extra field
+_Source = TypeVar("_Source")
+_Result = TypeVar("_Result")
+
+_MAX_ELEMENTS = 2**62
 
 _STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -67,131 +68,115 @@ class StoredTensor:
         return flat.as_strided(self.shape, self.stride)
 
 
-class Inert:
-    """Stands for an object of no interest (a loss scaler, a random state): takes anything, does nothing."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        """Take a list item."""
-
-
 def read_archive(path: Path) -> Any:
     """Return the object in a ``torch.save`` file, each tensor as a ``StoredTensor``.
 
-    Raises UserError where the file is missing, truncated, of another kind, or names anything but plain
-    containers, tensors and DeepSpeed's own classes (which become ``Inert``).
+    Raises IntegrityError where the file is missing, truncated, of another kind, or names anything but plain
+    containers, tensors and the classes of DeepSpeed that its checkpoints hold (which become ``Inert``);
+    UserError where it may not be read.
     """
     try:
-        with open(path, "rb") as handle, zipfile.ZipFile(handle) as archive:
-            return _Archive(path, handle, archive).read()
+        return _read(path)
+    except ValueError as error:
+        raise IntegrityError(
+            f"{path}: damaged, or not a torch checkpoint ({error}); use another step, or copy the file again"
+        ) from None
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; the checkpoint is incomplete, use another step") from None
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: truncated, or not a torch checkpoint ({error}); use another step") from None
+        raise IntegrityError(
+            f"{path}: no such file; the checkpoint is incomplete, use another step"
+        ) from None
+    except PermissionError:
+        raise UserError(f"{path}: may not be read by this user; change its permissions") from None
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); use another step") from None
 
 
-class _Archive:
-    """An open archive: where its members lie, and the pickle that refers to them."""
+def refusing_malformed(read: Callable[[_Source], _Result]) -> Callable[[_Source], _Result]:
+    """Make a function that interprets archives raise IntegrityError where they hold values of a wrong kind.
 
-    def __init__(self, path: Path, handle: BinaryIO, archive: zipfile.ZipFile) -> None:
-        self.path = path
-        # A private mapping: torch wants a writable buffer, and a view of it must never change the file.
-        self.buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._archive = archive
-        self._members = {name.partition("/")[2]: info for name, info in archive.NameToInfo.items()}
+    A file that is whole has the keys and types that DeepSpeed writes. One that was forged can have any in any
+    place, and to test for that wherever a value is used would hide the layouts behind the tests.
+    """
 
-    def read(self) -> Any:
-        if "data.pkl" not in self._members:
-            raise UserError(f"{self.path}: a zip archive, but not a torch checkpoint (it has no data.pkl)")
-        if "byteorder" in self._members and self._bytes("byteorder") != sys.byteorder.encode():
-            raise UserError(f"{self.path}: written on a machine of another byte order; convert it there")
+    @functools.wraps(read)
+    def reading(source: _Source) -> _Result:
         try:
-            return _Unpickler(self).load()
-        except (UserError, zipfile.BadZipFile):
+            return read(source)
+        except UserError:
             raise
-        except Exception as error:  # a malformed pickle can raise anything
-            raise UserError(f"{self.path}: its pickle is damaged ({error!r}); use another step") from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            folder = getattr(source, "folder", source)
+            raise IntegrityError(
+                f"{folder}: a shard holds values of a wrong kind ({error!r}); use another step"
+            ) from error
 
-    def pickle(self) -> bytes:
-        return self._bytes("data.pkl")
+    return reading
 
-    def storage(self, key: str, dtype: torch.dtype | None) -> _Storage:
-        info = self._members.get(f"data/{key}")
-        if info is None or info.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"{self.path}: storage {key} is missing or compressed; damaged or foreign")
-        name_length, extra_length = _LOCAL_HEADER.unpack_from(self.buffer, info.header_offset)
-        start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-        if start + info.file_size > len(self.buffer):
-            raise UserError(f"{self.path}: truncated inside storage {key}; use another step")
-        return _Storage(self, dtype, start, info.file_size)
 
-    def _bytes(self, member: str) -> bytes:
-        return self._archive.read(self._members[member])
+def _read(path: Path) -> Any:
+    """Return the object; raise ValueError with what is wrong, or OSError."""
+    with open(path, "rb") as handle:
+        # A private mapping: torch wants a writable buffer, and a view of it must never change the file.
+        buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        # The index lies in a few bytes at many places: without this, megabytes are read around each of them.
+        buffer.madvise(mmap.MADV_RANDOM)
+        found = members(handle, buffer)
+    if "data.pkl" not in found:
+        raise ValueError("a zip archive without data.pkl")
+    if "byteorder" in found and content(buffer, found["byteorder"]) != sys.byteorder.encode():
+        raise ValueError("written on a machine of another byte order")
+    storages = _Storages(path, buffer, found)
+    tree = read_pickle(content(buffer, found["data.pkl"]), _NAMES, storages.storage)
+    buffer.madvise(mmap.MADV_NORMAL)
+    return tree
 
 
 @dataclass(frozen=True)
 class _Storage:
-    archive: _Archive
-    dtype: torch.dtype | None
-    start: int
-    size: int
+    """The raw bytes that tensors are views of."""
+
+    path: Path
+    buffer: mmap.mmap
+    dtype: torch.dtype
+    member: Member
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds containers and tensor descriptions; any name outside the closed list is refused."""
+@dataclass(frozen=True)
+class _Storages:
+    """The storages of one archive."""
 
-    def __init__(self, archive: _Archive) -> None:
-        super().__init__(io.BytesIO(archive.pickle()))
-        self._archive = archive
+    path: Path
+    buffer: mmap.mmap
+    members: dict[str, Member]
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _BUILDERS:
-            return _BUILDERS[module, name]
-        if module == "torch" and name in _STORAGE_DTYPES:
-            return _STORAGE_DTYPES[name]
-        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
-            return dtype
-        if module.partition(".")[0] == "deepspeed" or (module, name) in _IGNORED:
-            return Inert
-        raise UserError(
-            f"{self._archive.path}: its pickle names {module}.{name}, which no checkpoint needs; "
-            "the file is foreign and nothing of it was run"
-        )
-
-    def persistent_load(self, identity: Any) -> _Storage:
-        kind, dtype, key, *_ = identity
-        if kind != "storage":
-            raise UserError(f"{self._archive.path}: unknown kind of stored object {kind!r}")
-        return self._archive.storage(key, dtype if isinstance(dtype, torch.dtype) else None)
+    def storage(self, identity: Any) -> _Storage:
+        """Return what a pickle's ("storage", dtype, key, device, elements) refers to."""
+        match identity:
+            case ("storage", torch.dtype() as dtype, str(key), str(), int()):
+                if (member := self.members.get(f"data/{key}")) is None:
+                    raise ValueError(f"storage {key} is missing")
+                return _Storage(self.path, self.buffer, dtype, member)
+        raise ValueError("it refers to an object of an unknown kind")
 
 
-def _tensor(
-    storage: _Storage, start: int, shape: Sequence[int], stride: Sequence[int], *rest: Any
-) -> StoredTensor:
-    """Describe a tensor; ``rest`` is (requires_grad, hooks) and, for an untyped storage, its dtype."""
-    dtype = storage.dtype or rest[2]
-    tensor = StoredTensor(
-        path=storage.archive.path,
-        dtype=dtype,
-        shape=tuple(shape),
-        stride=tuple(stride),
-        offset=storage.start + start * dtype.itemsize,
-        buffer=storage.archive.buffer,
+def _tensor(storage: Any, start: Any, shape: Any, stride: Any, *rest: Any) -> StoredTensor:
+    """Describe a tensor; ``rest`` is (requires_grad, hooks) and optional metadata."""
+    if not isinstance(storage, _Storage) or not _are_counts((start,)):
+        raise ValueError("a tensor of no storage")
+    if not (_are_counts(shape) and _are_counts(stride) and len(shape) == len(stride)):
+        raise ValueError("a tensor's shape or strides are not sizes")
+    if (start + _extent(shape, stride)) * storage.dtype.itemsize > storage.member.size:
+        raise ValueError(f"a tensor of shape {shape} exceeds its storage")
+    if _overlaps(shape, stride):
+        raise ValueError(f"a tensor of shape {shape} and strides {stride} overlaps itself")
+    return StoredTensor(
+        path=storage.path,
+        dtype=storage.dtype,
+        shape=shape,
+        stride=stride,
+        offset=storage.member.start + start * storage.dtype.itemsize,
+        buffer=storage.buffer,
     )
-    needed = (start + _extent(tensor.shape, tensor.stride)) * dtype.itemsize
-    if start < 0 or min((*tensor.shape, *tensor.stride), default=0) < 0 or needed > storage.size:
-        raise UserError(
-            f"{tensor.path}: a tensor of shape {tensor.shape} exceeds its storage; the file is damaged"
-        )
-    return tensor
 
 
 def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
@@ -201,40 +186,49 @@ def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
     return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
-def _parameter(data: StoredTensor, *rest: Any) -> StoredTensor:
-    return data
+def _overlaps(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Return whether two elements may share a place: a few bytes must not stand for a tensor of any size."""
+    covered = 1
+    for step, size in sorted(zip(stride, shape, strict=True)):
+        if size > 1:
+            if step < covered:
+                return True
+            covered += (size - 1) * step
+    return False
 
 
-def _from_type(build: Any, kind: Any, arguments: tuple[Any, ...], state: Any) -> Any:
+def _are_counts(values: Any) -> bool:
+    if not isinstance(values, tuple) or not all(type(value) is int and value >= 0 for value in values):
+        return False
+    return math.prod(max(value, 1) for value in values) < _MAX_ELEMENTS
+
+
+def _size(dimensions: Any) -> tuple[int, ...]:
+    if not _are_counts(dimensions):
+        raise ValueError("a shape is not a tuple of sizes")
+    return tuple(dimensions)
+
+
+def _stage(number: Any) -> int:
+    if type(number) is not int:
+        raise ValueError("a ZeRO stage is not a number")
+    return number
+
+
+def _from_type(build: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """Describe a tensor that carries Python attributes (ZeRO-3 marks its flat groups), without them."""
-    return build(*arguments)
+    return construct(build, arguments)
 
 
-_BUILDERS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
-    ("deepspeed.runtime.zero.config", "ZeroStageEnum"): int,
-}
-
-_IGNORED = {
-    ("torch", "Tensor"),
-    ("torch", "device"),
-    ("torch.nn.parameter", "Parameter"),
-    ("torch.storage", "UntypedStorage"),
-    ("_codecs", "encode"),
-    ("copy_reg", "_reconstructor"),
-    ("copyreg", "_reconstructor"),
-    ("__builtin__", "object"),
-    ("builtins", "object"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
+_NAMES: Names = {
+    **{("torch", name): dtype for name, dtype in _STORAGE_DTYPES.items()},
+    ("collections", "OrderedDict"): Constructor(lambda: {}),
+    ("torch", "Size"): Constructor(_size),
+    ("torch", "Tensor"): Inert(),  # what kind of tensor _rebuild_from_type_v2 makes
+    ("torch._utils", "_rebuild_tensor_v2"): Constructor(_tensor),
+    ("torch._tensor", "_rebuild_from_type_v2"): Constructor(_from_type),
+    ("deepspeed.runtime.zero.config", "ZeroStageEnum"): Constructor(_stage),
+    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"): Constructor(Inert),
+    ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"): Constructor(Inert),  # of fp16
+    ("deepspeed.utils.tensor_fragment", "fragment_address"): Constructor(Inert),
 }

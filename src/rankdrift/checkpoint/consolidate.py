@@ -1,32 +1,31 @@
 """Turn a run's sharded checkpoints into folders that plain transformers and peft load.
 
-A folder is built beside its place under a temporary name, its ``provenance.json`` written last, and
-renamed; so whatever has the right name is whole. Weights are streamed from the shards to the file.
+Weights are streamed from the shards to the file; ``provenance.json`` is written last and says what an
+export was made from, so that the same export is not made twice.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import os
+import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from rankdrift import records
-from rankdrift.checkpoint import adapters, writer
+from rankdrift.checkpoint import exports, writer
+from rankdrift.checkpoint.checksums import stored_file
+from rankdrift.checkpoint.exports import Export, Options
+from rankdrift.checkpoint.folders import appearing, disk_errors, locked, restore
 from rankdrift.checkpoint.record import CheckpointRecord, complete_steps, sync_tree
-from rankdrift.checkpoint.shards import ShardedCheckpoint, ShardedTensor, open_checkpoint
-from rankdrift.errors import UserError, did_you_mean
+from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout, step_name
 
-FORMAT = 1
+FORMAT = 2
 PROVENANCE_NAME = "provenance.json"
-SHARD_LIMIT = 5 * 10**9  # bytes a weights file, the usual size on model hubs
-_SPARE = 64 * 2**20  # bytes beside the weights: headers, tokenizer, what a file system rounds up
+DEFAULTS = Options()
 
 Report = Callable[[str], None]  # takes one line for the user
 
@@ -35,120 +34,92 @@ def silent(line: str) -> None:
     """Report nothing."""
 
 
-def consolidate(run: RunLayout, step: int, *, dtype: str = "fp32", progress: Report = silent) -> Path:
-    """Export one checkpoint to ``exports/step-NNNNNN`` and return that folder.
+def consolidate(run: RunLayout, step: int, options: Options = DEFAULTS, progress: Report = silent) -> Path:
+    """Export one checkpoint to ``exports/step-NNNNNN`` (merged: ``merged/step-NNNNNN``); return that folder.
 
     Full fine-tuning gives ``config.json`` and ``model.safetensors`` (several files and an index beyond
-    5 GB), LoRA gives ``adapter_config.json`` and ``adapter_model.safetensors``. Weights are the fp32
-    masters, rounded once to ``dtype`` ("fp32" or "bf16"). An export made from the same inputs is kept.
+    ``options.shard_size``), LoRA gives ``adapter_config.json`` and ``adapter_model.safetensors``, merged LoRA
+    a model as full fine-tuning does. Weights are the fp32 masters, rounded once. An export made from the same
+    inputs is kept.
 
-    Raises UserError where the checkpoint is incomplete, damaged or of an unknown layout, ``model/`` is
-    missing, the disk is too small or not writable, or another process is exporting the same step.
+    Raises UserError where the checkpoint is incomplete or of an unknown layout, ``model/`` is missing, the
+    disk is too small or not writable, or another process is exporting the same step; IntegrityError where the
+    checkpoint, or the base model to merge with, is damaged.
     """
-    if dtype not in writer.DTYPES:
-        raise UserError(f"unknown dtype '{dtype}': {did_you_mean(dtype, writer.DTYPES)}")
     record = CheckpointRecord.read(run.checkpoint(step))
-    with _locked(run.checkpoint(step)):
-        inputs = _inputs(run, step, dtype)
-        if _is_current(run.export(step), inputs):
+    target = options.target(run, step)
+    with locked(run.checkpoint(step)), disk_errors(target.parent):
+        restore(target)
+        inputs = _inputs(run, record, options)
+        if _is_current(target, inputs):
             progress(f"{step_name(step)}: up to date")
-            return run.export(step)
-        export = _plan(run, record, dtype)
-        with _disk_errors(run.exports), _appearing(run.export(step), export.size) as folder:
-            outputs = _write_export(export, run.model, folder, _percentages(step, export.size, progress))
+            return target
+        export = exports.plan(run, record, options)
+        with appearing(target, export.size) as folder:
+            outputs = _write_export(export, folder, _percentages(step, export.size, progress))
+            _require_same(run.checkpoint(step), record)
             records.write_json(folder / PROVENANCE_NAME, _provenance(run, record, export, inputs, outputs))
-    progress(f"{step_name(step)}: {run.export(step)}")
-    return run.export(step)
+    progress(f"{step_name(step)}: {target}")
+    return target
 
 
 def consolidate_run(
-    run: RunLayout, steps: Sequence[int] | None = None, *, dtype: str = "fp32", progress: Report = silent
+    run: RunLayout,
+    steps: Sequence[int] | None = None,
+    options: Options = DEFAULTS,
+    jobs: int = 1,
+    progress: Report = silent,
 ) -> list[Path]:
-    """Export the given steps, or every step whose checkpoint is whole; return their folders."""
+    """Export the given steps, or every step whose checkpoint is whole; return their folders.
+
+    ``jobs`` processes share the steps; more than one say a line for each step that is done.
+    """
     chosen = list(steps) if steps else complete_steps(run.checkpoints)
     if not chosen:
         raise UserError(f"{run.checkpoints}: no complete checkpoint; train with this run folder first")
-    return [consolidate(run, step, dtype=dtype, progress=progress) for step in chosen]
+    if min(jobs, len(chosen)) == 1:
+        return [consolidate(run, step, options, progress) for step in chosen]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(chosen)), spawn) as pool:
+        futures = {step: pool.submit(consolidate, run, step, options) for step in chosen}
+        try:
+            for step, future in futures.items():
+                progress(f"{step_name(step)}: {future.result()}")
+        finally:  # the first failure ends what has not begun
+            pool.shutdown(cancel_futures=True)
+    return [future.result() for future in futures.values()]
 
 
-@dataclass(frozen=True)
-class _Export:
-    """What one export will hold."""
-
-    checkpoint: ShardedCheckpoint
-    dtype: str
-    config_name: str
-    config: dict[str, Any]
-    files: dict[str, dict[str, ShardedTensor]]
-    """Weights files: tensors by their names on disk."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of all weights."""
-        tensors = (tensor for file in self.files.values() for tensor in file.values())
-        return sum(writer.size_of(tensor, writer.DTYPES[self.dtype]) for tensor in tensors)
-
-
-def _plan(run: RunLayout, record: CheckpointRecord, dtype: str) -> _Export:
-    checkpoint = open_checkpoint(run.checkpoint(record.step))
-    adapter, model = run.model / "adapter_config.json", run.model / "config.json"
-    if adapter.exists():
-        config = {**records.read_json(adapter), "base_model_name_or_path": record.base}
-        adapters.check_config(config, adapter)
-        tensors = adapters.adapter_tensors(checkpoint.tensors, checkpoint.folder)
-        files = {"adapter_model.safetensors": tensors}
-        return _Export(checkpoint, dtype, adapter.name, config, files)
-    if not model.exists():
-        raise UserError(f"{run.model}: no config.json or adapter_config.json; copy the run's folder whole")
-    config = records.read_json(model)
-    files = _model_files(_model_tensors(checkpoint, config), dtype)
-    return _Export(checkpoint, dtype, model.name, _with_dtype(config, dtype), files)
-
-
-def _model_tensors(checkpoint: ShardedCheckpoint, config: Mapping[str, Any]) -> dict[str, ShardedTensor]:
-    """Return the model's tensors, shared ones once, unless loading would not tie them again."""
-    tensors = dict(checkpoint.tensors)
-    if config.get("tie_word_embeddings") is False:
-        tensors.update({alias: tensors[owner] for alias, owner in checkpoint.aliases.items()})
-    return tensors
-
-
-def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Return the model's configuration with the dtype of the exported weights, in which they are loaded."""
-    kept = {key: value for key, value in config.items() if key != "torch_dtype"}
-    return {**kept, "dtype": str(writer.DTYPES[dtype]).removeprefix("torch.")}
-
-
-def _model_files(tensors: dict[str, ShardedTensor], dtype: str) -> dict[str, dict[str, ShardedTensor]]:
-    parts = writer.split(tensors, writer.DTYPES[dtype], SHARD_LIMIT)
-    if len(parts) == 1:
-        return {"model.safetensors": parts[0]}
-    return {f"model-{n:05d}-of-{len(parts):05d}.safetensors": part for n, part in enumerate(parts, start=1)}
-
-
-def _write_export(export: _Export, model: Path, folder: Path, written: writer.Progress) -> dict[str, Any]:
-    """Fill the folder; return each file's size and SHA-256."""
-    shutil.copytree(model, folder, dirs_exist_ok=True)
+def _write_export(export: Export, folder: Path, written: writer.Progress) -> dict[str, Any]:
+    """Fill the folder; return each file's size and checksum."""
+    for name, source in export.copied.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
     records.write_json(folder / export.config_name, export.config)
     if len(export.files) > 1:
         weight_map = {name: file for file, tensors in export.files.items() for name in tensors}
         index = {"metadata": {"total_size": export.size}, "weight_map": weight_map}
         records.write_json(folder / "model.safetensors.index.json", index)
-    digests = {path: records.digest_file(path) for path in folder.rglob("*") if path.is_file()}
+    stored = {path: stored_file(path) for path in folder.rglob("*") if path.is_file()}
+    dtype = writer.DTYPES[export.options.dtype]
     for name, tensors in export.files.items():
-        path = folder / name
-        digests[path] = writer.write_safetensors(path, tensors, writer.DTYPES[export.dtype], written)
+        stored[folder / name] = writer.write_safetensors(folder / name, tensors, dtype, written)
     sync_tree(folder)
     return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
-        for path, digest in sorted(digests.items())
+        path.relative_to(folder).as_posix(): dataclasses.asdict(file) for path, file in sorted(stored.items())
     }
+
+
+def _require_same(checkpoint: Path, record: CheckpointRecord) -> None:
+    """Raise where the files that were read are no longer those the record is of: the run may go on."""
+    if CheckpointRecord.read(checkpoint) != record:
+        raise IntegrityError(f"{checkpoint}: replaced while it was read; consolidate it again")
 
 
 def _provenance(
     run: RunLayout,
     record: CheckpointRecord,
-    export: _Export,
+    export: Export,
     inputs: Mapping[str, Any],
     outputs: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -156,9 +127,10 @@ def _provenance(
         "run": run.root.resolve().name,
         "step": record.step,
         "method": record.method,
+        "merged": export.options.merge,
         "base": {"folder": record.base, "digest": record.base_digest},
         "spec_digest": record.spec_digest,
-        "dtype": export.dtype,
+        "dtype": export.options.dtype,
         "tied": dict(export.checkpoint.aliases),
         "inputs": inputs,
         "outputs": outputs,
@@ -167,12 +139,17 @@ def _provenance(
     }
 
 
-def _inputs(run: RunLayout, step: int, dtype: str) -> dict[str, Any]:
+def _inputs(run: RunLayout, record: CheckpointRecord, options: Options) -> dict[str, Any]:
     """Return what an export is made from; an export that states the same is up to date."""
     if not run.model.is_dir():
         raise UserError(f"{run.model}: no such folder; it holds the configuration that an export needs")
-    checkpoint, model = records.fingerprint(run.checkpoint(step)), records.fingerprint(run.model)
-    return {"format": FORMAT, "dtype": dtype, "checkpoint": checkpoint, "model": model}
+    model = {path.name: records.digest_file(path) for path in run.model.rglob("*") if path.is_file()}
+    return {
+        "format": FORMAT,
+        "options": dataclasses.asdict(options),
+        "checkpoint": records.digest_json(dataclasses.asdict(record)),
+        "model": records.digest_json(model),
+    }
 
 
 def _is_current(export: Path, inputs: Mapping[str, Any]) -> bool:
@@ -183,55 +160,6 @@ def _is_current(export: Path, inputs: Mapping[str, Any]) -> bool:
         return False
     files = {export / name: output["size"] for name, output in provenance["outputs"].items()}
     return all(path.exists() and path.stat().st_size == size for path, size in files.items())
-
-
-@contextlib.contextmanager
-def _locked(checkpoint: Path) -> Iterator[None]:
-    """Hold the checkpoint's folder against a second export of it; a killed process lets go of it."""
-    descriptor = os.open(checkpoint, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"{checkpoint}: another process is consolidating it; wait for it to end") from None
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _appearing(target: Path, size: int) -> Iterator[Path]:
-    """Yield an empty folder beside ``target`` that takes its place on success, and is gone on failure."""
-    temporary, old = target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process: the lock says nobody else's
-    temporary.mkdir(parents=True)
-    try:
-        _check_space(target.parent, size)
-        yield temporary
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-        records.sync_folder(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_space(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < size + _SPARE:
-        raise UserError(
-            f"{folder}: {free / 1e9:.2f} GB free where the export needs {(size + _SPARE) / 1e9:.2f} GB; "
-            "free some space, or export in bf16"
-        )
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write the export ({error}); choose a writable folder") from error
 
 
 def _percentages(step: int, total: int, report: Report) -> writer.Progress:

@@ -1,4 +1,4 @@
-"""Write safetensors files as a stream: the header first, then each tensor in pieces of a few megabytes.
+"""Write safetensors files as a stream: the header first, then each tensor a few megabytes at a time.
 
 Memory does not depend on the size of the model or of its largest tensor.
 Format: 8 bytes of header length, a JSON header, the tensors' bytes without gaps, all little-endian
@@ -7,35 +7,46 @@ Format: 8 bytes of header length, a JSON header, the tensors' bytes without gaps
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import torch
 
-from rankdrift.checkpoint.shards import ShardedTensor
+from rankdrift.checkpoint.checksums import StoredFile, writing
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_CODES = {torch.float32: "F32", torch.bfloat16: "BF16"}
-_CHUNK = 4 * 2**20  # elements converted at once: 16 MiB in fp32
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_CHUNK = 8 * 2**20  # bytes read at once
 _ALIGNMENT = 8  # bytes; readers map tensors of up to 8 bytes an element straight from the file
 
 Progress = Callable[[int], None]  # called with the bytes just written
 
 
-def size_of(tensor: ShardedTensor, dtype: torch.dtype) -> int:
+class Weight(Protocol):
+    """A tensor that is made, or read, a piece at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    def chunks(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield its elements in row-major order, in flat tensors of about the size of ``buffer`` (uint8).
+
+        They may lie in the buffer: each is valid until the next is asked for.
+        """
+
+
+def size_of(tensor: Weight, dtype: torch.dtype) -> int:
     """Return the bytes a tensor takes in a file."""
     return math.prod(tensor.shape) * dtype.itemsize
 
 
-def split(
-    tensors: Mapping[str, ShardedTensor], dtype: torch.dtype, limit: int
-) -> list[dict[str, ShardedTensor]]:
+def split(tensors: Mapping[str, Weight], dtype: torch.dtype, limit: int) -> list[dict[str, Weight]]:
     """Split tensors, in order, into files of at most ``limit`` bytes (a larger tensor gets its own)."""
-    parts: list[dict[str, ShardedTensor]] = [{}]
+    parts: list[dict[str, Weight]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
         size = size_of(tensor, dtype)
@@ -48,19 +59,20 @@ def split(
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, ShardedTensor], dtype: torch.dtype, progress: Progress
-) -> str:
-    """Write tensors under the given names, rounded to ``dtype``; return the SHA-256 of the file."""
-    digest = hashlib.sha256()
-    with open(path, "wb") as handle:
-        _write(handle, digest, _header(tensors, dtype))
+    path: Path, tensors: Mapping[str, Weight], dtype: torch.dtype, progress: Progress
+) -> StoredFile:
+    """Write tensors under the given names, rounded to ``dtype``; return the file's size and checksum."""
+    buffer = torch.empty(_CHUNK, dtype=torch.uint8)
+    with writing(path) as file:
+        file.write(_header(tensors, dtype))
         for tensor in tensors.values():
-            for chunk in _chunks(tensor):
-                progress(_write(handle, digest, chunk.to(dtype).contiguous().view(torch.uint8).numpy().data))
-    return digest.hexdigest()
+            for chunk in tensor.chunks(buffer):
+                rounded = chunk.to(dtype).contiguous()
+                progress(file.write(rounded.view(torch.uint8).numpy().data))
+    return file.stored()
 
 
-def _header(tensors: Mapping[str, ShardedTensor], dtype: torch.dtype) -> bytes:
+def _header(tensors: Mapping[str, Weight], dtype: torch.dtype) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, tensor in tensors.items():
@@ -71,13 +83,3 @@ def _header(tensors: Mapping[str, ShardedTensor], dtype: torch.dtype) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
-
-
-def _chunks(tensor: ShardedTensor) -> Iterator[torch.Tensor]:
-    for piece in tensor.pieces():
-        yield from piece.split(_CHUNK)
-
-
-def _write(handle: BinaryIO, digest: hashlib._Hash, data: bytes | memoryview) -> int:
-    digest.update(data)
-    return handle.write(data)

@@ -1,26 +1,66 @@
-"""Turn a run's sharded checkpoints into model or adapter folders."""
+"""Turn a run's sharded checkpoints into model or adapter folders.
+
+Without --step or --watch, every complete checkpoint is exported; exports that are up to date are kept.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from rankdrift.layout import RunLayout
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def size(text: str) -> int:
+    """Return the bytes a text such as "5GB" or "500MB" states.
+
+    >>> size("5GB"), size("1.5 MiB")
+    (5000000000, 1572864)
+    """
+    match = re.fullmatch(r"([0-9.]+)\s*([A-Z]*)", text.strip().upper())
+    if not match or match[2] not in _UNITS or match[1].count(".") > 1 or match[1] == ".":
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB, 500MB or 2GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder: .../runs/<arm>-seed<seed>")
-    parser.add_argument(
-        "--step", type=int, action="append", metavar="N", help="a step to export (repeatable; default: all)"
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, action="append", metavar="N", help="a step to export (repeatable)")
+    which.add_argument("--all", action="store_true", help="every complete checkpoint (the default)")
+    which.add_argument(
+        "--watch", action="store_true", help="export checkpoints as they come, until the run ends"
     )
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="dtype of the exports")
+    parser.add_argument("--jobs", type=int, default=1, metavar="K", help="processes that share the steps")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="dtype of the exports"
+    )
+    parser.add_argument(
+        "--shard-size", type=size, default="5GB", metavar="SIZE", help="of a model's weights files (5GB)"
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="LoRA: the base with the adapter in it, into RUN/merged"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Export the checkpoints, a line a tenth of the way; return 0. Raises UserError."""
     from rankdrift.checkpoint.consolidate import consolidate_run  # torch loads here, not for --help
+    from rankdrift.checkpoint.exports import Options
+    from rankdrift.checkpoint.watch import watch
 
     layout = RunLayout(arguments.run)
-    consolidate_run(layout, arguments.step, dtype=arguments.dtype, progress=print)
+    options = Options(arguments.dtype, arguments.shard_size, arguments.merge)
+    if arguments.watch:
+        watch(layout, options, _say)
+    else:
+        consolidate_run(layout, arguments.step, options, arguments.jobs, _say)
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # a watched run's lines are read as they come

@@ -1,7 +1,8 @@
 """The ``rankdrift`` command: finds the subcommand by file name and turns a user's error into one message.
 
 Each module ``cli/<command>.py`` has a docstring (its help), ``add_arguments(parser)`` and
-``run(arguments) -> int``. Exit codes: 0 done, 2 input that cannot be used, 130 interrupted.
+``run(arguments) -> int``. Exit codes: 0 done, 1 a failure, 2 input that cannot be used, 3 stored data that is
+damaged, 75 stopped on request and resumable, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from rankdrift import __version__, cli
-from rankdrift.errors import UserError
+from rankdrift.errors import INTERRUPTED, Preempted, RankError, UserError
 
-USER_ERROR, INTERRUPTED = 2, 130
 GRACE = 5.0  # seconds
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")  # NVIDIA, AMD
 
@@ -32,13 +32,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = _command(arguments.command).run(arguments)
         return status
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # every rank meets the same error: one says it
+        if _speaks_for_all():
             print(f"rankdrift {arguments.command}: error: {error}", file=sys.stderr)
         else:  # the launcher kills all ranks as soon as one has gone: let rank 0 speak first
             time.sleep(GRACE)
-        return USER_ERROR
+        return error.exit_code
+    except RankError as error:  # of each rank another one, and rank 0 may be the one that is lost
+        print(f"rankdrift {arguments.command}: failed: {error}", file=sys.stderr)
+        return error.exit_code
+    except Preempted as stop:
+        if _speaks_for_all():
+            print(f"rankdrift {arguments.command}: stopped: {stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _speaks_for_all() -> bool:
+    """Whether this process says what every rank meets."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _quieten_libraries() -> None:
@@ -64,7 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     for name in commands():
         module = _command(name)
         summary = (module.__doc__ or "").strip().splitlines()[0]
-        module.add_arguments(subparsers.add_parser(name, help=summary, description=module.__doc__))
+        added = subparsers.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(added)
     return parser
 
 

@@ -1,10 +1,17 @@
-"""Run a whole study: train, consolidate, score, analyse and report every arm of a recipe."""
+"""Run a whole study: train, consolidate, score, analyse and report every arm of a recipe.
+
+What is done is not done again: a study that was interrupted goes on when the same command is run again.
+SIGTERM or Ctrl-C saves the training under way and stops (exit code 75), SIGUSR1 saves it and goes on.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import FrameType
 
+from rankdrift import signals
+from rankdrift.errors import Preempted
 from rankdrift.spec import load_recipe
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
@@ -26,5 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
     from rankdrift.studies.launcher import default_ranks  # torch takes seconds to import: check first
     from rankdrift.studies.pipeline import Launch, run_study
 
-    run_study(recipe, Launch(arguments.config, arguments.ranks or default_ranks(), arguments.experiment))
+    start = Launch(arguments.config, arguments.ranks or default_ranks(), arguments.experiment)
+    with signals.answered_by(_stop):  # while it trains, the launcher answers
+        run_study(recipe, start)
     return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    if number in signals.STOP:
+        raise Preempted("run the same command again to go on")

@@ -1,13 +1,26 @@
-"""Train one run under the DeepSpeed launcher (one process a rank)."""
+"""Train one run under the DeepSpeed launcher (one process a rank).
+
+A run that was interrupted goes on from its newest checkpoint when the same command is run again.
+While it runs:
+  SIGUSR1, or a file SAVE in its folder             save at the end of the step, go on
+  SIGTERM, Ctrl-C, or a file STOP in its folder     save at the end of the step, stop
+  Ctrl-C again                                      stop at once
+Exit codes: 0 finished, 1 a rank failed, 2 input that cannot be used, 3 stored data that is damaged,
+75 stopped on request and resumable, 130 interrupted at once. A rank waits DEEPSPEED_TIMEOUT minutes
+(default 10) for another one.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from rankdrift import signals
 from rankdrift.cli.main import main
 from rankdrift.spec import load_recipe
+from rankdrift.training.requests import listening
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train."""
-    spec = load_recipe(arguments.experiment, arguments.overrides).spec(arguments.arm, arguments.seed)
-    from rankdrift.training.engine import process_group  # deepspeed takes seconds to import: check first
-    from rankdrift.training.trainer import train
+    with listening() as requests:
+        if "RANK" in os.environ:  # a launcher that is killed cannot stop its ranks
+            signals.end_with_parent(signals.launcher_pid())
+        spec = load_recipe(arguments.experiment, arguments.overrides).spec(arguments.arm, arguments.seed)
+        from rankdrift.training.engine import process_group  # deepspeed takes seconds to import: check first
+        from rankdrift.training.trainer import train
 
-    with process_group():
-        train(spec, arguments.config)
+        with process_group():
+            train(spec, arguments.config, requests)
     return 0
 
 

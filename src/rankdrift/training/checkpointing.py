@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from rankdrift import records
 from rankdrift.checkpoint.checksums import StoredFile, flush
 from rankdrift.checkpoint.record import CheckpointRecord, complete_steps, newest
@@ -29,7 +27,6 @@ logger = logging.getLogger(__name__)
 FP32_BYTES = 4
 ADAM_BYTES = 8  # two moments
 SPARE_BYTES = 256 * 2**20
-REORDERED = 1e-3  # relative; bf16 losses of different ZeRO stages agree to this (docs/footguns.md)
 
 
 IDENTITY = ("method", "precision", "spec_digest", "base", "base_digest")
@@ -189,24 +186,6 @@ def require_intact(run: RunLayout) -> None:
         failure = str(error)
     if failures := [found for found in gather(failure) if found]:
         raise IntegrityError(f"{failures[0]}; delete {run.checkpoint(step)} to resume from the step before")
-
-
-def replay_tolerance(run: RunLayout, record: CheckpointRecord) -> float:
-    """Return by how much (relative) the first step after an interruption may differ from its first time.
-
-    Nothing, on CPUs with the same software, ranks and ZeRO stage; else sums are taken in another order.
-    """
-    step = newest(run.checkpoints)
-    if step is None or torch.cuda.is_available() or not run.environment.exists():
-        return REORDERED
-    saved, before, now = (
-        CheckpointRecord.read(run.checkpoint(step)),
-        records.read_json(run.environment),
-        records.environment(),
-    )
-    same = all(before.get(key) == now[key] for key in ("python", "machine", "cpu_count", "packages"))
-    layout = (saved.world_size, saved.zero_stage) == (record.world_size, record.zero_stage)
-    return 0.0 if same and layout else REORDERED
 
 
 def resume(engine: Engine, run: RunLayout) -> int:

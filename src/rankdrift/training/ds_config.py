@@ -97,7 +97,18 @@ def merge(
     config.setdefault("steps_per_print", 2**31 - 1)  # our own log has these lines
     # torch's fused AdamW also runs on the CPU; DeepSpeed's own would be compiled at first use
     config.setdefault("zero_force_ds_cpu_optimizer", False)
-    return _without_stage0_bf16(config, precision)
+    config, notes = _without_stage0_bf16(config, precision)
+    return config, notes + _not_resumable(config["zero_optimization"])
+
+
+def _not_resumable(zero: Mapping[str, Any]) -> list[str]:
+    """Return a warning where masters or moments will not be in memory, from which a run is restored."""
+    offloads = {key: zero.get(key) or {} for key in ("offload_optimizer", "offload_param")}
+    nvme = [key for key, offload in offloads.items() if offload.get("device") == "nvme"]
+    if not nvme and offloads["offload_optimizer"].get("ratio", 1.0) == 1.0:
+        return []
+    what = f"{nvme[0]}.device=nvme" if nvme else "offload_optimizer.ratio below 1"
+    return [f"{what}: this run cannot resume from its checkpoints; use device=cpu with ratio 1 if it must"]
 
 
 def stage_of(config: Mapping[str, Any]) -> int:
@@ -157,6 +168,11 @@ def _check_zero(path: Path, zero: Any, known: frozenset[str]) -> None:
             raise UserError(
                 f"{path}: unknown key 'zero_optimization.{key}' (value {value!r}): {did_you_mean(key, known)}"
             )
+    if zero.get("elastic_checkpoint"):
+        raise UserError(
+            f"{path}: zero_optimization.elastic_checkpoint=true writes checkpoints that no run can go on "
+            "from; remove it (a run resumes on any number of ranks without it)"
+        )
     stage = zero.get("stage", 0)
     if type(stage) is not int or not 0 <= stage <= 3:
         raise UserError(f"{path}: zero_optimization.stage={stage!r}; the stages are 0, 1, 2 and 3")

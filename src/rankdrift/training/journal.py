@@ -18,8 +18,6 @@ from rankdrift.layout import RunLayout
 
 logger = logging.getLogger(__name__)
 
-REPLAYED = ("loss", "gradient_norm", "learning_rate")
-"""What the first step after an interruption is compared by."""
 SCALARS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_gib")
 
 
@@ -39,7 +37,6 @@ class Journal:
 
     def __init__(self, run: RunLayout, steps: int, start: int) -> None:
         self.run, self.steps = run, steps
-        self._expected = _kept_for_replay(run, start)
         _keep_until(run.metrics, start)
         self._metrics: TextIO = run.metrics.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else 0)
@@ -47,27 +44,6 @@ class Journal:
         self._bar = _progress_bar()
         self._task = self._bar.add_task(run.root.name, total=steps, completed=start, loss="")
         self._bar.start()
-
-    @property
-    def replayed_step(self) -> int | None:
-        """The first step logged after the checkpoint that this run resumes from, if there was one."""
-        return self._expected["step"] if self._expected else None
-
-    def difference(self, values: Mapping[str, float], tolerance: float) -> str | None:
-        """Say how ``replayed_step`` differs from what was logged of it; None if it does not.
-
-        What was logged stays on record until it has been met. ``tolerance`` is relative; 0 asks for the
-        same bits.
-        """
-        assert self._expected is not None, "there is a step to compare with"
-        for key in REPLAYED:
-            got, logged = values[key], self._expected[key]
-            if not abs(got - logged) <= tolerance * abs(logged):
-                return f"{key} is {got!r}, but was {logged!r} before the interruption"
-        logger.info("step %d is as it was before the interruption", self._expected["step"])
-        self._expected = None
-        self.run.replay.unlink()
-        return None
 
     def metrics(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
         """Log one line; the keys are those of the table ``training_metrics``."""
@@ -127,21 +103,6 @@ def log_to(path: Path | None) -> None:
     stream = logging.StreamHandler(sys.stderr)
     stream.setLevel(logging.WARNING)
     root.handlers[:] = [file, stream]
-
-
-def _kept_for_replay(run: RunLayout, start: int) -> dict[str, Any] | None:
-    """Return the first step that was logged after step ``start``, kept in a file until it is met again."""
-    if run.replay.exists():
-        kept: dict[str, Any] = records.read_json(run.replay)
-        if start and kept["step"] > start:
-            return kept
-        run.replay.unlink()
-    logged = [row for row in records.read_jsonl(run.metrics) if row["split"] == "train"]
-    later = [row for row in logged if start and row["step"] > start]
-    if not later:
-        return None
-    records.write_json(run.replay, later[0])
-    return later[0]
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankdrift import records, registry
-from rankdrift.checkpoint.record import CheckpointRecord
-from rankdrift.checkpoint.rotation import Retention
+from rankdrift.checkpoint.record import CheckpointRecord, newest
+from rankdrift.checkpoint.rotation import Retention, remove_leftovers
 from rankdrift.data.batches import (
     BatchOrder,
     collate,
@@ -26,15 +26,16 @@ from rankdrift.data.batches import (
 )
 from rankdrift.data.dataset import load_rows, num_labels
 from rankdrift.data.tokens import Row, TokenizedRows
-from rankdrift.errors import IntegrityError, UserError
+from rankdrift.errors import IntegrityError, Preempted, UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.methods import Method
-from rankdrift.models.base import base_digest, load_model, load_tokenizer, resolve
+from rankdrift.models.base import load_model, load_tokenizer, resolve
 from rankdrift.spec import Spec, TrainingSpec
-from rankdrift.training import checkpointing, ds_config, engine
+from rankdrift.training import checkpointing, ds_config, engine, replay
 from rankdrift.training.journal import Journal, log_to
 from rankdrift.training.loss import target_loss_sum
 from rankdrift.training.probes import Probe
+from rankdrift.training.requests import Request, Requests, forget
 from rankdrift.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
@@ -68,14 +69,15 @@ class Setup:
     """DeepSpeed's configuration, merged."""
     record: CheckpointRecord
     """What every checkpoint of this run states, at step 0."""
-    replay_tolerance: float
-    """How far the first step after an interruption may be from what was logged of it, relative."""
+    conditions: dict[str, Any]
+    """What its last bits depend on besides the experiment (``replay.conditions``)."""
 
 
-def train(spec: Spec, config_path: Path) -> RunLayout:
+def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> RunLayout:
     """Train one run to its last step, from its newest checkpoint if it has one.
 
-    Every rank of a process group (``engine.process_group``) must call it.
+    Every rank of a process group (``engine.process_group``) must call it. It raises Preempted once it has
+    stopped because it was asked to: by a signal, if it is given the requests that come so, or by a file.
     """
     run = StudyLayout(spec.study_root).run(spec.run_name)
     with engine.alone_in(run.root):
@@ -83,11 +85,15 @@ def train(spec: Spec, config_path: Path) -> RunLayout:
         setup = set_up(spec, run, config_path)
         checkpointing.require_same(run, setup.record)
         checkpointing.require_intact(run)
+        if engine.rank() == 0:
+            remove_leftovers(run.checkpoints)
+            replay.keep(run, newest(run.checkpoints) or 0)
         torch.manual_seed(spec.seed)
         model = load_model(setup.base, spec.model, num_labels(spec))
         model = setup.method.prepare(model, spec.method, setup.base)
         describe(setup, model)
-        Trainer(setup, engine.Engine(model, spec.training, setup.config)).fit()
+        under = engine.Engine(model, spec.training, setup.config)
+        Trainer(setup, under, requests or Requests()).fit()
     return run
 
 
@@ -113,12 +119,12 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         precision=precision,
         spec_digest=spec.digest(),
         base=str(base),
-        base_digest=base_digest(base),
+        base_digest=records.weights_digest(base),
     )
     method: Method = registry.load("method", spec.method.name)
     data = load_data(spec, tokenizer)
-    tolerance = checkpointing.replay_tolerance(run, record)
-    return Setup(spec, run, method, base, tokenizer, data, plan, config, record, tolerance)
+    under = replay.conditions({**records.environment(), "ranks": engine.world_size()}, config)
+    return Setup(spec, run, method, base, tokenizer, data, plan, config, record, under)
 
 
 def resolved_precision(spec: Spec) -> str:
@@ -159,29 +165,40 @@ class Trainer:
         The run, its data and its method.
     under
         The engine that holds the model.
+    requests
+        What this rank is asked by signals.
 
     """
 
-    def __init__(self, setup: Setup, under: engine.Engine) -> None:
-        self.setup, self.engine = setup, under
+    def __init__(self, setup: Setup, under: engine.Engine, requests: Requests) -> None:
+        self.setup, self.engine, self.requests = setup, under, requests
+        self.asked = Request.NONE
         self.spec, self.run, self.data = setup.spec, setup.run, setup.data
+        self.save: checkpointing.Save | None = None
         self.probes: list[Probe] = [registry.load("probe", name) for name in registry.names("probe")]
 
     def fit(self) -> None:
-        """Train from the newest checkpoint to the last step."""
+        """Train from the newest checkpoint to the last step, or until asked to stop."""
         training = self.spec.training
         start = checkpointing.resume(self.engine, self.run)
         self._require_space(start)
         self.journal = Journal(self.run, training.steps, start) if engine.rank() == 0 else None
-        self.replayed_step = engine.gather(self.journal and self.journal.replayed_step)[0]
+        self.expected = self._expected()
+        self.requests.at_step_ends = True
         if start == 0:
             self._evaluate(0)
+        if self.asked is Request.STOP:
+            self._honour(start)
         for step in range(start + 1, training.steps + 1):
             self._train_step(step)
             if self._is_due(step, training.eval_every or training.save_every):
                 self._evaluate(step)
-            if self._is_save_step(step):
+            if self._is_save_step(step) or self.asked:
                 self._save(step)
+                self._together(0.0)  # a request may have come meanwhile
+            if self.asked:
+                self._honour(step)
+        self._finish_save()
         if self.journal:
             trained = sum(self.engine.numels.values())
             total = _numel(self.engine.module)
@@ -193,6 +210,20 @@ class Trainer:
                 parameters=total,
                 training_seconds=_training_seconds(self.run),
             )
+
+    def _honour(self, step: int) -> None:
+        """End a step whose state is on its way to the disk as asked; raise Preempted if that is to stop."""
+        self._finish_save()
+        asked, self.asked = self.asked, Request.NONE
+        if self.journal:
+            forget(self.run, asked)
+        if asked is Request.STOP and step < self.spec.training.steps:
+            if self.journal:
+                self.journal.status("preempted", step)
+                self.journal.close()
+            engine.barrier()  # where one rank has ended, a launcher ends the others
+            logger.info("stopped after step %d, as asked", step)
+            raise Preempted(f"{self.run.root}: after step {step}; run the same command again to go on")
 
     def _train_step(self, step: int) -> None:
         """Order of events: forward and backward over the window, probes, update, log."""
@@ -215,7 +246,9 @@ class Trainer:
         norm = self.engine.step(rate)
         tokens = int(self.data.lengths[window].sum())
         seconds = time.perf_counter() - began
-        total, memory = self._together(loss_sum)
+        total, memory, unflushed = self._together(loss_sum)
+        if not unflushed:
+            self._finish_save()
         values = {"loss": total / targets, "learning_rate": rate, "gradient_norm": norm}
         self._check_finite(step, values)
         self._check_replay(step, values)
@@ -246,11 +279,17 @@ class Trainer:
                 if self.journal:
                     self.journal.probe(probe.name, step, rows)
 
-    def _together(self, loss_sum: float) -> tuple[float, float]:
-        """Return the sum of all ranks' losses and the largest memory, in one exchange a step."""
-        own = torch.tensor([loss_sum, _memory_gib()], dtype=torch.float64)
-        losses, memory = engine.gather_vectors(own).unbind(dim=1)
-        return float(losses.sum()), float(memory.max())
+    def _together(self, loss_sum: float) -> tuple[float, float, int]:
+        """Return the sum of losses, the largest memory and how many ranks' saves are not on the disk yet.
+
+        One exchange, in which the ranks also agree on what they are asked.
+        """
+        waiting = self.save is not None and not self.save.is_flushed
+        asked = self.requests.take(self.run if engine.rank() == 0 else None)
+        own = torch.tensor([loss_sum, _memory_gib(), waiting, asked], dtype=torch.float64)
+        losses, memory, unflushed, requests = engine.gather_vectors(own).unbind(dim=1)
+        self.asked = Request(max(self.asked, int(requests.max())))
+        return float(losses.sum()), float(memory.max()), int(unflushed.sum())
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
@@ -260,16 +299,28 @@ class Trainer:
                     "training.learning_rate or training.clip, or use precision=fp32"
                 )
 
+    def _expected(self) -> replay.Expected | None:
+        """Return what the first step after an interruption is compared with, on every rank the same."""
+        dropout, precision = self.spec.method.dropout > 0, self.setup.record.precision
+        mine = None
+        if engine.rank() == 0:
+            mine = replay.expected(self.run, self.setup.conditions, precision, dropout)
+        expected: replay.Expected | None = engine.gather(mine)[0]
+        return expected
+
     def _check_replay(self, step: int, values: dict[str, float]) -> None:
         """Stop where the first step after an interruption is not the one that was logged before it."""
-        if step != self.replayed_step:
+        if not self.expected or step != self.expected.step:
             return
-        found = self.journal.difference(values, self.setup.replay_tolerance) if self.journal else None
-        if difference := engine.gather(found)[0]:
+        if difference := self.expected.difference(values):
             raise IntegrityError(
                 f"{self.run.root}: step {step} does not repeat: {difference}; the data, the code, the "
                 f"libraries or the machine have changed. To go on all the same, delete {self.run.replay}"
             )
+        logger.info("step %d is as it was before the interruption", step)
+        self.expected = None
+        if self.journal:
+            replay.forget(self.run)
 
     def _log(self, step: int, values: dict[str, float], speed: dict[str, float]) -> None:
         if not self.journal:
@@ -293,19 +344,27 @@ class Trainer:
                 # a rank that has no rows left passes the first one again and leaves it out of the sum
                 loss = float(self._loss_sum(batch or rows[:1]))
                 loss_sum += loss if batch else 0.0
-        loss = _total(loss_sum) / sum(self._targets(row) for row in rows)
+        loss = self._together(loss_sum)[0] / sum(self._targets(row) for row in rows)
         if self.journal:
             self.journal.metrics(step, "validation", {"loss": loss})
 
     def _save(self, step: int) -> None:
+        """Begin a save; training goes on while the disk takes it."""
+        self._finish_save()
         if self.journal:
             self.journal.flush()
         used = step * self.spec.training.global_batch
         record = replace(self.setup.record, step=step, data_position=used)
-        exclude_frozen = self.setup.method.exclude_frozen
-        checkpointing.save(self.engine, self.run, record, exclude_frozen, self._checkpoint_bytes())
-        if self.journal:
-            checkpointing.rotate(self.run, _retention(self.spec.training))
+        exclude_frozen, size = self.setup.method.exclude_frozen, self._checkpoint_bytes()
+        self.save = checkpointing.save(self.engine, self.run, record, exclude_frozen, size)
+
+    def _finish_save(self) -> None:
+        """Make the save under way a checkpoint, if there is one, and remove what need not be kept."""
+        if self.save:
+            self.save.finish()
+            self.save = None
+            if self.journal:
+                checkpointing.rotate(self.run, _retention(self.spec.training))
 
     def _is_save_step(self, step: int) -> bool:
         return self._is_due(step, self.spec.training.save_every) or step in self.spec.training.save_steps
@@ -344,10 +403,6 @@ def _training_seconds(run: RunLayout) -> float:
 
 def _numel(module: torch.nn.Module) -> int:
     return sum(getattr(param, "ds_numel", param.numel()) for param in module.parameters())
-
-
-def _total(value: float) -> float:
-    return float(engine.sum_over_ranks(torch.tensor(value, dtype=torch.float64)))
 
 
 def _mixed_seed(*parts: int) -> int:

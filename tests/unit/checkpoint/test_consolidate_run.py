@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,16 +15,21 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from rankdrift import records
-from rankdrift.checkpoint import consolidate as subject
-from rankdrift.checkpoint import writer
+from rankdrift.checkpoint import folders, writer
 from rankdrift.checkpoint.consolidate import consolidate, consolidate_run
+from rankdrift.checkpoint.exports import Options
+from rankdrift.checkpoint.record import CheckpointRecord
+from rankdrift.cli.consolidate import size
 from rankdrift.cli.main import main
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
+from rankdrift.methods.full import METHOD
+from rankdrift.models.base import load_model
+from rankdrift.spec import ModelSpec
 
 MakeRun = Callable[..., RunLayout]
 
@@ -43,14 +48,12 @@ def test_an_export_states_where_it_came_from(make_run: MakeRun, tensors: dict[st
     assert provenance["checkpoint"]["world_size"] == 2
     assert set(provenance["outputs"]) == {"config.json", "tokenizer.json", "model.safetensors"}
     for name, output in provenance["outputs"].items():
-        assert output == {
-            "size": (folder / name).stat().st_size,
-            "sha256": records.digest_file(folder / name),
-        }
+        data = (folder / name).read_bytes()
+        assert output == {"size": len(data), "checksum": xxhash.xxh3_128_hexdigest(data)}
 
 
 def test_bf16_rounds_the_masters_once(make_run: MakeRun, tensors: dict[str, torch.Tensor]) -> None:
-    folder = consolidate(make_run(1, config={"torch_dtype": "float16"}), 1, dtype="bf16")
+    folder = consolidate(make_run(1, config={"torch_dtype": "float16"}), 1, Options("bf16"))
     weights = load_file(folder / "model.safetensors")
     assert all(torch.equal(weights[name], tensors[name].bfloat16()) for name in tensors)
     assert json.loads((folder / "config.json").read_text()) == {"dtype": "bfloat16"}
@@ -67,7 +70,8 @@ def state_of(folder: Path) -> dict[str, int]:
 
 
 def change_checkpoint(run: RunLayout) -> None:
-    os.utime(run.checkpoint(1) / "checkpoint.json")
+    record = CheckpointRecord.read(run.checkpoint(1))
+    dataclasses.replace(record, data_position=record.data_position + 1).write(run.checkpoint(1))
 
 
 def change_model(run: RunLayout) -> None:
@@ -106,7 +110,7 @@ def test_an_export_is_made_anew_when_its_inputs_change_or_it_is_damaged(
 def test_another_dtype_replaces_the_export(make_run: MakeRun) -> None:
     run = make_run(1)
     consolidate(run, 1)
-    weights = load_file(consolidate(run, 1, dtype="bf16") / "model.safetensors")
+    weights = load_file(consolidate(run, 1, Options("bf16")) / "model.safetensors")
     assert weights["embed"].dtype == torch.bfloat16
 
 
@@ -119,9 +123,28 @@ def test_every_complete_step_is_exported(make_run: MakeRun) -> None:
         consolidate_run(run, [20])
 
 
+def test_processes_share_the_steps(make_run: MakeRun) -> None:
+    run, lines = make_run(10, 20, 30), []
+    assert consolidate_run(run, jobs=2, progress=lines.append) == [run.export(step) for step in (10, 20, 30)]
+    assert lines == [f"step-{step:06d}: {run.export(step)}" for step in (10, 20, 30)]
+    alone = contents(run)
+    shutil.rmtree(run.exports)
+    consolidate_run(run)
+    assert contents(run) == alone
+    (run.checkpoint(20) / "checkpoint.json").unlink()
+    with pytest.raises(UserError, match="000020: not a complete checkpoint"):
+        consolidate_run(run, [10, 20, 30], jobs=2)
+
+
+def contents(run: RunLayout) -> dict[str, bytes]:
+    """All exported files but those that state times."""
+    files = (path for path in run.exports.rglob("*") if path.is_file() and path.name != "provenance.json")
+    return {str(path): path.read_bytes() for path in files}
+
+
 def test_progress_counts_to_the_end(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(writer, "_CHUNK", 1)
+    monkeypatch.setattr(writer, "_CHUNK", 4)
     run = make_run(7)
     consolidate(run, 7, progress=lines.append)
     assert [line.split()[1] for line in lines[:-1]] == [str(percent) for percent in range(10, 101, 10)]
@@ -136,7 +159,7 @@ import os
 from pathlib import Path
 from rankdrift.checkpoint.consolidate import consolidate, writer
 from rankdrift.layout import RunLayout
-writer._CHUNK = 4
+writer._CHUNK = 16
 consolidate(RunLayout(Path({str(run.root)!r})), 1, progress=lambda line: "50 %" in line and os._exit(9))
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
@@ -145,6 +168,43 @@ consolidate(RunLayout(Path({str(run.root)!r})), 1, progress=lambda line: "50 %" 
     assert not (run.exports / left[0] / "provenance.json").exists()
     consolidate(run, 1)
     assert [entry.name for entry in run.exports.iterdir()] == ["step-000001"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: change_checkpoint(run), "replaced while it was read"),
+        (lambda run: shutil.rmtree(run.checkpoint(1)), "No such file"),
+        (lambda run: (run.checkpoint(1) / "checkpoint.json").unlink(), "not a complete checkpoint"),
+    ],
+    ids=["replaced", "removed", "half removed"],
+)
+def test_a_checkpoint_that_changes_while_it_is_read(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, change: Callable[[RunLayout], Any], message: str
+) -> None:
+    run = make_run(1)
+    monkeypatch.setattr(writer, "_CHUNK", 4)
+
+    def progress(line: str) -> None:
+        if "50 %" in line:
+            change(run)
+
+    with pytest.raises(UserError, match=message):
+        consolidate(run, 1, progress=progress)
+    assert list(run.exports.iterdir()) == []
+
+
+def test_the_generation_config_of_the_base_arrives(make_run: MakeRun, tmp_path: Path) -> None:
+    """By way of what training writes to ``model/``."""
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    base = LlamaForCausalLM(config)
+    base.generation_config.max_length = 23
+    base.save_pretrained(tmp_path / "base")
+    run = make_run(1)
+    METHOD.save_config(load_model(tmp_path / "base", ModelSpec()), run.model)
+    assert GenerationConfig.from_pretrained(consolidate(run, 1)).max_length == 23
 
 
 def test_a_failed_replacement_leaves_the_old_export(
@@ -157,8 +217,8 @@ def test_a_failed_replacement_leaves_the_old_export(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(writer, "write_safetensors", fail)
-    with pytest.raises(UserError, match=r"exports: cannot write the export .*No space left"):
-        consolidate(run, 1, dtype="bf16")
+    with pytest.raises(UserError, match=r"exports: the export cannot be made .*No space left"):
+        consolidate(run, 1, Options("bf16"))
     assert state_of(run.export(1)) == before
 
 
@@ -178,21 +238,21 @@ def test_a_read_only_folder_is_named(make_run: MakeRun, monkeypatch: pytest.Monk
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(UserError, match=r"exports: cannot write the export .*Read-only"):
+    with pytest.raises(UserError, match=r"exports: the export cannot be made .*Read-only"):
         consolidate(run, 1)
 
 
 def test_a_file_in_the_way_is_named(make_run: MakeRun) -> None:
     run = make_run(1)
     run.exports.write_text("in the way")
-    with pytest.raises(UserError, match="exports: cannot write the export"):
+    with pytest.raises(UserError, match="exports: the export cannot be made"):
         consolidate(run, 1)
 
 
 def test_two_exports_of_one_step_do_not_mix(make_run: MakeRun) -> None:
     run = make_run(1)
     with (
-        subject._locked(run.checkpoint(1)),
+        folders.locked(run.checkpoint(1)),
         pytest.raises(UserError, match="another process is consolidating it"),
     ):
         consolidate(run, 1)
@@ -221,16 +281,18 @@ def drop_config(run: RunLayout) -> None:
     [
         (drop_model, {}, "run/model: no such folder"),
         (drop_config, {}, r"no config\.json or adapter_config\.json"),
-        (lambda run: None, {"dtype": "fp16"}, "unknown dtype 'fp16'"),
+        (lambda run: None, {"dtype": "int8"}, "unknown dtype 'int8'"),
+        (lambda run: None, {"shard_size": 0}, "shard size 0"),
+        (lambda run: None, {"merge": True}, "no LoRA run"),
     ],
 )
 def test_what_an_export_needs(
-    make_run: MakeRun, change: Callable[[RunLayout], None], options: dict[str, str], message: str
+    make_run: MakeRun, change: Callable[[RunLayout], None], options: dict[str, Any], message: str
 ) -> None:
     run = make_run(1)
     change(run)
     with pytest.raises(UserError, match=message):
-        consolidate(run, 1, **options)
+        consolidate(run, 1, Options(**options))
 
 
 def test_a_run_without_checkpoint_is_refused(make_run: MakeRun) -> None:
@@ -238,9 +300,7 @@ def test_a_run_without_checkpoint_is_refused(make_run: MakeRun) -> None:
         consolidate_run(make_run())
 
 
-def test_a_model_beyond_the_limit_is_split_and_loads(
-    tmp_path: Path, zero: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_beyond_the_limit_is_split_and_loads(tmp_path: Path, zero: Any) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=32,
@@ -254,8 +314,7 @@ def test_a_model_beyond_the_limit_is_split_and_loads(
     run = RunLayout(tmp_path / "run")
     config.save_pretrained(run.model)
     zero.record_of(1).write(zero.save_stage_0(run.checkpoint(1), model.state_dict()))
-    monkeypatch.setattr(subject, "SHARD_LIMIT", 3000)
-    folder = consolidate(run, 1)
+    folder = consolidate(run, 1, Options(shard_size=3000))
     parts = sorted(path.name for path in folder.glob("*.safetensors"))
     assert parts == [f"model-{n:05d}-of-{len(parts):05d}.safetensors" for n in range(1, len(parts) + 1)]
     assert len(parts) > 2
@@ -301,10 +360,35 @@ print(max(seen) - seen[0], len(seen))
     assert peak < 80
 
 
+@pytest.mark.parametrize(
+    ("text", "bytes_meant"),
+    [("5GB", 5 * 10**9), ("500mb", 5 * 10**8), ("1.5 GiB", 3 * 2**29), ("64", 64)],
+)
+def test_sizes(text: str, bytes_meant: int) -> None:
+    assert size(text) == bytes_meant
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--shard-size", "5 GX"], ["--shard-size", "."], ["--shard-size", "-1GB"], ["--all", "--step", "1"]],
+    ids=str,
+)
+def test_what_the_command_does_not_understand(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["consolidate", "run", *arguments])
+    assert ended.value.code == 2
+
+
 def test_the_command(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(10, 20)
     assert main(["consolidate", str(run.root), "--step", "20", "--dtype", "bf16"]) == 0
     assert f"step-000020: {run.export(20)}" in capsys.readouterr().out
     assert not run.export(10).exists()
+    run.status.write_text('{"state": "finished"}')
+    assert main(["consolidate", str(run.root), "--watch", "--shard-size", "60"]) == 0
+    assert "the run is finished; 2 checkpoints are exported" in capsys.readouterr().out
+    assert (run.export(10) / "model.safetensors.index.json").exists()
+    assert main(["consolidate", str(run.root), "--merge"]) == 2
+    assert "leave out --merge" in capsys.readouterr().err
     assert main(["consolidate", str(run.root / "absent")]) == 2
     assert "absent/checkpoints: no complete checkpoint" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rankdrift.checkpoint.shards import ShardedCheckpoint, open_checkpoint
+from rankdrift.checkpoint.shards import ShardedCheckpoint, ShardedTensor, open_checkpoint
 from rankdrift.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
@@ -20,6 +20,12 @@ def halves(tensors: Tensors) -> list[Tensors]:
     return [dict(items[:2]), dict(items[2:])]
 
 
+def read_in_chunks(tensor: ShardedTensor, buffer_bytes: int) -> torch.Tensor:
+    buffer = torch.full((buffer_bytes,), 77, dtype=torch.uint8)
+    # each is valid until the next is asked for only
+    return torch.cat([torch.empty(0), *(chunk.clone() for chunk in tensor.chunks(buffer))])
+
+
 def check(checkpoint: ShardedCheckpoint, tensors: Tensors) -> None:
     assert list(checkpoint.tensors) == list(tensors)
     for name, tensor in tensors.items():
@@ -27,6 +33,9 @@ def check(checkpoint: ShardedCheckpoint, tensors: Tensors) -> None:
         assert torch.equal(checkpoint.tensor(name), tensor.float()), name
         pieces = list(checkpoint.tensors[name].pieces())
         assert torch.equal(torch.cat(pieces), tensor.flatten())
+        for buffer_bytes in (4, 19, 1000):
+            chunks = read_in_chunks(checkpoint.tensors[name], buffer_bytes)
+            assert torch.equal(chunks, tensor.float().flatten())
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
@@ -59,6 +68,18 @@ def test_stage_0(tmp_path: Path, zero: Any, tensors: Tensors) -> None:
     checkpoint = open_checkpoint(zero.save_stage_0(tmp_path, module, buffer_names=["counter"]))
     assert dict(checkpoint.aliases) == {"head": "embed"}
     check(checkpoint, tensors)
+
+
+def test_tensors_stored_with_strides(tmp_path: Path, zero: Any) -> None:
+    tensors = {"transposed": torch.randn(5, 3).T, "every second": torch.randn(8)[::2]}
+    check(open_checkpoint(zero.save_stage_0(tmp_path, tensors)), tensors)
+
+
+def test_a_file_that_ends_early_is_an_error(tmp_path: Path, zero: Any, tensors: Tensors) -> None:
+    checkpoint = open_checkpoint(zero.save_stage_2(tmp_path, [tensors], 1))
+    (tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"PK")
+    with pytest.raises(OSError, match="ends early"):
+        read_in_chunks(checkpoint.tensors["down"], 64)
 
 
 def test_masters_kept_in_bf16_are_read_exactly(tmp_path: Path, zero: Any, tensors: Tensors) -> None:
@@ -161,6 +182,10 @@ def tensor_parallel(zero: Any, folder: Path, tensors: Tensors) -> None:
     zero.save_stage_0(folder, tensors, mp_world_size=2)
 
 
+def experts(zero: Any, folder: Path, tensors: Tensors) -> None:
+    zero.save_stage_0(folder, tensors, ds_autoep_layers=[{"num_experts": 4}])
+
+
 def expert_files(zero: Any, folder: Path, tensors: Tensors) -> None:
     zero.save_stage_0(folder, tensors)
     torch.save({}, folder / "layer_0_expert_0_mp_rank_00_model_states.pt")
@@ -190,6 +215,7 @@ def foreign_model(zero: Any, folder: Path, tensors: Tensors) -> None:
         (lost_optimizer, "optimizer shards .* are missing"),
         (half_precision, "stage 0 in bf16"),
         (tensor_parallel, "tensor parallelism"),
+        (experts, "written with experts"),
         (expert_files, "does not belong"),
         (mixed_ranks, "rank 1's shard is of another checkpoint"),
         (foreign_shard, "not a ZeRO optimizer shard"),

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
+import ctypes
+import mmap
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from rankdrift.checkpoint import writer
+from rankdrift.checkpoint.checksums import StoredFile
 from rankdrift.checkpoint.shards import open_checkpoint
 
 
 @pytest.mark.parametrize("dtype", writer.DTYPES)
-@pytest.mark.parametrize("chunk", [4, 2**20])
+@pytest.mark.parametrize("chunk", [8, 2**20])
 def test_the_official_reader_finds_the_same_tensors(
     tmp_path: Path,
     zero: Any,
@@ -29,15 +33,51 @@ def test_the_official_reader_finds_the_same_tensors(
     tensors["nothing"] = torch.empty(0, 3)
     checkpoint = open_checkpoint(zero.save_stage_0(tmp_path / "step", tensors))
     path, written = tmp_path / "x.safetensors", []
-    digest = writer.write_safetensors(path, checkpoint.tensors, writer.DTYPES[dtype], written.append)
+    stored = writer.write_safetensors(path, checkpoint.tensors, writer.DTYPES[dtype], written.append)
     loaded = load_file(path)
     assert set(loaded) == set(tensors)
     assert all(torch.equal(loaded[name], tensors[name].to(writer.DTYPES[dtype])) for name in tensors)
-    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert stored == StoredFile(path.stat().st_size, xxhash.xxh3_128_hexdigest(path.read_bytes()))
     assert sum(written) == sum(tensor.numel() * writer.DTYPES[dtype].itemsize for tensor in tensors.values())
     assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0  # so that the tensors lie aligned
     with safe_open(path, "pt") as handle:
         assert handle.metadata() == {"format": "pt"}
+
+
+def evict(path: Path) -> None:
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def resident(path: Path) -> list[bool]:
+    """Whether each page of a file is in the page cache, by mincore(2)."""
+    with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        address = ctypes.c_void_p(ctypes.addressof(start))
+        failed = ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(mapped)), pages)
+        del start
+        assert not failed
+        return [bool(page & 1) for page in pages]
+
+
+def test_nothing_is_read_but_the_masters(tmp_path: Path, zero: Any) -> None:
+    """Of a file whose masters lie between other things: the pages they lie on, and a few for the index."""
+    tensors = {f"layer{n}": torch.full((2**20,), float(n)) for n in range(6)}
+    moments = {"state": {0: {"exp_avg": torch.zeros(12 * 2**20)}}}
+    folder = zero.save_stage_2(tmp_path / "step", [tensors], 1, base_optimizer_state=moments)
+    shard, model = folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt", folder / "mp_rank_00_model_states.pt"
+    for path in (shard, model):
+        evict(path)
+        if any(resident(path)):
+            pytest.skip(f"{tmp_path} is on a file system that does not leave the page cache")
+    checkpoint = open_checkpoint(folder)
+    writer.write_safetensors(tmp_path / "x", checkpoint.tensors, torch.float32, lambda count: None)
+    masters = 6 * 2**20 * 4 // mmap.PAGESIZE
+    index = 2 * 2**20 // mmap.PAGESIZE  # what the system reads around the start and the end of a file
+    assert masters <= sum(resident(shard)) <= masters + index
+    assert sum(resident(model)) <= index
 
 
 def test_splitting_keeps_order_and_the_limit(tmp_path: Path, zero: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rankdrift import records
 from rankdrift.errors import UserError
 from rankdrift.models import base
 from rankdrift.models.tiny import save_tiny
@@ -164,6 +165,6 @@ def test_the_digest_is_of_the_weights(tiny: Path, tmp_path: Path) -> None:
     data = bytearray((tiny / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "other" / "model.safetensors").write_bytes(data)
-    digest = base.base_digest(tiny)
-    assert base.base_digest(tmp_path / "same") == digest
-    assert base.base_digest(tmp_path / "other") != digest
+    digest = records.weights_digest(tiny)
+    assert records.weights_digest(tmp_path / "same") == digest
+    assert records.weights_digest(tmp_path / "other") != digest

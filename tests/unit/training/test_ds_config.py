@@ -13,7 +13,10 @@ from rankdrift.spec import Spec
 from rankdrift.training.ds_config import BatchPlan, merge, stage_of
 
 PLAN = BatchPlan(micro_batch=4, accumulation=2, world_size=2)
-ZERO_KEYS = frozenset({"stage", "reduce_bucket_size", "offload_optimizer", "round_robin_gradients"})
+ZERO_KEYS = frozenset(
+    {"stage", "reduce_bucket_size", "offload_optimizer", "offload_param", "round_robin_gradients"}
+    | {"elastic_checkpoint"}
+)
 
 
 def merged(tmp_path: Path, given: Any, precision: str = "fp32") -> tuple[dict[str, Any], list[str]]:
@@ -80,3 +83,25 @@ def test_every_shipped_configuration_is_known_to_the_installed_deepspeed(root: P
     for path in shipped:
         config, _ = merge(Spec(), path, PLAN, "fp32", zero_keys())
         assert stage_of(config) == int(path.stem[4])
+
+
+@pytest.mark.parametrize(
+    ("zero", "named"),
+    [
+        ({"offload_optimizer": {"device": "nvme"}}, "offload_optimizer.device=nvme"),
+        ({"offload_param": {"device": "nvme"}}, "offload_param.device=nvme"),
+        ({"offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "ratio below 1"),
+        ({"offload_optimizer": {"device": "cpu", "ratio": 1.0}, "offload_param": {"device": "cpu"}}, None),
+    ],
+)
+def test_offload_from_which_no_run_resumes_is_warned_of(
+    tmp_path: Path, zero: dict[str, Any], named: str | None
+) -> None:
+    _, notes = merged(tmp_path, {"zero_optimization": {"stage": 3, **zero}})
+    assert len(notes) == (named is not None)
+    assert all(named in note and "cannot resume" in note for note in notes if named)
+
+
+def test_a_layout_that_is_not_read_again_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="elastic_checkpoint=true"):
+        merged(tmp_path, {"zero_optimization": {"stage": 2, "elastic_checkpoint": True}})

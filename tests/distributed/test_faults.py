@@ -1,0 +1,48 @@
+"""Saves whose every call to the operating system fails once, and runs killed at random instants.
+
+Both run in processes of their own; what they assert is written there. ``make faults`` kills 200 times.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+HERE = Path(__file__).resolve().parent
+KILLS = 8
+
+
+def load_script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_save_that_fails_anywhere_says_so_and_loses_nothing(root: Path, tmp_path: Path, stage: int) -> None:
+    config = root / "ds_configs" / f"zero{stage}.json"
+    load_script(HERE / "ranks.py").run_ranks(2, HERE / "faulty_saves.py", str(tmp_path), str(config))
+    # one failure for each call: writes of at least three files, flushes, renames ...
+    assert json.loads((tmp_path / "failures.json").read_text()) > 80
+
+
+def test_killed_runs_lose_nothing(root: Path, tiny: Path, tmp_path: Path) -> None:
+    config = str(root / "ds_configs" / "zero2.json")
+    options = ["--kills", str(KILLS), "--config", config, "--method", "lora"]
+    command = [sys.executable, str(HERE / "kill_campaign.py"), str(tmp_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    print(done.stdout)  # the seed, should a later assertion fail
+    assert f"{KILLS} kills" in done.stdout
+    assert "every newest checkpoint verified and was resumed bit-equal" in done.stdout

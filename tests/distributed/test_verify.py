@@ -1,0 +1,134 @@
+"""What real training leaves is found well, by every check; the closed list of names is what it contains."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickletools
+import random
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from rankdrift.checkpoint import archive
+from rankdrift.checkpoint.consolidate import Options, consolidate_run
+from rankdrift.checkpoint.shards import open_checkpoint
+from rankdrift.checkpoint.verify import Verdict, find, verify
+from rankdrift.errors import IntegrityError
+from rankdrift.layout import RunLayout
+
+pytestmark = pytest.mark.distributed
+
+HERE = Path(__file__).resolve().parent
+RECIPE: dict[str, Any] = {
+    "model": {"name": "tiny"},
+    "data": {"tasks": ["topic"], "train_limit": 60, "validation_limit": 12},
+    "method": {"name": "full"},
+    "training": {
+        "steps": 4,
+        "global_batch": 4,
+        "micro_batch": 2,
+        "learning_rate": 2e-3,
+        "weight_decay": 0.01,
+        "eval_rows": 4,
+        "save_every": 2,
+        "precision": "fp32",
+    },
+}
+RUNS = {
+    "full-0": (0, []),
+    "full-2": (2, []),
+    "full-3-bf16": (3, ["training.precision=bf16"]),
+    "lora-2-bf16": (2, ["method.name=lora", "method.targets=both", "training.precision=bf16"]),
+    "lora-3": (3, ["method.name=lora", "method.targets=both"]),
+}
+
+
+def load_script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, root: Path, cache: Path) -> dict[str, RunLayout]:
+    """Every run, trained on two ranks and exported."""
+    folder = tmp_path_factory.mktemp("verify")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    jobs = [
+        {
+            "recipe": str(folder / "recipe.yaml"),
+            "config": str(root / "ds_configs" / f"zero{stage}.json"),
+            "overrides": [f"output={folder}", "study=s", f"arm={name}", *overrides],
+        }
+        for name, (stage, overrides) in RUNS.items()
+    ]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    load_script(HERE / "ranks.py").run_ranks(2, HERE / "train_worker.py", str(folder / "jobs.json"))
+    return {name: RunLayout(folder / "s" / "runs" / f"{name}-seed42") for name in RUNS}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_well(runs: dict[str, RunLayout], name: str) -> None:
+    run = runs[name]
+    consolidate_run(run)
+    kinds = 1
+    if name.startswith("lora"):
+        consolidate_run(run, options=Options(merge=True))
+        kinds = 2
+    lines: list[str] = []
+    assert verify(find(run.root, lines.append), lines.append, reload=True) is Verdict.WELL, "\n".join(lines)
+    assert lines[-1] == f"2 checkpoints, {2 * kinds} exports: all well"
+    assert sum("moments: OK" in line for line in lines) == 2
+    assert sum("logits: OK" in line for line in lines) == 2 * kinds
+
+
+def names_in(path: Path) -> set[tuple[str, str]]:
+    """The names a pickle refers to, by Python's own disassembler."""
+    with zipfile.ZipFile(path) as file:
+        member = next(name for name in file.namelist() if name.endswith("/data.pkl"))
+        found = (arg for opcode, arg, _ in pickletools.genops(file.read(member)) if opcode.name == "GLOBAL")
+        return {tuple(name.split(" ")) for name in found}
+
+
+def test_the_listed_names_are_those_that_checkpoints_contain(runs: dict[str, RunLayout]) -> None:
+    found = {
+        name for run in runs.values() for path in run.checkpoints.rglob("*.pt") for name in names_in(path)
+    }
+    dtypes = {name for name in archive._NAMES if name[1].endswith("Storage")}
+    assert found <= set(archive._NAMES)
+    of_fp16 = {("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler")}  # not trained on a CPU
+    assert set(archive._NAMES) - dtypes - of_fp16 <= found
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_real_file_changed_at_random_is_refused_or_the_same(runs: dict[str, RunLayout], name: str) -> None:
+    draw = random.Random(name)
+    folder = runs[name].checkpoint(2)
+    expected = {key: tensor.spans for key, tensor in open_checkpoint(folder).tensors.items()}
+    refused = 0
+    for path in sorted(folder.glob("*.pt")):
+        whole = path.read_bytes()
+        with zipfile.ZipFile(path) as file:
+            ends = [info.header_offset for info in file.infolist()]
+        for _ in range(40):
+            changed = bytearray(whole)
+            start = draw.choice([*ends, len(whole) - 2000])  # headers, the pickle, the directory
+            place = min(start + draw.randrange(2000), len(whole) - 1)
+            changed[place] ^= 1 << draw.randrange(8)
+            path.write_bytes(changed)
+            try:
+                found = {key: tensor.spans for key, tensor in open_checkpoint(folder).tensors.items()}
+            except IntegrityError:
+                refused += 1
+            else:
+                assert found == expected, (path.name, place)
+        path.write_bytes(whole)
+    assert refused
