@@ -16,9 +16,11 @@ import deepspeed
 import deepspeed.ops
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, set_seed
 
+from rankdrift import records
 from rankdrift.checkpoint.record import CheckpointRecord
 from rankdrift.layout import RunLayout, step_name
 
@@ -69,6 +71,7 @@ def start(case: dict[str, Any], model: torch.nn.Module) -> deepspeed.DeepSpeedEn
         "bf16": {"enabled": case.get("precision") == "bf16"},
         "zero_optimization": {"stage": case["stage"], **case.get("zero", {})},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         **case.get("config", {}),
     }
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=1e-2)
@@ -102,14 +105,26 @@ def expected(engine: deepspeed.DeepSpeedEngine, case: dict[str, Any]) -> dict[st
     return {"parameters": weights, "trained": list(trained), "logits": logits}
 
 
+def official(case: dict[str, Any], checkpoints: Path) -> dict[str, torch.Tensor] | None:
+    """Return what DeepSpeed's own consolidation gives; None where it cannot read the checkpoint."""
+    if case["stage"] == 0 or case["name"] == "bf16-optimizer":
+        return None
+    return {
+        name: tensor.clone() for name, tensor in get_fp32_state_dict_from_zero_checkpoint(checkpoints).items()
+    }
+
+
 def save(case: dict[str, Any], engine: deepspeed.DeepSpeedEngine, run: RunLayout, base: Path) -> None:
     lora = case["method"] == "lora"
     engine.save_checkpoint(str(run.checkpoints), tag=step_name(STEPS), exclude_frozen_parameters=lora)
     facts = expected(engine, case)
     if rank() == 0:
+        facts["zero_to_fp32"] = official(case, run.checkpoints)
         torch.save(facts, run.root / "expected.pt")
         config = engine.module.peft_config["default"] if lora else engine.module.config
         config.save_pretrained(run.model)
+        if lora and case.get("classifier"):
+            engine.module.config.save_pretrained(run.model)
         record = CheckpointRecord(
             step=STEPS,
             world_size=deepspeed.comm.get_world_size(),
@@ -118,7 +133,7 @@ def save(case: dict[str, Any], engine: deepspeed.DeepSpeedEngine, run: RunLayout
             precision=case.get("precision", "fp32"),
             spec_digest="spec",
             base=str(base),
-            base_digest="base",
+            base_digest=records.weights_digest(base) if lora else "base",
             data_position=STEPS,
             seed=7,
         )

@@ -53,6 +53,8 @@ class StoredTensor:
     offset: int
     """Bytes from the start of the file."""
     buffer: mmap.mmap = field(repr=False, compare=False)
+    member: Member = field(repr=False, compare=False)
+    """The storage that it is a view of."""
 
     @property
     def numel(self) -> int:
@@ -176,6 +178,7 @@ def _tensor(storage: Any, start: Any, shape: Any, stride: Any, *rest: Any) -> St
         stride=stride,
         offset=storage.member.start + start * storage.dtype.itemsize,
         buffer=storage.buffer,
+        member=storage.member,
     )
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rankdrift import records
+from rankdrift.checkpoint.storage_sums import StorageSums
 from rankdrift.errors import IntegrityError, UserError
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -39,7 +40,7 @@ class BaseTensor:
         rows: Tensor = self.file.get_slice(self.name)[start:stop]
         return rows.float()
 
-    def chunks(self, buffer: Tensor) -> Iterator[Tensor]:
+    def chunks(self, buffer: Tensor, sums: StorageSums | None = None) -> Iterator[Tensor]:
         """Yield the elements in row-major order, flat, in float32; the buffer is not needed."""
         if not self.shape:
             yield self.file.get_tensor(self.name).float().reshape(1)

@@ -20,6 +20,7 @@ from rankdrift.checkpoint.checksums import stored_file
 from rankdrift.checkpoint.exports import Export, Options
 from rankdrift.checkpoint.folders import appearing, disk_errors, locked, restore
 from rankdrift.checkpoint.record import CheckpointRecord, complete_steps, sync_tree
+from rankdrift.checkpoint.storage_sums import StorageSums
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout, step_name
 
@@ -91,7 +92,7 @@ def consolidate_run(
 
 
 def _write_export(export: Export, folder: Path, written: writer.Progress) -> dict[str, Any]:
-    """Fill the folder; return each file's size and checksum."""
+    """Fill the folder; return each file's size and checksum. What is read is compared with its CRC-32."""
     for name, source in export.copied.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / name)
@@ -101,9 +102,10 @@ def _write_export(export: Export, folder: Path, written: writer.Progress) -> dic
         index = {"metadata": {"total_size": export.size}, "weight_map": weight_map}
         records.write_json(folder / "model.safetensors.index.json", index)
     stored = {path: stored_file(path) for path in folder.rglob("*") if path.is_file()}
-    dtype = writer.DTYPES[export.options.dtype]
+    dtype, sums = writer.DTYPES[export.options.dtype], StorageSums(export.checkpoint.sources)
     for name, tensors in export.files.items():
-        stored[folder / name] = writer.write_safetensors(folder / name, tensors, dtype, written)
+        stored[folder / name] = writer.write_safetensors(folder / name, tensors, dtype, written, sums)
+    sums.check()
     sync_tree(folder)
     return {
         path.relative_to(folder).as_posix(): dataclasses.asdict(file) for path, file in sorted(stored.items())

@@ -21,6 +21,7 @@ from rankdrift import records
 from rankdrift.checkpoint import lora
 from rankdrift.checkpoint.base_weights import BaseTensor, open_base
 from rankdrift.checkpoint.shards import ShardedTensor
+from rankdrift.checkpoint.storage_sums import StorageSums
 from rankdrift.errors import UserError
 
 
@@ -36,7 +37,7 @@ class MergedTensor:
         """The shape of both."""
         return self.base.shape
 
-    def chunks(self, buffer: Tensor) -> Iterator[Tensor]:
+    def chunks(self, buffer: Tensor, sums: StorageSums | None = None) -> Iterator[Tensor]:
         """Yield the elements in row-major order, flat, in float32; the buffer is not needed."""
         for start, stop in self.base.blocks():
             merged = self.base.rows(start, stop).double().add_(self.update.rows(start, stop))

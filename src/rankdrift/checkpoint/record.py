@@ -19,7 +19,7 @@ import pydantic
 import xxhash
 
 from rankdrift import layout, records
-from rankdrift.checkpoint.checksums import StoredFile, stored_file
+from rankdrift.checkpoint.checksums import StoredFile, directory_checksum, stored_file
 from rankdrift.errors import IntegrityError, UserError
 
 RECORD_NAME = "checkpoint.json"
@@ -57,6 +57,8 @@ class CheckpointRecord:
     state of a generator to keep."""
     files: dict[str, StoredFile] = field(default_factory=dict)
     """Size and checksum of every file of the checkpoint, by its name relative to the folder."""
+    directories: dict[str, str] = field(default_factory=dict)
+    """Checksum of the zip directory of every file that has one: enough to know a file by, and short."""
 
     def write(self, folder: Path, files: Mapping[str, StoredFile] | None = None) -> CheckpointRecord:
         """Flush the folder to the disk, then write what is in it; return the record as written.
@@ -66,17 +68,31 @@ class CheckpointRecord:
         """
         sync_tree(folder)
         stored = {name: _stored(folder, name, files or {}) for name in _names(folder)}
-        complete = dataclasses.replace(self, files=stored)
+        directories = {name: directory_checksum(folder / name) for name in stored}
+        known = {name: checksum for name, checksum in directories.items() if checksum}
+        complete = dataclasses.replace(self, files=stored, directories=known)
         tree = dataclasses.asdict(complete)
         records.write_json(folder / RECORD_NAME, {**tree, CHECKSUM_KEY: _checksum(tree)})
         return complete
 
     @classmethod
     def read(cls, folder: Path) -> CheckpointRecord:
-        """Return a checkpoint's record; it and the sizes of the files are checked, not the files' contents.
+        """Return a checkpoint's record; it, the files' sizes and their zip directories are checked.
 
         Raises UserError where there is no checkpoint, IntegrityError where it is not what was written.
         """
+        record = cls._read(folder)
+        for name, checksum in record.directories.items():
+            if directory_checksum(folder / name) != checksum:
+                raise IntegrityError(
+                    f"{folder / name}: not the file that was written (swapped or damaged); use another step, "
+                    "or copy the file again"
+                )
+        return record
+
+    @classmethod
+    def _read(cls, folder: Path) -> CheckpointRecord:
+        """Return a checkpoint's record; no file is opened but the record itself."""
         path = folder / RECORD_NAME
         if not path.exists():
             raise UserError(
@@ -125,7 +141,7 @@ def sync_tree(folder: Path) -> None:
 
 def _is_complete(folder: Path) -> bool:
     try:
-        CheckpointRecord.read(folder)
+        CheckpointRecord._read(folder)
     except UserError:
         return False
     return True

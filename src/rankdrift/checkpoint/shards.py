@@ -22,6 +22,7 @@ import torch
 
 from rankdrift.checkpoint import zero_layouts
 from rankdrift.checkpoint.archive import StoredTensor, read_archive, refusing_malformed
+from rankdrift.checkpoint.storage_sums import StorageSums
 from rankdrift.checkpoint.zero_layouts import Parameters, Span
 from rankdrift.errors import IntegrityError, UserError, did_you_mean
 
@@ -41,10 +42,10 @@ class ShardedTensor:
         """Yield the parameter's elements in row-major order: flat views of the files, in the stored dtype."""
         return (span.load() for span in self.spans)
 
-    def chunks(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
+    def chunks(self, buffer: torch.Tensor, sums: StorageSums | None = None) -> Iterator[torch.Tensor]:
         """Yield the elements in row-major order as ``Span.chunks`` does, in the stored dtype."""
         for span in self.spans:
-            yield from span.chunks(buffer)
+            yield from span.chunks(buffer, sums)
 
     def load(self) -> torch.Tensor:
         """Return the whole parameter in fp32: a view of the file where it lies in one piece, else a copy."""
@@ -64,6 +65,11 @@ class ShardedCheckpoint:
     """Every stored parameter by its name in the trained module, in the order of the shards; no buffers."""
     aliases: Mapping[str, str] = field(repr=False)
     """Further names of shared parameters, to the name in ``tensors``: ``lm_head.weight`` of a tied model."""
+
+    @property
+    def sources(self) -> Iterator[StoredTensor]:
+        """All stored vectors and matrices that the parameters are made of."""
+        return (span.source for tensor in self.tensors.values() for span in tensor.spans)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a parameter in fp32 by its name or an alias; raise UserError with the near miss."""

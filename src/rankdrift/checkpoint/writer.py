@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 from rankdrift.checkpoint.checksums import StoredFile, writing
+from rankdrift.checkpoint.storage_sums import StorageSums
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -32,10 +33,11 @@ class Weight(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
 
-    def chunks(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
+    def chunks(self, buffer: torch.Tensor, sums: StorageSums | None = None) -> Iterator[torch.Tensor]:
         """Yield its elements in row-major order, in flat tensors of about the size of ``buffer`` (uint8).
 
-        They may lie in the buffer: each is valid until the next is asked for.
+        They may lie in the buffer: each is valid until the next is asked for. What is read from shards is
+        told to ``sums``.
         """
 
 
@@ -59,14 +61,18 @@ def split(tensors: Mapping[str, Weight], dtype: torch.dtype, limit: int) -> list
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Weight], dtype: torch.dtype, progress: Progress
+    path: Path,
+    tensors: Mapping[str, Weight],
+    dtype: torch.dtype,
+    progress: Progress,
+    sums: StorageSums | None = None,
 ) -> StoredFile:
     """Write tensors under the given names, rounded to ``dtype``; return the file's size and checksum."""
     buffer = torch.empty(_CHUNK, dtype=torch.uint8)
     with writing(path) as file:
         file.write(_header(tensors, dtype))
         for tensor in tensors.values():
-            for chunk in tensor.chunks(buffer):
+            for chunk in tensor.chunks(buffer, sums):
                 rounded = chunk.to(dtype).contiguous()
                 progress(file.write(rounded.view(torch.uint8).numpy().data))
     return file.stored()

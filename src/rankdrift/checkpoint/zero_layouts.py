@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from rankdrift.checkpoint.archive import StoredTensor
+from rankdrift.checkpoint.storage_sums import StorageSums
 from rankdrift.errors import IntegrityError, UserError
 
 _MAX_RANKS = 2**20
@@ -58,8 +59,10 @@ class Span:
         """Return the run as a flat view of the file, in the stored dtype."""
         return self.source.load().reshape(-1)[self.start : self.start + self.count]
 
-    def chunks(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
+    def chunks(self, buffer: torch.Tensor, sums: StorageSums | None = None) -> Iterator[torch.Tensor]:
         """Yield the run in flat parts, each read into ``buffer`` (uint8), valid until the next is asked for.
+
+        ``sums`` is told of every byte.
 
         Unlike a mapping, of which the system reads up to megabytes around what is touched, this reads the run
         and nothing else. Raises OSError where the file cannot be read.
@@ -75,8 +78,10 @@ class Span:
             while left:
                 part = buffer[: min(left, buffer.numel() // itemsize * itemsize)]
                 _read_all(file, part.numpy().data)
+                if sums:
+                    sums.take(self.source, start, part.numpy().data)
                 yield part.view(self.source.dtype)
-                left -= part.numel()
+                start, left = start + part.numel(), left - part.numel()
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,31 @@
-"""Start the ranks of one training run under the DeepSpeed launcher, and end them with this process."""
+"""Start the ranks of a training on this machine, pass signals on to them, and see that none is left."""
 
 from __future__ import annotations
 
-import base64
-import ctypes
-import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
+from rankdrift import signals
+from rankdrift.errors import INTERRUPTED, IntegrityError, Preempted, RankError, UserError
 
-from rankdrift.errors import UserError
+GRACE = 15.0  # seconds
+POLL = 0.05  # seconds
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+Rank = subprocess.Popen[bytes]
 
 
 def default_ranks() -> int:
     """Return the number of GPUs of this machine; without one, two ranks, or one on a single core."""
+    import torch  # takes seconds; starting ranks does not need it
+
     if torch.cuda.is_available():
         return torch.cuda.device_count()
     return min(2, len(os.sched_getaffinity(0)))
@@ -29,44 +34,104 @@ def default_ranks() -> int:
 def launch(ranks: int, arguments: Sequence[str]) -> None:
     """Run ``rankdrift train`` with so many ranks on this machine and wait for them.
 
-    This is DeepSpeed's launcher of one node, which ``deepspeed --num_gpus N`` would start in turn: called
-    directly, a signal to it reaches the ranks.
-
     Raises
     ------
-    UserError
-        If training refused its input (it has said why on the error stream).
-    RuntimeError
+    UserError, IntegrityError
+        If training refused its input or what is stored (it has said why on the error stream).
+    Preempted
+        If it was asked to stop, and has saved and stopped.
+    RankError
         If a rank failed.
 
     """
-    command = [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level=error"),
-        f"--world_info={_world_info(ranks)}",
-        *("--master_addr=127.0.0.1", f"--master_port={_free_port()}", "--node_rank=0", "--no_local_rank"),
-        *("--module", "rankdrift.cli.train", *arguments),
-    ]
-    process = subprocess.Popen(command, preexec_fn=_end_with_parent)
-    try:
-        status = process.wait()
-    except BaseException:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
-    if status == 2:
-        raise UserError("training did not start; its message is above")
+    status = run_ranks(ranks, [sys.executable, "-u", "-m", "rankdrift.cli.train", *arguments])
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status == Preempted.exit_code:
+        raise Preempted("run the same command again to go on")
+    for kind in (UserError, IntegrityError):
+        if status == kind.exit_code:
+            raise kind("training cannot go on; its message is above")
     if status:
-        raise RuntimeError(f"training ended with exit code {status}; see train.log in the run's folder")
+        raise RankError(f"{_ending(status)}; see above, and train.log in the run's folder")
 
 
-def _world_info(ranks: int) -> str:
-    """Return DeepSpeed's description of the hosts and their slots: base64 of JSON."""
-    return base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
+def run_ranks(ranks: int, command: Sequence[str]) -> int:
+    """Run a command once a rank and wait for all; none outlives this process by more than it takes to save.
+
+    Signals that ask something of a training are passed on to every rank, and saving may take its time. Once
+    a rank has failed, the others, who may wait for it in vain, have ``GRACE`` seconds to end. Where this
+    process is killed, the kernel sends every rank SIGTERM.
+
+    Returns
+    -------
+    int
+        0 if all ranks return 0, 75 if they were stopped, else the exit code of the first that failed: its
+        signal's number, negative, where one killed it.
+
+    """
+    shared: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    shared |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "LOCAL_SIZE": ranks}
+    asked: deque[int] = deque()
+    processes: list[Rank] = []
+    with signals.answered_by(lambda number, frame: asked.append(number)):
+        try:
+            for rank in range(ranks):
+                processes.append(_start(command, shared | {"RANK": rank, "LOCAL_RANK": rank}))
+            return _wait(processes, asked)
+        finally:
+            for process in processes:
+                _end(process)
 
 
-def _end_with_parent() -> None:
-    """In the child: be sent SIGTERM when the parent dies, so that a killed study leaves no ranks behind."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def _start(command: Sequence[str], variables: Mapping[str, Any]) -> Rank:
+    """Start one rank in a process group of its own: what a terminal sends reaches it through us, once."""
+    parent = os.getpid()
+
+    def before_exec() -> None:
+        for number in signals.STOP:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signals.SAVE, signal.SIG_IGN)  # there is nothing to save until Python runs
+        signals.end_with_parent(parent)
+
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=before_exec
+    )
+
+
+def _wait(processes: Sequence[Rank], asked: deque[int]) -> int:
+    """Wait for the ranks, and pass on what is asked meanwhile; return the exit code of them together."""
+    running, failures, stopped, deadline = list(processes), [], False, math.inf
+    while running and time.monotonic() < deadline:
+        time.sleep(POLL)
+        while asked:
+            number = asked.popleft()
+            stopped = stopped or number in signals.STOP
+            for process in running:
+                process.send_signal(number)
+        ended = [process for process in running if process.poll() is not None]
+        running = [process for process in running if process not in ended]
+        failures += [process.returncode for process in ended if process.returncode]
+        if failures:
+            deadline = min(deadline, time.monotonic() + GRACE)
+    if stopped and failures and failures[0] == -signal.SIGTERM:
+        return Preempted.exit_code  # asked before it could listen, or when it had saved
+    return failures[0] if failures else 0
+
+
+def _end(process: Rank) -> None:
+    """End a rank that has not ended by itself, and the processes that it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _ending(status: int) -> str:
+    """Say how a rank ended."""
+    if status < 0:
+        return f"a rank was killed by {signal.Signals(-status).name}"
+    return f"a rank failed with exit code {status}"
 
 
 def _free_port() -> int:

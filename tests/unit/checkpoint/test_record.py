@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     folder = make(tmp_path / "step")
     written = RECORD.write(folder)
     assert written.files == {"a.pt": stored(b"12345"), "extra/b.pt": stored(b"123")}
-    assert dataclasses.replace(written, files={}) == RECORD
+    assert dataclasses.replace(written, files={}, directories={}) == RECORD
     assert CheckpointRecord.read(folder) == written
     assert written.write(folder) == written  # the record does not list itself
     written.check_contents(folder)
@@ -98,6 +100,26 @@ def test_checking_finds_an_altered_byte(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"b\.pt: checksum .* was written"):
         record.check_contents(folder, seen.append)
     assert seen == [5, 3]
+
+
+def zipped(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data/0", content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("other", [zipped(b"124"), b"?" * len(zipped(b"123"))], ids=["swapped", "no zip"])
+def test_reading_knows_an_archive_by_its_directory(tmp_path: Path, other: bytes) -> None:
+    """Shards of other ranks or steps have the same size, and other CRCs in their directory."""
+    folder = make(tmp_path / "step")
+    (folder / "shard.pt").write_bytes(zipped(b"123"))
+    assert list(RECORD.write(folder).directories) == ["shard.pt"]
+    CheckpointRecord.read(folder)
+    assert len(other) == (folder / "shard.pt").stat().st_size
+    (folder / "shard.pt").write_bytes(other)
+    with pytest.raises(IntegrityError, match=r"shard\.pt: not the file that was written"):
+        CheckpointRecord.read(folder)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rankdrift.cli.main import commands, main
+from rankdrift.errors import IntegrityError, Preempted, RankError, UserError
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -22,7 +24,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_commands_are_found_by_file_name() -> None:
-    assert commands() == ["analyze", "consolidate", "report", "score", "study", "train"]
+    assert commands() == ["analyze", "consolidate", "report", "score", "study", "train", "verify"]
 
 
 @pytest.mark.parametrize("command", commands())
@@ -80,7 +82,7 @@ def test_bad_folders(
         ({}, ["model.name={}"], "no *.safetensors weights"),
         ({}, ["method.targets=[q_prj]"], "'q_prj' matches no module"),
         ({}, ["data.tasks=[sst2]", "data.root={}"], "glue_sst2"),
-        ({}, ["training.save_every=1", "training.steps=90000000"], "checkpoints need"),
+        ({}, ["training.save_every=1", "training.steps=90000000"], "checkpoints take"),
     ],
     ids=["typo", "conflict", "no-weights", "no-target", "no-data", "no-space"],
 )
@@ -99,6 +101,49 @@ def test_what_only_training_can_see_ends_it_before_the_first_step(
     assert part in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "out").rglob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("x: too long"), 2, "error: x: too long"),
+        (IntegrityError("x: cut"), 3, "error: x: cut"),
+        (RankError("rank 1 has lost another rank"), 1, "failed: rank 1 has lost another rank"),
+        (Preempted("run again"), 75, "stopped: run again"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_how_a_command_ended_is_its_exit_code(
+    error: BaseException,
+    status: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def end(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("rankdrift.cli.report.run", end)
+    assert main(["report", "x"]) == status
+    assert capsys.readouterr().err == (f"rankdrift report: {message}\n" if message else "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_study_is_stopped_between_trainings_too(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    went_on = []
+
+    def run_study(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)  # nothing is training
+        went_on.append(True)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("rankdrift.studies.pipeline.run_study", run_study)
+    assert main(["study", "--ranks", "1"]) == 75
+    assert went_on
+    assert "stopped: run the same command again to go on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("rank", "speaks", "waits"), [("0", True, []), ("3", False, [5.0])])
