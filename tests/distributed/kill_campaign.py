@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import faulthandler
 import os
 import random
 import shutil
@@ -108,6 +109,7 @@ def fork_rank(rank: int, port: int, arguments: list[str], log: Path, pipe: int) 
     here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
     os.environ.update({key: str(value) for key, value in here.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    faulthandler.enable(all_threads=True)
     status = 1
     with contextlib.suppress(BaseException):
         status = command(arguments)
@@ -120,7 +122,8 @@ def wait_for_all(pids: list[int]) -> None:
     while alive := [pid for pid in pids if not gone(pid)]:
         if time.monotonic() > deadline:
             for pid in alive:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGABRT)  # says in the log where it is
+            time.sleep(1)
             raise AssertionError(f"processes {alive} live on {PATIENCE:.0f} s after the kill")
         time.sleep(0.02)
 
