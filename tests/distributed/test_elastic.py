@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rankdrift import records
 from rankdrift.layout import RunLayout
@@ -27,7 +29,8 @@ HERE = Path(__file__).resolve().parent
 STEPS, SAVED, TURN = 4, 2, 3
 RECIPE: dict[str, Any] = {
     "model": {"name": "tiny"},
-    "data": {"tasks": ["topic"], "train_limit": 20, "validation_limit": 4},
+    # two tasks mixed; 20 rows, so that step 2 is inside the first epoch and step 4 spans two
+    "data": {"tasks": ["topic", "describe"], "train_limit": 10, "validation_limit": 4},
     "method": {"name": "full"},
     "training": {
         "steps": STEPS,
@@ -39,7 +42,6 @@ RECIPE: dict[str, Any] = {
         "eval_rows": 1,
         "eval_every": STEPS,
         "save_every": SAVED,
-        "probe_every": 0,
         "precision": "fp32",
     },
 }
@@ -179,6 +181,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(runs: Runs, method: str, zero:
     assert_same(runs.state(again, f"restored-{SAVED}.pt"), runs.state(name, f"saved-{SAVED}.pt"))
     assert runs.losses(again).tolist() == runs.losses(name).tolist()
     assert_same(runs.state(again, f"saved-{STEPS}.pt"), runs.state(name, f"saved-{STEPS}.pt"))
+    gradients, expected = (records.read_table(runs.run(run).probe("gradients")) for run in (again, name))
+    assert set(expected["step"]) == set(range(1, STEPS + 1))
+    pd.testing.assert_frame_equal(gradients, expected, check_exact=True)
 
 
 @pytest.mark.parametrize("case", OTHER, ids=lambda case: other_name(*case))
@@ -204,6 +209,12 @@ def test_two_ranks_then_one_then_two(runs: Runs) -> None:
     saved["facts"]["micro_steps"] //= 2
     assert_same(restored, saved)
     np.testing.assert_allclose(runs.losses("chain"), runs.losses("full-fp32-z2"), rtol=1e-6)
+
+
+def test_tensorboard_has_every_step_of_a_resumed_run_once(runs: Runs) -> None:
+    events = EventAccumulator(str(runs.run("lora-fp32-z3-resumed").tensorboard)).Reload()
+    for tag in ("train/loss", "train/gradient_norm"):
+        assert [event.step for event in events.Scalars(tag)] == list(range(1, STEPS + 1))
 
 
 def test_a_change_of_layout_is_reported(runs: Runs) -> None:

@@ -1,4 +1,4 @@
-"""Every command of the README runs: those that train, on the tiny model and few steps."""
+"""Every command of the README and of docs/checkpoints.md runs: those that train, on a tiny model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ SMALL = [
 ]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 TRAINING = ("deepspeed", "rankdrift study")
-SMALLER = {"smollm2-135m": "tiny", "step-000024": "step-000004"}  # what the demo has, and what SMALL makes
+# what the demo has, and what SMALL makes
+SMALLER = {"smollm2-135m": "tiny", "step-000024": "step-000004", "--step 24": "--step 4"}
+DOCUMENTS = ("README.md", "docs/checkpoints.md")
 # commands that are run by other means: the demo runs the first, this very test run is the second
 ELSEWHERE = ("make demo", "make test", "make help", "git clone", "cd ", "tensorboard")
 
 
 def commands() -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS)
     lines = "\n".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
