@@ -301,10 +301,12 @@ def measure(side: str, folder: Path, cold: bool) -> dict[str, float]:
     if process.returncode:
         raise RuntimeError(f"{side}: failed")
     facts: dict[str, float] = json.loads(lines[-1])
+    read = facts.pop("device_read_mb")
     facts["anonymous_mb"] = anonymous / 1e6 - facts["anonymous_after_import_mb"]
     facts["output_mb"] = sum(path.stat().st_size for path in files_of(run.export(STEP))) / 1e6
     if cold:
-        facts["checkpoint_read_mb"] = resident_bytes(run.checkpoints) / 1e6
+        facts["read_mb"] = read
+        facts["left_in_page_cache_mb"] = resident_bytes(run.checkpoints) / 1e6
     return facts
 
 
@@ -399,12 +401,12 @@ def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _ratios(theirs: dict[str, float], ours: dict[str, float]) -> dict[str, float]:
-    keys = ("wall_s", "returned_s", "cpu_s", "anonymous_mb", "peak_rss_mb", "checkpoint_read_mb")
+    keys = ("wall_s", "returned_s", "cpu_s", "anonymous_mb", "peak_rss_mb", "read_mb")
     return {key: round(theirs[key] / ours[key], 3) for key in keys if ours.get(key)}
 
 
 def _brief(facts: dict[str, float]) -> str:
-    keys = ("wall_s", "cpu_s", "anonymous_mb", "checkpoint_read_mb")
+    keys = ("wall_s", "cpu_s", "anonymous_mb", "read_mb")
     return ", ".join(f"{key} {facts[key]:.2f}" for key in keys if key in facts)
 
 

@@ -6,6 +6,7 @@ the folder ``model`` of its run, so a checkpoint is read inside its run's folder
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class CheckpointTensors:
 def _read(stored: ShardedTensor) -> Tensor:
     value = torch.empty(stored.shape)
     flat, position = value.view(-1), 0
-    for chunk in stored.chunks(torch.empty(CHUNK, dtype=torch.uint8)):
+    for chunk in stored.chunks(itertools.repeat(torch.empty(CHUNK, dtype=torch.uint8))):
         flat[position : position + len(chunk)] = chunk
         position += len(chunk)
     return value

@@ -19,6 +19,8 @@ import argparse
 import contextlib
 import ctypes
 import faulthandler
+import importlib
+import math
 import os
 import random
 import shutil
@@ -38,12 +40,16 @@ from rankdrift import records
 from rankdrift.checkpoint.moments import open_training_state
 from rankdrift.checkpoint.record import CheckpointRecord, complete_steps, newest
 from rankdrift.cli.main import main as command
+from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
+from rankdrift.studies import launcher
 
 RANKS = 2
-STEPS = 24
+STEPS = 12
 STARTING = 0.15  # share of kills that may come before the first save
 PATIENCE = 60.0  # seconds until every process of a killed run must be gone
+# before anything is forked; the last one brings torch's compiler
+IMPORTED_ONCE = ("rankdrift.training.trainer", "peft", "deepspeed.runtime.zero.muon.muon_optimizer")
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 RECIPE: dict[str, Any] = {
     "study": "s",
@@ -60,6 +66,7 @@ RECIPE: dict[str, Any] = {
         "warmup_steps": 2,
         "precision": "fp32",
         "eval_rows": 2,
+        "eval_every": 4,
         "save_every": 1,
     },
 }
@@ -81,11 +88,11 @@ class Job:
 def start(arguments: list[str], log: Path) -> tuple[int, list[int]]:
     """Fork a launcher that forks the ranks; return the process ids."""
     reading, writing = os.pipe()
-    launcher = os.fork()
-    if launcher:
+    parent = os.fork()
+    if parent:
         os.close(writing)
         with os.fdopen(reading) as pipe:
-            return launcher, [int(line) for line in pipe]
+            return parent, [int(line) for line in pipe]
     os.close(reading)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -93,9 +100,22 @@ def start(arguments: list[str], log: Path) -> tuple[int, list[int]]:
     ranks = [fork_rank(rank, port, arguments, log, writing) for rank in range(RANKS)]
     os.write(writing, "".join(f"{rank}\n" for rank in ranks).encode())
     os.close(writing)
-    for rank in ranks:
-        os.waitpid(rank, 0)
+    wait_as_launcher(set(ranks))
     os._exit(0)
+
+
+def wait_as_launcher(ranks: set[int]) -> None:
+    """Wait for the ranks as rankdrift's launcher does: once one has failed, the others have some seconds."""
+    deadline = math.inf
+    while ranks:
+        ended, status = os.waitpid(-1, os.WNOHANG)
+        ranks -= {ended}
+        if ended and status:
+            deadline = min(deadline, time.monotonic() + launcher.GRACE)
+        if time.monotonic() > deadline:
+            for rank in ranks:
+                os.kill(rank, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def fork_rank(rank: int, port: int, arguments: list[str], log: Path, pipe: int) -> int:
@@ -162,28 +182,45 @@ class Campaign:
 
     def run_reference(self) -> None:
         """Train without interruption, and take the time."""
-        began, started = time.monotonic(), time.time()
-        launcher, ranks = start(self.job.arguments(self.folder / "reference"), self.folder / "reference.log")
-        wait_for_all([launcher, *ranks])
-        self.seconds = time.monotonic() - began
+        started = time.time()
+        parent, ranks = start(self.job.arguments(self.folder / "reference"), self.folder / "reference.log")
+        wait_for_all([parent, *ranks])
         assert records.read_json(self.reference.status)["state"] == "finished", self.log("reference")
-        self.first_save = self.reference.checkpoint(1).stat().st_mtime - started
+        saved = [self.reference.checkpoint(step).stat().st_mtime - started for step in (1, STEPS)]
+        self.first_save, self.step_seconds = saved[0], (saved[1] - saved[0]) / (STEPS - 1)
         self.losses = logged(self.reference)
         self.tensors = {s: checkpoint_tensors(self.reference.checkpoint(s)) for s in range(1, STEPS + 1)}
 
     def kill_once(self) -> None:
         """Start or resume the run, kill a part of it, and look at what is left."""
         arguments = self.job.arguments(self.folder / "killed", "training.keep_last=2")
-        launcher, ranks = start(arguments, self.folder / "killed.log")
-        earliest = 0.0 if self.random.random() < STARTING else self.first_save
-        time.sleep(self.random.uniform(earliest, self.seconds))
+        self.started = time.time()
+        parent, ranks = start(arguments, self.folder / "killed.log")
+        self.wait_for_an_instant([parent, *ranks])
         victim = self.random.choice(sorted(self.victims))
-        pid = launcher if victim == "launcher" else ranks[int(victim[-1])]
+        pid = parent if victim == "launcher" else ranks[int(victim[-1])]
         if not gone(pid):
             self.victims[victim] += 1
             os.kill(pid, signal.SIGKILL)
-        wait_for_all([launcher, *ranks])
+        wait_for_all([parent, *ranks])
         self.check()
+
+    def wait_for_an_instant(self, pids: list[int]) -> None:
+        """Sleep into a random step of those to come or, some times, until somewhere in the start."""
+        if self.random.random() < STARTING:
+            time.sleep(self.random.uniform(0, self.first_save))
+            return
+        step = self.random.randint(newest(self.run.checkpoints) or 0, STEPS)
+        while not any(map(gone, pids)) and self.step_now() < step:
+            time.sleep(0.005)
+        time.sleep(self.random.uniform(0, self.step_seconds))
+
+    def step_now(self) -> int:
+        """Return the step that the run of this start has logged last."""
+        with contextlib.suppress(UserError, FileNotFoundError):
+            if self.run.status.stat().st_mtime >= self.started:
+                return int(records.read_json(self.run.status)["step"])
+        return 0
 
     def check(self) -> None:
         """Compare the newest checkpoint and the log with the uninterrupted run's."""
@@ -236,7 +273,8 @@ def main() -> None:
     print(f"seed {arguments.seed}", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # ranks whose launcher is gone are waited for here
-    import rankdrift.training.trainer  # noqa: F401 - imported once, before anything is forked
+    for name in IMPORTED_ONCE:
+        importlib.import_module(name)
 
     recipe = arguments.folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))

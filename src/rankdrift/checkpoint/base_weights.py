@@ -40,8 +40,8 @@ class BaseTensor:
         rows: Tensor = self.file.get_slice(self.name)[start:stop]
         return rows.float()
 
-    def chunks(self, buffer: Tensor, sums: StorageSums | None = None) -> Iterator[Tensor]:
-        """Yield the elements in row-major order, flat, in float32; the buffer is not needed."""
+    def chunks(self, buffers: Iterator[Tensor], sums: StorageSums | None = None) -> Iterator[Tensor]:
+        """Yield the elements in row-major order, flat, in float32; the buffers are not needed."""
         if not self.shape:
             yield self.file.get_tensor(self.name).float().reshape(1)
             return

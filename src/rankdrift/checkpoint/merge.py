@@ -37,8 +37,8 @@ class MergedTensor:
         """The shape of both."""
         return self.base.shape
 
-    def chunks(self, buffer: Tensor, sums: StorageSums | None = None) -> Iterator[Tensor]:
-        """Yield the elements in row-major order, flat, in float32; the buffer is not needed."""
+    def chunks(self, buffers: Iterator[Tensor], sums: StorageSums | None = None) -> Iterator[Tensor]:
+        """Yield the elements in row-major order, flat, in float32; the buffers are not needed."""
         for start, stop in self.base.blocks():
             merged = self.base.rows(start, stop).double().add_(self.update.rows(start, stop))
             yield merged.float().reshape(-1)

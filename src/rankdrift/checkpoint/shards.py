@@ -42,10 +42,12 @@ class ShardedTensor:
         """Yield the parameter's elements in row-major order: flat views of the files, in the stored dtype."""
         return (span.load() for span in self.spans)
 
-    def chunks(self, buffer: torch.Tensor, sums: StorageSums | None = None) -> Iterator[torch.Tensor]:
+    def chunks(
+        self, buffers: Iterator[torch.Tensor], sums: StorageSums | None = None
+    ) -> Iterator[torch.Tensor]:
         """Yield the elements in row-major order as ``Span.chunks`` does, in the stored dtype."""
         for span in self.spans:
-            yield from span.chunks(buffer, sums)
+            yield from span.chunks(buffers, sums)
 
     def load(self) -> torch.Tensor:
         """Return the whole parameter in fp32: a view of the file where it lies in one piece, else a copy."""

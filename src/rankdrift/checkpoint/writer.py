@@ -7,15 +7,19 @@ Format: 8 bytes of header length, a JSON header, the tensors' bytes without gaps
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import mmap
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from rankdrift.checkpoint.checksums import StoredFile, writing
+from rankdrift.checkpoint.checksums import ChecksummingWriter, StoredFile
+from rankdrift.checkpoint.direct import DirectFile
 from rankdrift.checkpoint.storage_sums import StorageSums
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,10 +37,12 @@ class Weight(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
 
-    def chunks(self, buffer: torch.Tensor, sums: StorageSums | None = None) -> Iterator[torch.Tensor]:
-        """Yield its elements in row-major order, in flat tensors of about the size of ``buffer`` (uint8).
+    def chunks(
+        self, buffers: Iterator[torch.Tensor], sums: StorageSums | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield its elements in row-major order, in flat tensors of about the size of ``buffers`` (uint8).
 
-        They may lie in the buffer: each is valid until the next is asked for. What is read from shards is
+        Each may lie in the next of them, and be valid until that comes again. What is read from shards is
         told to ``sums``.
         """
 
@@ -68,14 +74,32 @@ def write_safetensors(
     sums: StorageSums | None = None,
 ) -> StoredFile:
     """Write tensors under the given names, rounded to ``dtype``; return the file's size and checksum."""
-    buffer = torch.empty(_CHUNK, dtype=torch.uint8)
-    with writing(path) as file:
+    with DirectFile(path) as handle:
+        file = ChecksummingWriter(handle)
         file.write(_header(tensors, dtype))
-        for tensor in tensors.values():
-            for chunk in tensor.chunks(buffer, sums):
-                rounded = chunk.to(dtype).contiguous()
-                progress(file.write(rounded.view(torch.uint8).numpy().data))
+        for chunk in _one_ahead(_rounded(tensors, dtype, sums)):
+            progress(file.write(chunk.view(torch.uint8).numpy().data))
     return file.stored()
+
+
+def _rounded(
+    tensors: Mapping[str, Weight], dtype: torch.dtype, sums: StorageSums | None
+) -> Iterator[torch.Tensor]:
+    """Yield all elements of all tensors; each part is valid until the one after the next is asked for."""
+    # two: one is filled while the other is written; they lie at a page's start
+    buffers = itertools.cycle([torch.frombuffer(mmap.mmap(-1, _CHUNK), dtype=torch.uint8) for _ in range(2)])
+    for tensor in tensors.values():
+        for chunk in tensor.chunks(buffers, sums):
+            yield chunk.to(dtype).contiguous()
+
+
+def _one_ahead(parts: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield parts while another thread makes the next one."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, parts, None)
+        while (part := following.result()) is not None:
+            following = thread.submit(next, parts, None)
+            yield part
 
 
 def _header(tensors: Mapping[str, Weight], dtype: torch.dtype) -> bytes:

@@ -8,16 +8,15 @@ a new key is how DeepSpeed announces a new layout (``param_alignment_paddings`` 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rankdrift.checkpoint.archive import StoredTensor
+from rankdrift.checkpoint.direct import BLOCK, BlockReader
 from rankdrift.checkpoint.storage_sums import StorageSums
 from rankdrift.errors import IntegrityError, UserError
 
@@ -26,6 +25,7 @@ _MAX_RANKS = 2**20
 Shape = tuple[int, ...]
 Parameters = dict[str, tuple[Shape, tuple["Span", ...]]]  # by name: shape, and the runs that hold it
 
+_COPIED = 2**20  # elements at once of a tensor that does not lie in one piece
 _KNOWN_KEYS = {
     # weights and their layout
     "zero_stage",
@@ -59,29 +59,38 @@ class Span:
         """Return the run as a flat view of the file, in the stored dtype."""
         return self.source.load().reshape(-1)[self.start : self.start + self.count]
 
-    def chunks(self, buffer: torch.Tensor, sums: StorageSums | None = None) -> Iterator[torch.Tensor]:
-        """Yield the run in flat parts, each read into ``buffer`` (uint8), valid until the next is asked for.
+    def chunks(
+        self, buffers: Iterator[torch.Tensor], sums: StorageSums | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield the run in flat parts, each read into the next of ``buffers`` (uint8, of one size).
 
-        ``sums`` is told of every byte.
-
-        Unlike a mapping, of which the system reads up to megabytes around what is touched, this reads the run
-        and nothing else. Raises OSError where the file cannot be read.
+        ``sums`` is told of every byte. Unlike a mapping, of which the system reads up to megabytes around
+        what is touched, this reads the run and nothing else; past the page cache, if the buffers are of whole
+        blocks at a page's start. Raises OSError where the file cannot be read.
         """
-        itemsize = self.source.dtype.itemsize
-        if not _is_contiguous(self.source):
-            yield from self.load().split(buffer.numel() // itemsize)
+        dtype, size = self.source.dtype, self.source.dtype.itemsize
+        place = self.source.offset + self.start * size
+        stop = place + self.count * size
+        if place % size or not _is_contiguous(self.source):
+            yield from self.load().split(_COPIED)
             return
-        start, left = self.source.offset + self.start * itemsize, self.count * itemsize
-        with open(self.source.path, "rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            file.seek(start)
-            while left:
-                part = buffer[: min(left, buffer.numel() // itemsize * itemsize)]
-                _read_all(file, part.numpy().data)
+        buffer = next(buffers)
+        aligned = buffer.data_ptr() % BLOCK == buffer.numel() % BLOCK == 0
+        with BlockReader(self.source.path, self.source.buffer, place, stop, direct=aligned) as file:
+            while True:
+                length = buffer.numel() // size * size
+                block = math.gcd(length, BLOCK)
+                begin = place // block * block
+                end = min(stop - begin, length)
+                file.read_blocks(buffer[: -(-end // block) * block].numpy().data, begin, needed=end)
+                part = buffer[place - begin : end]
                 if sums:
-                    sums.take(self.source, start, part.numpy().data)
-                yield part.view(self.source.dtype)
-                start, left = start + part.numel(), left - part.numel()
+                    sums.take(self.source, place, part.numpy().data)
+                yield part.view(dtype)
+                place = begin + end
+                if place == stop:
+                    return
+                buffer = next(buffers)
 
 
 @dataclass(frozen=True)
@@ -232,13 +241,6 @@ def _is_contiguous(tensor: StoredTensor) -> bool:
     return all(
         n == 1 or step == size for n, step, size in zip(tensor.shape, tensor.stride, sizes, strict=True)
     )
-
-
-def _read_all(file: FileIO, data: memoryview) -> None:
-    while data:
-        if not (count := file.readinto(data)):
-            raise OSError(f"{file.name} ends early")
-        data = data[count:]
 
 
 def _is_vector(value: Any) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from rankdrift.checkpoint import folders
 from rankdrift.checkpoint.checksums import ChecksummingWriter
 from rankdrift.checkpoint.consolidate import PROVENANCE_NAME, consolidate
+from rankdrift.checkpoint.direct import DirectFile
 from rankdrift.checkpoint.exports import Options
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
@@ -22,6 +23,7 @@ MakeRun = Callable[..., RunLayout]
 # What an export asks of the operating system that can fail for want of space, rights or a working disk.
 OPERATIONS = {
     "write": (ChecksummingWriter, "write"),
+    "write to the disk": (DirectFile, "_write_some"),
     "text": (Path, "write_text"),
     "copy": (shutil, "copyfile"),
     "fsync": (os, "fsync"),

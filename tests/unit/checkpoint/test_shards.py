@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def halves(tensors: Tensors) -> list[Tensors]:
 def read_in_chunks(tensor: ShardedTensor, buffer_bytes: int) -> torch.Tensor:
     buffer = torch.full((buffer_bytes,), 77, dtype=torch.uint8)
     # each is valid until the next is asked for only
-    return torch.cat([torch.empty(0), *(chunk.clone() for chunk in tensor.chunks(buffer))])
+    return torch.cat([torch.empty(0), *(chunk.clone() for chunk in tensor.chunks(itertools.repeat(buffer)))])
 
 
 def check(checkpoint: ShardedCheckpoint, tensors: Tensors) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,9 @@ def stored(tmp_path: Path) -> StoredTensor:
 def read(stored: StoredTensor, sums: StorageSums, *runs: tuple[int, int]) -> None:
     buffer = torch.empty(512, dtype=torch.uint8)  # 128 elements: several parts a run
     for start, count in runs:
-        values = [chunk.clone() for chunk in Span(stored, start, count).chunks(buffer, sums)]
+        values = [
+            chunk.clone() for chunk in Span(stored, start, count).chunks(itertools.repeat(buffer), sums)
+        ]
         assert torch.equal(torch.cat(values), torch.arange(start, start + count, dtype=torch.float32))
 
 
@@ -59,7 +62,10 @@ def test_one_altered_bit_is_found(
     sums = StorageSums([stored])
     buffer = torch.empty(512, dtype=torch.uint8)
     for start, count in runs:
-        assert sum(len(chunk) for chunk in Span(stored, start, count).chunks(buffer, sums)) == count
+        assert (
+            sum(len(chunk) for chunk in Span(stored, start, count).chunks(itertools.repeat(buffer), sums))
+            == count
+        )
     with pytest.raises(IntegrityError, match=r"x\.pt: its weights are not those that were written"):
         sums.check()
 

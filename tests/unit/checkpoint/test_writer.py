@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from rankdrift.checkpoint import writer
-from rankdrift.checkpoint.checksums import StoredFile
+from rankdrift.checkpoint.checksums import ChecksummingWriter, StoredFile
 from rankdrift.checkpoint.shards import open_checkpoint
 
 
@@ -62,22 +65,28 @@ def resident(path: Path) -> list[bool]:
         return [bool(page & 1) for page in pages]
 
 
+def bytes_read_from_disk() -> int:
+    match = re.search(r"^read_bytes: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
+    assert match
+    return int(match[1])
+
+
 def test_nothing_is_read_but_the_masters(tmp_path: Path, zero: Any) -> None:
-    """Of a file whose masters lie between other things: the pages they lie on, and a few for the index."""
+    """Of files that hold other things beside them; and nothing of it stays in the page cache."""
     tensors = {f"layer{n}": torch.full((2**20,), float(n)) for n in range(6)}
     moments = {"state": {0: {"exp_avg": torch.zeros(12 * 2**20)}}}
     folder = zero.save_stage_2(tmp_path / "step", [tensors], 1, base_optimizer_state=moments)
-    shard, model = folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt", folder / "mp_rank_00_model_states.pt"
-    for path in (shard, model):
+    files = [folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt", folder / "mp_rank_00_model_states.pt"]
+    for path in files:
         evict(path)
         if any(resident(path)):
             pytest.skip(f"{tmp_path} is on a file system that does not leave the page cache")
+    before = bytes_read_from_disk()
     checkpoint = open_checkpoint(folder)
     writer.write_safetensors(tmp_path / "x", checkpoint.tensors, torch.float32, lambda count: None)
-    masters = 6 * 2**20 * 4 // mmap.PAGESIZE
-    index = 2 * 2**20 // mmap.PAGESIZE  # what the system reads around the start and the end of a file
-    assert masters <= sum(resident(shard)) <= masters + index
-    assert sum(resident(model)) <= index
+    masters, index = 6 * 2**20 * 4, 2**20
+    assert masters <= bytes_read_from_disk() - before <= masters + index
+    assert sum(sum(resident(path)) for path in files) * mmap.PAGESIZE <= index
 
 
 def test_splitting_keeps_order_and_the_limit(tmp_path: Path, zero: Any) -> None:
@@ -87,3 +96,28 @@ def test_splitting_keeps_order_and_the_limit(tmp_path: Path, zero: Any) -> None:
     parts = writer.split(checkpoint.tensors, torch.float32, limit=80)
     assert [list(part) for part in parts] == [["a", "b"], ["c"], ["d", "e"]]
     assert [list(part) for part in writer.split(checkpoint.tensors, torch.bfloat16, 10**6)] == [list(sizes)]
+
+
+def test_a_part_is_not_overwritten_while_it_is_written(
+    tmp_path: Path, zero: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next part is read meanwhile: many small tensors on two ranks, a slow disk."""
+    monkeypatch.setattr(writer, "_CHUNK", 64)
+    tensors = {f"t{n}": torch.randn(n) for n in range(1, 60)} | {"turned": torch.randn(3, 5).T}
+    known = ChecksummingWriter.write
+
+    def slow(self: ChecksummingWriter, data: memoryview) -> int:
+        time.sleep(0.001)
+        return known(self, data)
+
+    monkeypatch.setattr(ChecksummingWriter, "write", slow)
+    for save in (
+        lambda folder: zero.save_stage_0(folder, tensors),
+        lambda folder: zero.save_stage_2(folder, [tensors], 2),
+        lambda folder: zero.save_stage_3(folder, [tensors], 2),
+    ):
+        shutil.rmtree(tmp_path / "step", ignore_errors=True)
+        checkpoint = open_checkpoint(save(tmp_path / "step"))
+        writer.write_safetensors(tmp_path / "x", checkpoint.tensors, torch.float32, lambda count: None)
+        loaded = load_file(tmp_path / "x")
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
