@@ -294,7 +294,7 @@ def measure(side: str, folder: Path, cold: bool) -> dict[str, float]:
         while process.stdout.readline() != "imported\n":
             if process.poll() is not None:
                 raise RuntimeError(f"{side}: failed before its work")
-        touch_memory(3 * size)
+        touch_memory(2 * size)  # the tensors and the file
         print("go", file=process.stdin, flush=True)
         anonymous = max(sampled_anonymous(process), default=0)
         lines = process.stdout.read().splitlines()
@@ -418,7 +418,7 @@ def arguments_of(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--params", type=float, default=400e6)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--small", action="store_true", help="20 M parameters, one repeat: a trial of a minute"
+        "--small", action="store_true", help="20 M parameters, one repeat: a trial of a minute or two"
     )
     parser.add_argument(
         "--folder", type=Path, help="where checkpoints are made and kept (default: a temporary one)"

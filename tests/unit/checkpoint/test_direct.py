@@ -107,12 +107,13 @@ def test_what_is_read_directly_stays_out_of_the_page_cache(stored: tuple[Path, b
     assert not any(cached(path, block * BLOCK, block * BLOCK + 1) for block in range(10))
 
 
-def test_what_may_be_read_again_goes_through_the_page_cache(stored: tuple[Path, bytes]) -> None:
+@pytest.mark.parametrize("first", [0, 2])  # from a file's start the system would read ahead
+def test_what_may_be_read_again_goes_through_the_page_cache(stored: tuple[Path, bytes], first: int) -> None:
     path, data = stored
-    assert read(path, 2 * BLOCK, 3 * BLOCK, direct=False) == data[2 * BLOCK : 5 * BLOCK]
-    assert [cached(path, block * BLOCK, block * BLOCK + 1) for block in range(10)] == [
-        2 <= block < 5 for block in range(10)
-    ]
+    wanted = slice(first * BLOCK, (first + 3) * BLOCK)
+    assert read(path, wanted.start, 3 * BLOCK, direct=False) == data[wanted]
+    found = [cached(path, block * BLOCK, block * BLOCK + 1) for block in range(10)]
+    assert found == [first <= block < first + 3 for block in range(10)]
 
 
 def test_what_is_in_the_page_cache_is_read_from_there(
