@@ -27,3 +27,11 @@ class Method:
     """Write what an export needs besides weights and tokenizer."""
     exclude_frozen: bool
     """Checkpoints leave out what does not train (the base is on disk already)."""
+
+
+def save_model_config(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json, which names the model's own class, and generation_config.json if it generates."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from rankdrift.methods import Method
+from rankdrift.methods import Method, save_model_config
 from rankdrift.spec import MethodSpec
 
 
@@ -15,11 +15,4 @@ def prepare(model: PreTrainedModel, spec: MethodSpec, base: Path) -> PreTrainedM
     return model.requires_grad_(True)
 
 
-def save_config(model: PreTrainedModel, folder: Path) -> None:
-    """Write config.json and, for a generating model, generation_config.json."""
-    model.config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-
-
-METHOD = Method(name="full", prepare=prepare, save_config=save_config, exclude_frozen=False)
+METHOD = Method(name="full", prepare=prepare, save_config=save_model_config, exclude_frozen=False)

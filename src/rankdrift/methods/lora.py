@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
 from rankdrift.errors import UserError, did_you_mean
-from rankdrift.methods import Method
+from rankdrift.methods import Method, save_model_config
 from rankdrift.spec import MethodSpec
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -69,7 +69,8 @@ def prepare(model: PreTrainedModel, spec: MethodSpec, base: Path) -> PreTrainedM
 
 
 def save_config(model: PreTrainedModel, folder: Path) -> None:
-    """Write adapter_config.json, which names the local base folder."""
+    """Write adapter_config.json, which names the local base folder, and what a merged model would need."""
+    save_model_config(cast(PreTrainedModel, cast(PeftModel, model).get_base_model()), folder)
     config = model.peft_config["default"]
     training = config.inference_mode
     config.inference_mode = True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from rankdrift import registry
 from rankdrift.errors import UserError
@@ -54,6 +55,23 @@ def test_an_export_reloads_to_the_same_logits(name: str, tiny: Path, tmp_path: P
         method.save_config(model, tmp_path)
         found = load_export(tmp_path, tiny, ModelSpec())(IDS).logits
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", registry.names("method"))
+@pytest.mark.parametrize(
+    ("head", "architecture"),
+    [("lm", "LlamaForCausalLM"), ("classifier", "LlamaForSequenceClassification")],
+)
+def test_the_config_says_which_model_was_trained(
+    name: str, head: Literal["lm", "classifier"], architecture: str, tiny: Path, tmp_path: Path
+) -> None:
+    method: Method = registry.load("method", name)
+    model = load_model(tiny, ModelSpec(head=head), 4)
+    method.save_config(method.prepare(model, MethodSpec(name=name), tiny), tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.architectures == [architecture]
+    assert head == "lm" or config.num_labels == 4
+    assert (tmp_path / "adapter_config.json").exists() == (name == "lora")
 
 
 @pytest.mark.parametrize(
