@@ -33,8 +33,8 @@ def load_script(path: Path) -> ModuleType:
 def test_a_save_that_fails_anywhere_says_so_and_loses_nothing(root: Path, tmp_path: Path, stage: int) -> None:
     config = root / "ds_configs" / f"zero{stage}.json"
     load_script(HERE / "ranks.py").run_ranks(2, HERE / "faulty_saves.py", str(tmp_path), str(config))
-    # one failure for each call: writes of at least three files, flushes, renames ...
-    assert json.loads((tmp_path / "failures.json").read_text()) > 80
+    # one failure for each call: some twenty writes a file (one file at stage 0), flushes, renames ...
+    assert json.loads((tmp_path / "failures.json").read_text()) > 50
 
 
 def test_killed_runs_lose_nothing(root: Path, tiny: Path, tmp_path: Path) -> None:
