@@ -138,15 +138,15 @@ def measure(arguments: argparse.Namespace) -> None:
             records.write_json(arguments.folder / "found.json", found)
 
 
-def start_ranks(arguments: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, float]]]:
-    """Start the ranks and return what they measured."""
+def start_ranks(arguments: argparse.Namespace, folder: Path, stage: int) -> dict[str, list[dict[str, float]]]:
+    """Start the ranks for one ZeRO stage and return what they measured."""
     shared: dict[str, Any] = {"WORLD_SIZE": arguments.ranks, "LOCAL_WORLD_SIZE": arguments.ranks}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": arguments.port, "OMP_NUM_THREADS": 1}
     ranks = []
     for rank in range(arguments.ranks):
         own = {**shared, "RANK": rank, "LOCAL_RANK": rank}
         environment = {**os.environ, **{key: str(value) for key, value in own.items()}}
-        command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder), "--stage", str(stage)]
         ranks.append(subprocess.Popen(command, env=environment))
     if any([rank.wait() for rank in ranks]):
         raise RuntimeError("a rank failed")
@@ -170,13 +170,16 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where checkpoints are written (default: a temporary folder)"
     )
+    parser.add_argument("--stage", type=int, help="given to the ranks")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "save_time.json")
     arguments = parser.parse_args()
     if "RANK" in os.environ:
         measure(arguments)
         return
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        found = start_ranks(arguments, Path(folder))
+    found: dict[str, list[dict[str, float]]] = {}
+    for stage in (2, 3):  # in fresh processes: two such engines are too much for one machine's memory
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            found |= start_ranks(arguments, Path(folder), stage)
     medians = {
         name: {key: statistics.median(save[key] for save in saves) for key in ("stall", "seconds")}
         for name, saves in found.items()
@@ -186,7 +189,9 @@ def main() -> None:
         for stage in (2, 3)
         for key, side in (("stall", "deepspeed"), ("seconds", "deepspeed"), ("seconds", "durable"))
     }
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("output", "folder")}
+    settings = {
+        key: value for key, value in vars(arguments).items() if key in ("parameters", "ranks", "repeats")
+    }
     records.write_json(
         arguments.output,
         {
