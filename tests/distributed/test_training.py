@@ -17,7 +17,7 @@ import yaml
 from rankdrift import records
 from rankdrift.checkpoint.record import CheckpointRecord
 from rankdrift.checkpoint.shards import open_checkpoint
-from rankdrift.layout import RunLayout
+from rankdrift.layout import RunLayout, steps_in
 from rankdrift.training.checkpointing import predicted_bytes
 
 pytestmark = pytest.mark.distributed
@@ -109,6 +109,13 @@ def runs(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     two += [job(root, folder, "forged", 2, *LORA, forged=6, refused="first.txt")]
     two += [job(root, folder, "forged", 2, *LORA, refused="second.txt")]
     two += [job(root, folder, "forged", 2, *LORA, forget=True)]
+    keep = [
+        "training.save_every=2",
+        "training.save_steps=[3]",
+        "training.keep_last=1",
+        "training.keep_best=1",
+    ]
+    two += [job(root, folder, "kept", 2, *keep)]
     two += [job(root, folder, "classifier", 2, "model.head=classifier")]
     one = [job(root, folder, f"full-z{s}-r1", s) for s in (0, 2)]
     one += [job(root, folder, "six-z0-r1", 0, *SIX)]
@@ -219,6 +226,14 @@ def test_a_step_that_is_repeated_is_compared(runs: Path) -> None:
     assert said in run_of(runs, "lost").log.read_text()
     assert said not in run_of(runs, "forged").log.read_text()
     assert not run_of(runs, "lost").replay.exists()
+
+
+def test_a_run_keeps_the_newest_the_best_and_the_listed_checkpoints(runs: Path) -> None:
+    run = run_of(runs, "kept")
+    rows = [row for row in records.read_jsonl(run.metrics) if row["split"] == "validation"]
+    saved = [row for row in rows if row["step"]]  # step 0 is only evaluated
+    best = min(saved, key=lambda row: row["loss"])["step"]
+    assert steps_in(run.checkpoints) == sorted({3, best, STEPS})
 
 
 def test_a_classification_head_trains(runs: Path) -> None:

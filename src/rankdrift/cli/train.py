@@ -39,9 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
         if "RANK" in os.environ:  # a launcher that is killed cannot stop its ranks
             signals.end_with_parent(signals.launcher_pid())
         spec = load_recipe(arguments.experiment, arguments.overrides).spec(arguments.arm, arguments.seed)
-        from rankdrift.training.engine import process_group  # deepspeed takes seconds to import: check first
+        from rankdrift.models.base import resolve  # torch and deepspeed take seconds to import: check first
+        from rankdrift.training.engine import process_group
         from rankdrift.training.trainer import train
 
+        resolve(spec.model.name, spec.model.revision)  # what has to be made is made before ranks form a group
         with process_group():
             train(spec, arguments.config, requests)
     return 0

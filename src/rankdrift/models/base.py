@@ -203,15 +203,20 @@ def _convert_gguf(path: Path, target: Path) -> None:
 
 
 def _made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """Return ``<cache>/models/<name>``, made under a lock and a temporary name if it is not there."""
+    """Return ``<cache>/models/<name>``, made under a lock and a temporary name if it is not there.
+
+    It must not be made inside a process group: there transformers saves models on rank 0 alone.
+    """
     target = cache_folder() / "models" / name
     with _locked(target):
-        if not target.is_dir():
+        if not (target / "config.json").is_file():
+            shutil.rmtree(target, ignore_errors=True)
             scratch = target.with_name(f".{name}.{os.getpid()}.tmp")
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
             try:
                 make(scratch)
+                check_model_folder(scratch)
                 scratch.rename(target)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)

@@ -84,6 +84,7 @@ class Trainer:
         start = checkpointing.resume(self.engine, self.run)
         self._require_space(start)
         self.journal = Journal(self.run, training.steps, start) if engine.rank() == 0 else None
+        self._rotate()  # what a killed run had no time for
         self.expected = self._expected()
         self.requests.at_step_ends = True
         if start == 0:
@@ -264,8 +265,11 @@ class Trainer:
         if self.save:
             self.save.finish()
             self.save = None
-            if self.journal:
-                checkpointing.rotate(self.run, _retention(self.spec.training))
+            self._rotate()
+
+    def _rotate(self) -> None:
+        if self.journal:
+            checkpointing.rotate(self.run, _retention(self.spec.training))
 
     def _is_save_step(self, step: int) -> bool:
         return self._is_due(step, self.spec.training.save_every) or step in self.spec.training.save_steps

@@ -11,7 +11,7 @@ import torch
 from rankdrift import records
 from rankdrift.errors import UserError
 from rankdrift.models import base
-from rankdrift.models.tiny import save_tiny
+from rankdrift.models.tiny import save_tiny, tiny_tokenizer
 from rankdrift.spec import ModelSpec
 
 
@@ -37,6 +37,23 @@ def test_the_tiny_tokenizer_is_lossless(tiny: Path) -> None:
 def test_a_local_folder_is_taken_as_it_is(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, tmp_path / "m")
     assert base.resolve(str(tmp_path / "m")) == (tmp_path / "m").resolve()
+
+
+def test_half_a_model_in_the_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKDRIFT_CACHE", str(tmp_path))
+    half = tmp_path / "models" / "tiny-v1"
+    half.mkdir(parents=True)
+    (half / "tokenizer.json").write_text("{}")
+    base.check_model_folder(base.resolve("tiny"))
+
+
+def test_a_model_that_was_not_saved_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process group, transformers' save_pretrained writes nothing on any rank but 0."""
+    monkeypatch.setenv("RANKDRIFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(base, "save_tiny", lambda folder: tiny_tokenizer().save_pretrained(folder))
+    with pytest.raises(UserError, match=r"no config\.json"):
+        base.resolve("tiny")
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [".tiny-v1.lock"]
 
 
 def test_a_gguf_file_is_converted_once(tiny: Path, tmp_path: Path, cache: Path) -> None:
