@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rankdrift.cli.main import commands, main
 from rankdrift.errors import IntegrityError, Preempted, RankError, UserError
@@ -160,3 +161,16 @@ def test_of_many_ranks_the_first_one_speaks(
     assert main(["report", "/nowhere"]) == 2
     assert ("/nowhere" in capsys.readouterr().err) == speaks
     assert waited == waits
+
+
+def test_a_model_is_made_before_the_ranks_form_a_group(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a group, transformers' save_pretrained would write nothing on any rank but 0."""
+    in_group = []
+
+    def resolve(name: str, revision: str | None = None) -> Path:
+        in_group.append(torch.distributed.is_initialized())
+        raise UserError("far enough")
+
+    monkeypatch.setattr("rankdrift.models.base.resolve", resolve)
+    assert main(["train", "--config", str(root / "ds_configs" / "zero0.json"), "model.name=tiny"]) == 2
+    assert in_group == [False]
