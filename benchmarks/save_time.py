@@ -32,6 +32,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from rankdrift import records
+from rankdrift.checkpoint.checksums import flush
 from rankdrift.checkpoint.record import CheckpointRecord
 from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
@@ -82,7 +83,7 @@ class Saves:
         self.deepspeed()
         for path in (self.run.checkpoints / f"plain-{self.step}").iterdir():
             if f"rank_{engine.rank()}_" in path.name or (engine.rank() == 0 and "mp_rank" in path.name):
-                _flush(path)
+                flush(path)
         engine.barrier()
 
     def rankdrift(self) -> checkpointing.Save:
@@ -112,28 +113,19 @@ class Saves:
         return {"stall": stall, "seconds": seconds, "bytes": size}
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
 def measure(arguments: argparse.Namespace) -> None:
     """Run as one rank: save in turn; rank 0 writes what it measured."""
     found: dict[str, list[dict[str, float]]] = {}
     with engine.process_group():
-        for stage in (2, 3):
-            saves = Saves(built(int(arguments.parameters), stage), RunLayout(arguments.folder))
-            for side in SIDES:
-                saves.timed(side)  # first touches of memory
-            for repeat in range(arguments.repeats):
-                for side in SIDES[repeat % 3 :] + SIDES[: repeat % 3]:
-                    found.setdefault(f"zero{stage} {side}", []).append(saves.timed(side))
-                    if engine.rank() == 0:
-                        print(
-                            f"{repeat + 1} zero{stage} {side} {found[f'zero{stage} {side}'][-1]}", flush=True
-                        )
-            saves.engine.deepspeed.destroy()
+        saves = Saves(built(int(arguments.parameters), arguments.stage), RunLayout(arguments.folder))
+        for side in SIDES:
+            saves.timed(side)  # first touches of memory
+        for repeat in range(arguments.repeats):
+            for side in SIDES[repeat % 3 :] + SIDES[: repeat % 3]:
+                name, timed = f"zero{arguments.stage} {side}", saves.timed(side)
+                found.setdefault(name, []).append(timed)
+                if engine.rank() == 0:
+                    print(f"{repeat + 1} {name} {timed}", flush=True)
         if engine.rank() == 0:
             records.write_json(arguments.folder / "found.json", found)
 
