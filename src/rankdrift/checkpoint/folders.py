@@ -7,13 +7,12 @@ whole. One that it replaces steps aside first and comes back if the new one cann
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from rankdrift import records
+from rankdrift.checkpoint.rotation import held
 from rankdrift.errors import UserError
 
 _SPARE = 64 * 2**20  # bytes beside the weights: headers, tokenizer, what a file system rounds up
@@ -25,17 +24,14 @@ def locked(checkpoint: Path) -> Iterator[None]:
 
     Raises UserError where another process holds it, or where the folder has gone.
     """
-    try:
-        descriptor = os.open(checkpoint, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{checkpoint}: cannot be opened ({error}); use another step") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as stack:
+        try:
+            free = stack.enter_context(held(checkpoint))
+        except OSError as error:
+            raise UserError(f"{checkpoint}: cannot be opened ({error}); use another step") from None
+        if not free:
+            raise UserError(f"{checkpoint}: another process is consolidating it; wait for it to end")
         yield
-    except BlockingIOError:
-        raise UserError(f"{checkpoint}: another process is consolidating it; wait for it to end") from None
-    finally:
-        os.close(descriptor)
 
 
 def restore(target: Path) -> None:

@@ -9,7 +9,6 @@ No torch here: a launcher may ask.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import pydantic
 import xxhash
 
 from rankdrift import layout, records
-from rankdrift.checkpoint.checksums import StoredFile, directory_checksum, stored_file
+from rankdrift.checkpoint.checksums import StoredFile, directory_checksum, flush, stored_file
 from rankdrift.errors import IntegrityError, UserError
 
 RECORD_NAME = "checkpoint.json"
@@ -132,11 +131,7 @@ def complete_steps(checkpoints: Path) -> list[int]:
 def sync_tree(folder: Path) -> None:
     """Flush every file and folder below a folder to the disk."""
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(path)
 
 
 def _is_complete(folder: Path) -> bool:
