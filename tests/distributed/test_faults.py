@@ -5,14 +5,13 @@ Both run in processes of their own; what they assert is written there. ``make fa
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -20,19 +19,10 @@ HERE = Path(__file__).resolve().parent
 KILLS = 8
 
 
-def load_script(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_save_that_fails_anywhere_says_so_and_loses_nothing(root: Path, tmp_path: Path, stage: int) -> None:
     config = root / "ds_configs" / f"zero{stage}.json"
-    load_script(HERE / "ranks.py").run_ranks(2, HERE / "faulty_saves.py", str(tmp_path), str(config))
+    run_ranks(2, HERE / "faulty_saves.py", str(tmp_path), str(config))
     # one failure for each call: some twenty writes a file (one file at stage 0), flushes, renames ...
     assert json.loads((tmp_path / "failures.json").read_text()) > 50
 

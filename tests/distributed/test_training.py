@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from ranks import run_ranks
 
 from rankdrift import records
 from rankdrift.checkpoint.record import CheckpointRecord
@@ -42,18 +41,6 @@ RECIPE: dict[str, Any] = {
         "precision": "fp32",
     },
 }
-
-
-def load_script(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-run_ranks = load_script(HERE / "ranks.py").run_ranks
 
 
 def job(

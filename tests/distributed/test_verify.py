@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickletools
 import random
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from ranks import run_ranks
 
 from rankdrift.checkpoint import archive
 from rankdrift.checkpoint.consolidate import Options, consolidate_run
@@ -48,15 +47,6 @@ RUNS = {
 }
 
 
-def load_script(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, root: Path, cache: Path) -> dict[str, RunLayout]:
     """Every run, trained on two ranks and exported."""
@@ -71,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, root: Path, cache: Path) -> d
         for name, (stage, overrides) in RUNS.items()
     ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    load_script(HERE / "ranks.py").run_ranks(2, HERE / "train_worker.py", str(folder / "jobs.json"))
+    run_ranks(2, HERE / "train_worker.py", str(folder / "jobs.json"))
     return {name: RunLayout(folder / "s" / "runs" / f"{name}-seed42") for name in RUNS}
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
 import yaml
+from ranks import run_ranks
 
 from rankdrift import registry
 from rankdrift.checkpoint.consolidate import consolidate_run
@@ -48,15 +47,6 @@ TABLES = sorted(
 Tables = dict[str, pd.DataFrame]
 
 
-def load_script(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def study(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyLayout:
     """Four runs on two ranks, two steps each."""
@@ -71,7 +61,7 @@ def study(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> S
         for arm, (stage, overrides) in ARMS.items()
     ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    load_script(HERE / "ranks.py").run_ranks(2, HERE / "train_worker.py", str(folder / "jobs.json"))
+    run_ranks(2, HERE / "train_worker.py", str(folder / "jobs.json"))
     return StudyLayout(folder / "s")
 
 
