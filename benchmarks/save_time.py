@@ -34,6 +34,7 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from rankdrift import records
 from rankdrift.checkpoint.checksums import flush
 from rankdrift.checkpoint.record import CheckpointRecord
+from rankdrift.cli.main import leave
 from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
 from rankdrift.training import checkpointing, engine
@@ -167,7 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if "RANK" in os.environ:
         measure(arguments)
-        return
+        leave(0)
     found: dict[str, list[dict[str, float]]] = {}
     for stage in (2, 3):  # in fresh processes: two such engines are too much for one machine's memory
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

@@ -2,7 +2,7 @@
 
 import sys
 
-from rankdrift.cli.main import main
+from rankdrift.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["consolidate", *sys.argv[1:]]))
+    program(["consolidate", *sys.argv[1:]])

@@ -2,7 +2,7 @@
 
 import sys
 
-from rankdrift.cli.main import main
+from rankdrift.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["score", *sys.argv[1:]]))
+    program(["score", *sys.argv[1:]])

@@ -1,8 +1,6 @@
 """``python -m rankdrift`` is the ``rankdrift`` command."""
 
-import sys
-
-from rankdrift.cli.main import main
+from rankdrift.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -23,6 +23,7 @@ import torch
 
 from rankdrift.checkpoint import checksums
 from rankdrift.checkpoint.record import CheckpointRecord, newest
+from rankdrift.cli.main import leave
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
@@ -141,3 +142,4 @@ def main(folder: Path, config: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave(0)

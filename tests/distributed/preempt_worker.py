@@ -18,6 +18,7 @@ from typing import Any
 
 from rankdrift import records
 from rankdrift.checkpoint.record import complete_steps
+from rankdrift.cli.main import leave
 from rankdrift.errors import Preempted, UserError
 from rankdrift.layout import StudyLayout
 from rankdrift.spec import load_recipe
@@ -88,3 +89,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

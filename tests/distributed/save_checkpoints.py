@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from rankdrift import records
 from rankdrift.checkpoint.record import CheckpointRecord
+from rankdrift.cli.main import leave
 from rankdrift.layout import RunLayout, step_name
 
 STEPS = 2
@@ -156,3 +157,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)

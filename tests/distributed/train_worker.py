@@ -27,6 +27,7 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 from rankdrift import records
+from rankdrift.cli.main import leave
 from rankdrift.errors import IntegrityError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.spec import load_recipe
@@ -163,6 +164,7 @@ def main() -> None:
     listed = json.loads(Path(sys.argv[1]).read_text())
     if "RANK" in os.environ:
         train(listed)
+        leave(0)
     else:
         for group in listed:
             fork_ranks(group["ranks"], group["jobs"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import pkgutil
 import sys
@@ -16,12 +17,34 @@ import time
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from rankdrift import __version__, cli
 from rankdrift.errors import INTERRUPTED, Preempted, RankError, UserError
 
 GRACE = 5.0  # seconds
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")  # NVIDIA, AMD
+
+
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and end the process with its exit code."""
+    status = main(argv)
+    if "RANK" in os.environ:  # it was a rank of a process group
+        leave(status)
+    sys.exit(status)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process without Python's finalisation, which now and then aborts a rank that is done.
+
+    Threads of gloo outlive ``destroy_process_group``, since DeepSpeed keeps its groups, and may still let go
+    of a collective's tensors; a thread that asks a finalised Python for its lock ends the process with
+    SIGABRT (pytorch/pytorch#179291).
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from rankdrift import signals
-from rankdrift.cli.main import main
+from rankdrift.cli.main import program
 from rankdrift.spec import load_recipe
 from rankdrift.training.requests import listening
 
@@ -50,4 +50,4 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":  # deepspeed --module rankdrift.cli.train
-    sys.exit(main(["train", *sys.argv[1:]]))
+    program(["train", *sys.argv[1:]])

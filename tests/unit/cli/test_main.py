@@ -174,3 +174,22 @@ def test_a_model_is_made_before_the_ranks_form_a_group(root: Path, monkeypatch: 
     monkeypatch.setattr("rankdrift.models.base.resolve", resolve)
     assert main(["train", "--config", str(root / "ds_configs" / "zero0.json"), "model.name=tiny"]) == 2
     assert in_group == [False]
+
+
+@pytest.mark.parametrize("rank", [True, False])
+def test_a_rank_ends_without_finalisation(rank: bool) -> None:
+    # threads of gloo that outlive their group abort a process that finalises Python
+    script = (
+        "import atexit; from rankdrift.cli import main as cli; cli.main = lambda argv: 3; "
+        "atexit.register(print, 'finalised'); print('buffered', end=''); cli.program([])"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "RANK"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | ({"RANK": "0"} if rank else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 3
+    assert ended.stdout == ("buffered" if rank else "bufferedfinalised\n")
