@@ -29,10 +29,19 @@ class Params:
     """Leading singular vectors compared: intruders, principal angles."""
     intruder_threshold: float = 0.5
     """A vector is an intruder where its largest |cosine| with the base's vectors is below this."""
+    intruder_thresholds: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """The grid of thresholds over which intruders are counted."""
+    vector_counts: tuple[int, ...] = (1, 2, 5, 10, 20, 32, 64)
+    """The grid of leading singular vectors, k, over which subspaces are compared and intruders counted."""
     drift_rows: int = 64
     """Inputs over which layer drift is measured (the first ones)."""
     drift_inputs: Path | None = None
     """Parquet file of these inputs: column ``input_ids``."""
+    keep_representations: bool = False
+    """Whether each checkpoint's mean-pooled states are stored, ``layer_{i}`` by ``layer_{i}``."""
+    gradient_inputs: Path | None = None
+    """Parquet file of the rows that gradients are taken on: columns ``task`` (name), ``input_ids`` (unpadded)
+    and ``labels`` (as long; -100 where a token is no target, else the token's id), in a fixed order."""
     workers: int = 0
     """Processes that share the matrices; 0 is one a core. Numbers do not depend on it."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from rankdrift.analysis import similarity
 from rankdrift.analysis.analyses import Analysis, Params
 from rankdrift.analysis.similarity import HsicEstimates
-from rankdrift.analysis.sources import activations
+from rankdrift.analysis.sources import activations, models
 from rankdrift.analysis.sources.activations import TokenRows
 from rankdrift.analysis.subjects import Subject
 from rankdrift.errors import UserError
@@ -49,7 +49,7 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
     inputs = _inputs(params)
     states = activations.base_states(subject.base, inputs, params.cache)
     base, self_hsic = _base_side(states)
-    tuned = activations.pooled_states(activations.load_tuned(subject.base, subject.tuned), inputs)
+    tuned = activations.pooled_states(models.load_tuned(subject.base, subject.tuned), inputs)
     if tuned.shape != base.shape:
         raise UserError(
             f"{subject.tuned}: {tuned.shape[1] - 1} blocks of width {tuned.shape[2]}, but its base "

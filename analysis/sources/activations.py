@@ -1,8 +1,6 @@
 """Hidden states of a base or tuned model on given token rows, mean-pooled over tokens, layer by layer.
 
-Models are those of transformers, in fp32 and evaluation mode, filled with the tensors that the other analyses
-read too. A LoRA adapter is the base model with W0 + sBA merged in fp32. States are pooled where they arise,
-so no token's state is ever stored.
+States are pooled where they arise, so no token's state is ever stored.
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rankdrift import records
-from rankdrift.analysis.sources.folders import config_folder, is_adapter, model_tensors
-from rankdrift.analysis.sources.weights import open_weights
+from rankdrift.analysis.sources import models
+from rankdrift.analysis.sources.models import blocks, device
 from rankdrift.errors import UserError
 
 BATCH_TOKENS = 512
@@ -68,60 +66,6 @@ def _token_ids(path: Path, index: int, value: Any) -> tuple[int, ...]:
     return row
 
 
-def load_backbone(folder: Path) -> PreTrainedModel:
-    """Return the transformer of a model, without its head, fp32, in evaluation mode.
-
-    The folder is a model's, or a sharded checkpoint of a whole model, whose run has its configuration.
-
-    Raises
-    ------
-    UserError
-        If the folder cannot be loaded, or lacks weights, which would be drawn at random.
-
-    """
-    tensors, settings = model_tensors(folder), config_folder(folder)
-    weights = {name: tensors.tensor(name) for name in tensors.names}
-    try:
-        config = AutoConfig.from_pretrained(settings)
-        architecture: Any = MODEL_MAPPING[type(config)]
-        model, info = architecture.from_pretrained(
-            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{folder}: cannot be loaded ({error}); is it a complete model folder?") from None
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"{folder}: weights are missing ({missing}, ...); export the checkpoint again")
-    model.name_or_path = str(folder)  # for messages
-    return model.eval()
-
-
-def load_tuned(base: Path, tuned: Path) -> PreTrainedModel:
-    """Return a tuned model's transformer as ``load_backbone`` does, also where the folder holds an adapter.
-
-    Raises
-    ------
-    UserError
-        If a folder cannot be loaded, or the adapter does not fit the base model.
-
-    """
-    if not is_adapter(tuned):
-        return load_backbone(tuned)
-    model = load_backbone(base)
-    prefix = f"{model.base_model_prefix}."
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, weight in open_weights(base, tuned).merged():
-            parameter = parameters.get(name.removeprefix(prefix))
-            if parameter is not None:
-                parameter.copy_(weight)
-            elif name.startswith(prefix):  # anything else belongs to the head, which no state depends on
-                raise UserError(
-                    f"{tuned}: changes {name}, which {type(model).__name__} in {base} does not have"
-                )
-    return model
-
-
 def base_states(base: Path, inputs: TokenRows, cache: Path) -> Path:
     """Return a file below ``cache`` with the base's ``pooled_states``, which are computed if it is not there.
 
@@ -136,7 +80,7 @@ def base_states(base: Path, inputs: TokenRows, cache: Path) -> Path:
     }
     path = cache / f"states-{records.digest_json(key)[:32]}.safetensors"
     if not path.exists():
-        states = pooled_states(load_backbone(base), inputs)
+        states = pooled_states(models.load_backbone(base), inputs)
         with records.replacing(path) as temporary:
             save_file({"states": states}, temporary)
     return path
@@ -184,11 +128,6 @@ def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def device() -> torch.device:
-    """Return where models run: the GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _pooled_batch(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
     """Return the pooled states of rows of token ids put through the model together, (n, layers + 1, d)."""
     width = max(len(row) for row in rows)
@@ -212,9 +151,9 @@ def _recorded(model: PreTrainedModel, mask: Tensor) -> Iterator[list[Tensor]]:
     def left(block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         states.append(mean_over_tokens(output[0] if isinstance(output, tuple) else output, mask))
 
-    blocks = _blocks(model)
-    hooks = [blocks[0].register_forward_pre_hook(entered)]
-    hooks += [block.register_forward_hook(left) for block in blocks]
+    layers = blocks(model)
+    hooks = [layers[0].register_forward_pre_hook(entered)]
+    hooks += [block.register_forward_hook(left) for block in layers]
     try:
         yield states
     finally:
@@ -227,14 +166,6 @@ def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
     # not a product with the mask: a fully masked position may hold NaN
     kept = hidden.masked_fill(~mask[:, :, None], 0)
     return kept.sum(dim=1) / mask.sum(dim=1, keepdim=True)
-
-
-def _blocks(model: PreTrainedModel) -> nn.ModuleList:
-    count = model.config.num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise UserError(f"{model.name_or_path}: {type(model).__name__} has no list of {count} blocks to measure")
 
 
 def _check_vocabulary(model: PreTrainedModel, inputs: TokenRows) -> None:

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, L
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.analyses.drift import ANALYSIS, TABLE
 from rankdrift.analysis.sources import activations
+from rankdrift.analysis.sources import models as models_of
 from rankdrift.analysis.sources.activations import TokenRows
 from rankdrift.analysis.subjects import Subject, base_subject
 from rankdrift.errors import UserError
@@ -75,7 +76,7 @@ def states_of(model: nn.Module, norm: str = "norm") -> Tensor:
 
 
 def test_states_are_those_of_unpadded_rows_one_at_a_time(base: Path):
-    model = activations.load_backbone(base)
+    model = models_of.load_backbone(base)
     got = activations.pooled_states(model, TokenRows(base, ROWS))
     assert got.shape == (len(ROWS), LAYERS + 1, WIDTH)
     torch.testing.assert_close(got, states_of(model), atol=1e-5, rtol=1e-5)
@@ -90,7 +91,7 @@ def test_absolute_positions_are_counted_without_the_padding():
 
 
 def test_what_is_padded_changes_nothing(base: Path, monkeypatch: pytest.MonkeyPatch):
-    model = activations.load_backbone(base)
+    model = models_of.load_backbone(base)
     before = activations.pooled_states(model, TokenRows(base, ROWS))
     monkeypatch.setattr(activations, "PAD_ID", 57)
     assert torch.equal(activations.pooled_states(model, TokenRows(base, ROWS)), before)
@@ -106,7 +107,7 @@ def test_padding_is_not_averaged_even_where_it_is_not_a_number():
 def test_neither_batches_nor_order_change_the_states(
     base: Path, monkeypatch: pytest.MonkeyPatch, budget: int
 ):
-    model = activations.load_backbone(base)
+    model = models_of.load_backbone(base)
     expected = activations.pooled_states(model, TokenRows(base, ROWS))
     monkeypatch.setattr(activations, "BATCH_TOKENS", budget)
     got = activations.pooled_states(model, TokenRows(base, ROWS[::-1]))
@@ -125,8 +126,8 @@ def test_batches_hold_every_row_once_within_the_budget(monkeypatch: pytest.Monke
 def test_dropout_is_off(base: Path, tmp_path: Path):
     model = LlamaForCausalLM.from_pretrained(base, attention_dropout=0.5)
     model.save_pretrained(tmp_path / "dropout")
-    loaded = activations.load_backbone(tmp_path / "dropout")
-    expected = states_of(activations.load_backbone(base))
+    loaded = models_of.load_backbone(tmp_path / "dropout")
+    expected = states_of(models_of.load_backbone(base))
     got = activations.pooled_states(loaded, TokenRows(base, ROWS))
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
@@ -155,8 +156,8 @@ def test_the_table_is_deterministic_and_its_base_side_is_computed_once(
     tuned = changed(base, tmp_path / "t", lambda model: model.model.embed_tokens.weight.mul_(1.5))
     first = drift(base, tuned, inputs)
     loaded: list[Path] = []
-    load = activations.load_backbone
-    monkeypatch.setattr(activations, "load_backbone", lambda folder: loaded.append(folder) or load(folder))
+    load = models_of.load_backbone
+    monkeypatch.setattr(models_of, "load_backbone", lambda folder: loaded.append(folder) or load(folder))
     pd.testing.assert_frame_equal(drift(base, tuned, inputs), first)
     assert loaded == [tuned]
 
@@ -165,7 +166,7 @@ def test_cached_states_are_the_fresh_ones_and_follow_rows_and_weights(base: Path
     other = changed(base, tmp_path / "other", lambda model: model.model.embed_tokens.weight.mul_(1.5))
     rows = TokenRows(base, ROWS)
     path = activations.base_states(base, rows, tmp_path)
-    fresh = activations.pooled_states(activations.load_backbone(base), rows)
+    fresh = activations.pooled_states(models_of.load_backbone(base), rows)
     assert torch.equal(activations.read_states(path), fresh)
     assert activations.base_states(base, rows, tmp_path) == path
     assert activations.base_states(base, TokenRows(base, ROWS[1:]), tmp_path) != path
@@ -189,18 +190,18 @@ def test_an_adapter_gives_the_states_peft_gives(base: Path, tmp_path: Path, inpu
     model.save_pretrained(tmp_path / "adapter")
     unmerged = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
     expected = states_of(unmerged.base_model.model.model)
-    tuned = activations.load_tuned(base, tmp_path / "adapter")
+    tuned = models_of.load_tuned(base, tmp_path / "adapter")
     got = activations.pooled_states(tuned, TokenRows(base, ROWS))
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(got, states_of(activations.load_backbone(base)), atol=1e-2)
+    assert not torch.allclose(got, states_of(models_of.load_backbone(base)), atol=1e-2)
     assert drift(base, tmp_path / "adapter", inputs)["relative_l2"].iloc[-1] > 0.1
 
 
 def test_a_classifier_is_compared_by_its_backbone(base: Path, tmp_path: Path):
     model = LlamaForSequenceClassification.from_pretrained(base, num_labels=3)
     model.save_pretrained(tmp_path / "classifier")
-    loaded = activations.load_tuned(base, tmp_path / "classifier")
-    torch.testing.assert_close(states_of(loaded), states_of(activations.load_backbone(base)))
+    loaded = models_of.load_tuned(base, tmp_path / "classifier")
+    torch.testing.assert_close(states_of(loaded), states_of(models_of.load_backbone(base)))
 
 
 def test_only_the_first_rows_are_used(base: Path, tmp_path: Path, inputs: Path):

@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.sources import activations
+from rankdrift.analysis.sources import models as models_of
 from rankdrift.analysis.sources.activations import TokenRows
 from rankdrift.analysis.sources.folders import is_adapter, model_tensors
 from rankdrift.analysis.sources.weights import Projection, TunedWeights, open_weights
@@ -150,7 +151,7 @@ ROWS = TokenRows(Path("rows"), ((9,), (20,), (31,), (42,), (3, 1, 4, 1, 5)))
 
 def states(base: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     monkeypatch.setattr(activations, "BATCH_TOKENS", 1)
-    return activations.pooled_states(activations.load_tuned(base, tuned), ROWS)
+    return activations.pooled_states(models_of.load_tuned(base, tuned), ROWS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -158,7 +159,7 @@ def test_hidden_states_are_those_of_the_export(
     models: Any, full: Any, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = full(layout)
-    got = activations.load_tuned(models.base, checkpoint)
+    got = models_of.load_tuned(models.base, checkpoint)
     assert got.name_or_path == str(checkpoint)
     assert torch.equal(
         states(models.base, checkpoint, monkeypatch), states(models.base, models.full, monkeypatch)
@@ -178,7 +179,7 @@ def test_a_classifier_is_read_by_its_backbone(models: Any, saved: Any, tmp_path:
     model = LlamaForSequenceClassification.from_pretrained(models.full, num_labels=3)
     model.save_pretrained(tmp_path / "export")
     checkpoint = saved(dict(model.named_parameters()), tmp_path / "export")
-    backbone = activations.load_tuned(models.base, checkpoint)
+    backbone = models_of.load_tuned(models.base, checkpoint)
     assert all(torch.equal(p, model.model.get_parameter(name)) for name, p in backbone.named_parameters())
 
 
@@ -274,7 +275,7 @@ def test_checkpoints_that_cannot_be_read_are_refused(
 ) -> None:
     checkpoint = full()
     damage(checkpoint)
-    for read in (open_weights, activations.load_tuned):
+    for read in (open_weights, models_of.load_tuned):
         with pytest.raises(kind, match=message):
             read(models.base, checkpoint)
 
@@ -289,7 +290,7 @@ def test_values_that_are_not_finite_are_named(models: Any, saved: Any, value: fl
     with pytest.raises(IntegrityError, match=r"step-000004: model.layers.0.*q_proj.weight holds NaN"):
         open_weights(models.base, checkpoint).pair(QUERY)
     with pytest.raises(IntegrityError, match=r"step-000004: model.layers.0.*q_proj.weight holds NaN"):
-        activations.load_tuned(models.base, checkpoint)
+        models_of.load_tuned(models.base, checkpoint)
 
 
 def test_a_shard_that_is_cut_while_it_is_read_is_named(models: Any, full: Any) -> None:

@@ -1,0 +1,85 @@
+"""Models of transformers, fp32, in evaluation mode, filled with the tensors that all analyses read.
+
+A LoRA adapter is the base model with W0 + dW merged in fp32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
+
+from rankdrift.analysis.sources.folders import config_folder, is_adapter, model_tensors
+from rankdrift.analysis.sources.weights import open_weights
+from rankdrift.errors import UserError
+
+
+def load_backbone(folder: Path) -> PreTrainedModel:
+    """Return the transformer of a model, without its head, fp32, in evaluation mode.
+
+    The folder is a model's, or a sharded checkpoint of a whole model, whose run has its configuration.
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be loaded, or lacks weights, which would be drawn at random.
+
+    """
+    tensors, settings = model_tensors(folder), config_folder(folder)
+    weights = {name: tensors.tensor(name) for name in tensors.names}
+    try:
+        config = AutoConfig.from_pretrained(settings)
+        architecture: Any = MODEL_MAPPING[type(config)]
+        model, info = architecture.from_pretrained(
+            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{folder}: cannot be loaded ({error}); is it a complete model folder?") from None
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UserError(f"{folder}: weights are missing ({missing}, ...); export the checkpoint again")
+    model.name_or_path = str(folder)  # for messages
+    return model.eval()
+
+
+def load_tuned(base: Path, tuned: Path) -> PreTrainedModel:
+    """Return a tuned model's transformer as ``load_backbone`` does, also where the folder holds an adapter.
+
+    Raises
+    ------
+    UserError
+        If a folder cannot be loaded, or the adapter does not fit the base model.
+
+    """
+    if not is_adapter(tuned):
+        return load_backbone(tuned)
+    model = load_backbone(base)
+    prefix = f"{model.base_model_prefix}."
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in open_weights(base, tuned).merged():
+            parameter = parameters.get(name.removeprefix(prefix))
+            if parameter is not None:
+                parameter.copy_(weight)
+            elif name.startswith(prefix):  # anything else belongs to the head, which no state depends on
+                raise UserError(
+                    f"{tuned}: changes {name}, which {type(model).__name__} in {base} does not have"
+                )
+    return model
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """Return a model's list of blocks; raise UserError where there is none."""
+    count = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise UserError(f"{model.name_or_path}: {type(model).__name__} has no list of {count} blocks to measure")
+
+
+def device() -> torch.device:
+    """Return where models run: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
