@@ -2,13 +2,14 @@
 
 A part is what one analysis gives for one checkpoint (or run). It is stored below ``tables/.parts`` with the
 fingerprint of its inputs and settings, so an analysis that was killed continues where it stopped, a new
-checkpoint costs only itself, and an unchanged study costs nothing.
+checkpoint costs only itself, and an unchanged study costs nothing. An analysis that works matrix by matrix
+shares all matrices of all checkpoints over processes, and over ranks where several are started
+(:mod:`rankdrift.analysis.worklist`). Analyses of a whole study come last and read the others' tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,105 +17,46 @@ import pandas as pd
 
 from rankdrift import records, registry
 from rankdrift.analysis.analyses import Analysis, Params
+from rankdrift.analysis.parts import Part, settings_of
 from rankdrift.analysis.subjects import IDENTITY, Subject
+from rankdrift.analysis.worklist import Progress, Share, bring_up_to_date
 from rankdrift.errors import UserError
-from rankdrift.layout import step_name
 
 PARTS = ".parts"
 
-Progress = Callable[[str, int, int], None]
-"""(analysis, parts that are done, parts in all) -> None."""
-
 
 def run_analyses(
-    names: Sequence[str], subjects: Sequence[Subject], tables: Path, params: Params, progress: Progress
+    names: Sequence[str],
+    subjects: Sequence[Subject],
+    tables: Path,
+    params: Params,
+    progress: Progress,
+    share: Share | None = None,
 ) -> list[Path]:
     """Bring the tables of the named analyses up to date; return their Parquet files.
 
-    Rows are in the order of ``subjects``, identity columns first. Raises UserError for an unknown analysis,
-    and for whatever an analysis cannot read.
+    Rows are in the order of ``subjects``, identity columns first. Several ranks that are each given their
+    ``share`` divide the work; rank 0 writes the tables, the others return no files.
+
+    Raises
+    ------
+    UserError
+        For an unknown analysis, and for whatever an analysis cannot read.
+
     """
+    share = share or Share()
     analyses = [registry.load("analysis", name) for name in names]
-    return [
-        path for analysis in analyses for path in _run_analysis(analysis, subjects, tables, params, progress)
-    ]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One analysis of one subject: what it depends on, and the files that hold its rows."""
-
-    analysis: Analysis
-    subject: Subject
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """``<run>-<step>``, or ``<run>`` for what is computed once for a run."""
-        if self.analysis.per == "run":
-            return self.subject.run
-        return f"{self.subject.run}-{step_name(self.subject.step)}"
-
-    @property
-    def record(self) -> Path:
-        """The JSON file that is written last and makes the part complete."""
-        return self.folder / f"{self.name}.json"
-
-    def file(self, table: str) -> Path:
-        """The rows of one table."""
-        return self.folder / f"{self.name}.{table}.parquet"
-
-    def dependencies(self, params: Params) -> dict[str, Any]:
-        """Return what the rows depend on, as JSON types: if it has not changed, neither have they."""
-        settings = {name: getattr(params, name) for name in self.analysis.parameters}
-        inputs = self.analysis.inputs(self.subject)
-        inputs += [value for value in settings.values() if isinstance(value, Path)]
-        return {
-            "version": self.analysis.version,
-            "identity": self.subject.identity(),
-            "params": {
-                name: str(value) if isinstance(value, Path) else value for name, value in settings.items()
-            },
-            "inputs": {str(path): records.fingerprint(path) for path in inputs if path.exists()},
-        }
-
-    def ensure(self, params: Params) -> dict[str, Any]:
-        """Compute the part unless it is up to date; return its record."""
-        wanted = self.dependencies(params)
-        if self.record.exists():
-            record: dict[str, Any] = records.read_json(self.record)
-            if record["dependencies"] == wanted and all(
-                self.file(table).exists() for table in record["tables"]
-            ):
-                return record
-            self.record.unlink()
-        frames = self.analysis.compute(self.subject, params)
-        for table, frame in frames.items():
-            records.write_parquet(self.file(table), self._with_identity(table, frame))
-        record = {"dependencies": wanted, "tables": sorted(frames)}
-        records.write_json(self.record, record)
-        return record
-
-    def _with_identity(self, table: str, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows behind their identity columns; a per-run frame states its own steps."""
-        own = ["step"] if self.analysis.per == "run" else []
-        declared = self.analysis.columns[table]
-        missing = {*own, *declared} ^ set(frame.columns)
-        assert not missing, f"analysis {self.analysis.name}, table {table}: {missing} not as declared"
-        identity = {name: value for name, value in self.subject.identity().items() if name not in own}
-        return frame.assign(**identity)[[*IDENTITY, *declared]]
-
-
-def _run_analysis(
-    analysis: Analysis, subjects: Sequence[Subject], tables: Path, params: Params, progress: Progress
-) -> list[Path]:
-    parts = _parts(analysis, subjects, tables / PARTS / analysis.name)
-    found = []
-    progress(analysis.name, 0, len(parts))
-    for number, part in enumerate(parts, start=1):
-        found.append((part, part.ensure(params)))
-        progress(analysis.name, number, len(parts))
-    return [_join(analysis, table, found, tables) for table in analysis.tables]
+    written = []
+    for analysis in sorted(analyses, key=lambda analysis: analysis.per == "study"):
+        if analysis.per == "study":
+            written += _run_on_study(analysis, subjects, tables, params, progress) if share.rank == 0 else []
+            continue
+        parts = _parts(analysis, subjects, tables / PARTS / analysis.name)
+        bring_up_to_date(analysis, parts, params, progress, share)
+        if share.rank == 0:
+            found = [(part, part.stored()) for part in parts]
+            written += [_join(analysis, table, found, tables) for table in analysis.tables]
+    return written
 
 
 def _parts(analysis: Analysis, subjects: Sequence[Subject], folder: Path) -> list[Part]:
@@ -143,15 +85,41 @@ def _join(
         return path
     stored = [records.read_table(part.file(table)) for part, record in parts if table in record["tables"]]
     empty = pd.DataFrame(columns=[*IDENTITY, *analysis.columns[table]])
+    rows = pd.concat([frame for frame in stored if len(frame)] or [empty], ignore_index=True)
+    _write(analysis, path, rows, dependencies)
+    return path
+
+
+def _run_on_study(
+    analysis: Analysis, subjects: Sequence[Subject], tables: Path, params: Params, progress: Progress
+) -> list[Path]:
+    """Compute a study's tables unless checkpoints, scores and the tables it reads are the same as before."""
+    assert analysis.compute_all is not None
+    read = [tables / f"{table}.parquet" for table in analysis.reads]
+    inputs = {path for subject in subjects for path in analysis.inputs(subject)} | set(read)
+    dependencies = {"study": settings_of(analysis, params, sorted(inputs))}
+    paths = [tables / f"{table}.parquet" for table in analysis.tables]
+    progress(analysis.name, 0, 1)
+    if not all(_is_current(path, dependencies) for path in paths):
+        frames = analysis.compute_all(subjects, params, tables)
+        for table, path in zip(analysis.tables, paths, strict=True):
+            declared = list(analysis.columns[table])
+            rows = frames.get(table, pd.DataFrame(columns=declared))
+            odd = set(declared) ^ set(rows.columns)
+            assert not odd, f"analysis {analysis.name}, table {table}: {odd} not as declared"
+            _write(analysis, path, rows[declared], dependencies)
+    progress(analysis.name, 1, 1)
+    return paths
+
+
+def _write(analysis: Analysis, path: Path, rows: pd.DataFrame, dependencies: Mapping[str, Any]) -> None:
     meta = {
         "analysis": analysis.name,
-        "columns": dict(analysis.columns[table]),
+        "columns": dict(analysis.columns[path.stem]),
         "parts": dependencies,
         "environment": records.environment(),
     }
-    rows = pd.concat([frame for frame in stored if len(frame)] or [empty], ignore_index=True)
-    records.write_table(path, rows, meta, csv=table not in analysis.parquet_only)
-    return path
+    records.write_table(path, rows, meta, csv=path.stem not in analysis.parquet_only)
 
 
 def _is_current(path: Path, parts: Mapping[str, Any]) -> bool:

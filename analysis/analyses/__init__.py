@@ -7,7 +7,7 @@ the tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,25 +61,46 @@ def run_inputs(subject: Subject) -> list[Path]:
     return [layout.metrics, layout.probes, layout.scores]
 
 
+Tables = dict[str, pd.DataFrame]
+"""Table -> its rows, without identity columns."""
+
+
 @dataclass(frozen=True)
 class Analysis:
-    """An analysis: the tables it makes, what their columns mean, and how they are computed."""
+    """An analysis: the tables it makes, what their columns mean, and how they are computed.
+
+    Exactly one way to compute it is given: ``compute``, or ``split`` with ``measure``, or ``compute_all``.
+    """
 
     name: str
     """Name of its file."""
     columns: Mapping[str, Mapping[str, str]]
-    """Table -> column -> meaning and unit, in order, without the identity columns."""
-    per: Literal["checkpoint", "run"]
-    """Computed for every checkpoint, or once for a run's folder. A per-run frame brings its own ``step``
-    column, which takes the place of the identity's (and is not declared in ``columns``)."""
-    compute: Callable[[Subject, Params], dict[str, pd.DataFrame]]
-    """Returns table -> rows without identity columns; a table left out has no rows for this subject."""
+    """Table -> column -> meaning and unit, in order, without the identity columns (with them, of a study)."""
+    per: Literal["checkpoint", "run", "study"]
+    """Computed for every checkpoint, once for a run's folder, or once for the whole study. A per-run frame
+    brings its own ``step`` column, which takes the place of the identity's (and is not declared in
+    ``columns``)."""
+    compute: Callable[[Subject, Params], Tables] | None = None
+    """Returns the rows of a checkpoint or run; a table left out has no rows for this subject."""
     parameters: tuple[str, ...] = ("top_k", "intruder_threshold", "drift_rows", "drift_inputs")
     """Fields of Params that change its numbers; a path among them is also an input."""
     version: int = 1
     """Raised whenever its numbers change, so that stored parts are computed anew."""
     parquet_only: frozenset[str] = frozenset()
     """Tables too long to be useful as CSV."""
+    split: Callable[[Subject, Params], Sequence[str]] | None = None
+    """Names a checkpoint's units (matrices), in the order of the table: what processes and ranks share."""
+    measure: Callable[[Subject, Params, str], Tables] | None = None
+    """Returns the rows of one unit; it is called on one thread, in any process and order."""
+    compute_all: Callable[[Sequence[Subject], Params, Path], Tables] | None = None
+    """Returns the rows of a study from all its checkpoints and its other tables, which lie in the folder."""
+    reads: tuple[str, ...] = ()
+    """The tables of the study that ``compute_all`` reads where they are there."""
+
+    def __post_init__(self) -> None:
+        ways = [self.compute, self.split and self.measure, self.compute_all]
+        assert any(ways), f"analysis {self.name}: one way to compute it"
+        assert (self.per == "study") == (self.compute_all is not None), f"{self.name}: per {self.per}"
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -88,4 +109,6 @@ class Analysis:
 
     def inputs(self, subject: Subject) -> list[Path]:
         """Return the files and folders its numbers depend on."""
+        if self.per == "study":
+            return checkpoint_inputs(subject) + run_inputs(subject)
         return checkpoint_inputs(subject) if self.per == "checkpoint" else run_inputs(subject)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rankdrift import records, registry
 from rankdrift.analysis import engine
 from rankdrift.analysis.analyses import Analysis, Params
 from rankdrift.analysis.subjects import IDENTITY, Subject, base_subject
+from rankdrift.analysis.worklist import Share
 from rankdrift.errors import UserError
 
 
@@ -190,3 +192,140 @@ def test_progress_counts_parts(study: Study) -> None:
     params = Params(cache=study.root / "cache")
     engine.run_analyses(["sizes"], study.subjects, study.tables, params, lambda *step: seen.append(step))
     assert seen == [("sizes", done, 3) for done in range(4)]
+
+
+UNITS = [f"{number:04d}.q_proj" for number in range(21)]
+
+
+def split(subject: Subject, params: Params) -> list[str]:
+    return [] if subject.tuned is None else UNITS
+
+
+def measure(subject: Subject, params: Params, unit: str) -> dict[str, pd.DataFrame]:
+    assert subject.tuned is not None
+    with (subject.tuned.parent / "measured").open("a") as handle:
+        handle.write(f"{subject.step} {unit}\n")
+    if (subject.tuned.parent / "kill").exists() and subject.step == 2 and unit == UNITS[9]:
+        raise KeyboardInterrupt
+    values = pd.DataFrame({"unit": [unit] * 2, "value": [subject.step, int(unit[:4]) / 3]})
+    return {"matrices": values}
+
+
+BY_MATRIX = Analysis(
+    "matrices",
+    {"matrices": {"unit": "name", "value": "any"}},
+    "checkpoint",
+    parameters=("top_k",),
+    split=split,
+    measure=measure,
+)
+
+
+def measured(study: Study) -> list[str]:
+    path = study.root / "measured"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_matrices_of_all_checkpoints_are_shared_over_processes(study: Study, workers: int) -> None:
+    study.analysis = BY_MATRIX
+    (table,) = study.run(workers=workers)
+    rows = pd.read_parquet(table)
+    assert rows["unit"].tolist() == [unit for _ in range(2) for unit in UNITS for _ in range(2)]
+    assert rows["step"].tolist() == [1] * 42 + [2] * 42
+    assert rows["value"].tolist() == [v for s in (1, 2) for n in range(21) for v in (s, n / 3)]
+    assert sorted(measured(study)) == sorted(f"{step} {unit}" for step in (1, 2) for unit in UNITS)
+    assert not list((study.tables / ".parts").rglob("*.portions"))
+
+
+def test_a_kill_loses_a_portion_and_other_settings_take_nothing_of_it(study: Study) -> None:
+    study.analysis = BY_MATRIX
+    (study.root / "kill").touch()
+    with pytest.raises(KeyboardInterrupt):
+        study.run(workers=1)
+    (study.root / "kill").unlink()
+    before = len(measured(study))
+    study.run(workers=1)
+    again = measured(study)[before:]
+    assert again == [f"2 {unit}" for unit in UNITS[8:]]  # step 1 and the first portion of step 2 were kept
+    (study.root / "kill").touch()
+    with pytest.raises(KeyboardInterrupt):
+        study.run(workers=1, top_k=3)
+    (study.root / "kill").unlink()
+    before = len(measured(study))
+    study.run(workers=1, top_k=4)
+    assert len(measured(study)) - before == 42
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_divide_the_work_and_rank_0_writes_the_table(study: Study, count: int) -> None:
+    study.analysis = BY_MATRIX
+    alone = pd.read_parquet(study.run(workers=1)[0])
+    shared = study.root / "shared"
+    params = Params(cache=study.root / "cache", workers=1)
+    seen = {}
+    for rank in reversed(range(count)):  # rank 0 last: it waits for the others
+        before = len(measured(study))
+        written = engine.run_analyses(
+            ["sizes"], study.subjects, shared, params, lambda *_: None, Share(rank, count)
+        )
+        seen[rank] = measured(study)[before:]
+        assert bool(written) == (rank == 0)
+    pd.testing.assert_frame_equal(pd.read_parquet(shared / "matrices.parquet"), alone, check_exact=True)
+    every = [f"{step} {unit}" for step in (1, 2) for unit in UNITS]
+    assert sorted(itertools.chain(*seen.values())) == every
+    assert min(len(units) for units in seen.values()) >= 8
+
+
+def test_ranks_divide_checkpoints_that_are_computed_whole(study: Study) -> None:
+    params = Params(cache=study.root / "cache")
+    for rank in (1, 0):
+        engine.run_analyses(["sizes"], study.subjects, study.tables, params, lambda *_: None, Share(rank, 2))
+    assert study.computed == ["step-1", "base", "step-2"]
+    assert pd.read_parquet(study.tables / "names.parquet")["name"].tolist() == ["base", "step-1", "step-2"]
+
+
+def test_a_share_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Share.of_environment() == Share(0, 1, 1)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    share = Share.of_environment()
+    assert share == Share(5, 8, 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(10)))
+    assert (share.workers(0), share.workers(3), Share(0, 99, 99).workers(0)) == (2, 3, 1)
+
+
+def test_a_study_table_is_made_of_the_others_and_anew_where_they_change(study: Study) -> None:
+    made: list[int] = []
+
+    def compute_all(subjects: Any, params: Params, tables: Path) -> dict[str, pd.DataFrame]:
+        sizes = pd.read_parquet(tables / "sizes.parquet")
+        made.append(len(sizes))
+        return {"sums": pd.DataFrame({"run": ["r"], "sum": [int(sizes["size"].sum())]})}
+
+    sums = Analysis(
+        "sums",
+        {"sums": {"run": "folder", "sum": "bytes"}, "none": {"run": "folder"}},
+        "study",
+        parameters=(),
+        compute_all=compute_all,
+        reads=("sizes",),
+    )
+    analyses = {"sizes": study.analysis, "sums": sums}
+    registry.load = lambda point, name: analyses[name]  # type: ignore[assignment]  # the fixture undoes it
+    params = Params(cache=study.root / "cache")
+
+    def run() -> list[Path]:
+        return engine.run_analyses(["sums", "sizes"], study.subjects, study.tables, params, lambda *_: None)
+
+    assert [path.stem for path in run()] == ["sizes", "names", "sums", "none"]  # it comes last
+    run()
+    assert made == [4]
+    assert pd.read_parquet(study.tables / "sums.parquet")["sum"].tolist() == [24]
+    assert list(pd.read_parquet(study.tables / "none.parquet").columns) == ["run"]
+    study.write("step-2", "much longer weights")
+    run()
+    assert made == [4, 4]
+    assert pd.read_parquet(study.tables / "sums.parquet")["sum"].tolist() == [50]

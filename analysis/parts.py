@@ -1,0 +1,96 @@
+"""What one analysis gives for one checkpoint or run, kept with a fingerprint of all that it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rankdrift import records
+from rankdrift.analysis.analyses import Analysis, Params, Tables
+from rankdrift.analysis.subjects import IDENTITY, Subject
+from rankdrift.layout import step_name
+
+
+@dataclass(frozen=True)
+class Part:
+    """One analysis of one subject, and the files that hold its rows."""
+
+    analysis: Analysis
+    subject: Subject
+    folder: Path
+
+    @cached_property
+    def name(self) -> str:
+        """``<run>-<step>``, or ``<run>`` for what is computed once for a run."""
+        if self.analysis.per == "run":
+            return self.subject.run
+        return f"{self.subject.run}-{step_name(self.subject.step)}"
+
+    @property
+    def record(self) -> Path:
+        """The JSON file that is written last and makes the part complete."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def portions(self) -> Path:
+        """Where what is measured of an incomplete part is kept."""
+        return self.folder / f"{self.name}.portions"
+
+    def file(self, table: str) -> Path:
+        """The rows of one table."""
+        return self.folder / f"{self.name}.{table}.parquet"
+
+    def dependencies(self, params: Params) -> dict[str, Any]:
+        """Return what the rows depend on, as JSON types: if it has not changed, neither have they."""
+        settings = settings_of(self.analysis, params, self.analysis.inputs(self.subject))
+        return {"identity": self.subject.identity(), **settings}
+
+    def stored(self) -> dict[str, Any]:
+        """Return the record of a complete part."""
+        record: dict[str, Any] = records.read_json(self.record)
+        return record
+
+    def is_current(self, wanted: Mapping[str, Any]) -> bool:
+        """Return whether the part is complete and depends on nothing else than what is wanted."""
+        if not self.record.exists():
+            return False
+        record = self.stored()
+        return record["dependencies"] == wanted and all(map(Path.exists, map(self.file, record["tables"])))
+
+    def store(self, frames: Tables, dependencies: Mapping[str, Any]) -> None:
+        """Write the rows behind their identity columns, the record last."""
+        self.record.unlink(missing_ok=True)
+        for table, frame in frames.items():
+            records.write_parquet(self.file(table), self._with_identity(table, frame))
+        records.write_json(self.record, {"dependencies": dependencies, "tables": sorted(frames)})
+
+    def _with_identity(self, table: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows behind their identity columns; a per-run frame states its own steps."""
+        own = ["step"] if self.analysis.per == "run" else []
+        declared = self.analysis.columns[table]
+        odd = {*own, *declared} ^ set(frame.columns)
+        assert not odd, f"analysis {self.analysis.name}, table {table}: {odd} not as declared"
+        identity = {name: value for name, value in self.subject.identity().items() if name not in own}
+        return frame.assign(**identity)[[*IDENTITY, *declared]]
+
+
+def settings_of(analysis: Analysis, params: Params, inputs: Iterable[Path]) -> dict[str, Any]:
+    """Return an analysis's version, its settings and the fingerprints of its inputs, as JSON types."""
+    settings = {name: getattr(params, name) for name in analysis.parameters}
+    paths = [*inputs, *(value for value in settings.values() if isinstance(value, Path))]
+    return {
+        "version": analysis.version,
+        "params": {name: _json_type(value) for name, value in settings.items()},
+        "inputs": {str(path): records.fingerprint(path) for path in paths if path.exists()},
+    }
+
+
+def _json_type(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
