@@ -127,6 +127,20 @@ class RunLayout:
         return self.root / "merged" / step_name(step)
 
     @property
+    def variants(self) -> Path:
+        """Edited models of the run's steps: interventions, interpolations."""
+        return self.root / "variants"
+
+    def variant(self, step: int, name: str) -> RunLayout:
+        """One edited model of a step; of a run's files it has the step's ``export`` and ``score``."""
+        return RunLayout(self.variants / step_name(step) / name)
+
+    @property
+    def edit(self) -> Path:
+        """What was done to the weights, of an edited model."""
+        return self.root / "edit.json"
+
+    @property
     def scores(self) -> Path:
         """Scores, one JSON file a step, the per-item tables beside them."""
         return self.root / "scores"

@@ -175,8 +175,16 @@ class AnalysisSpec(_Section):
     """Leading singular vectors compared: intruders, principal angles."""
     intruder_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """A vector is an intruder where its largest |cosine| with the base's is below this."""
+    intruder_thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """The grid of thresholds over which intruders are counted."""
+    vector_counts: tuple[PositiveInt, ...] = (1, 2, 5, 10, 20, 32, 64)
+    """The grid of leading singular vectors over which subspaces are compared and intruders counted."""
     drift_rows: PositiveInt = 64
     """Inputs over which layer drift is measured."""
+    keep_representations: bool = False
+    """Whether the mean-pooled states behind layer drift are stored for every checkpoint."""
+    gradient_rows: NonNegativeInt = 32
+    """Validation rows of each task on which gradients are taken at every checkpoint; 0 is none."""
     workers: NonNegativeInt = 0
     """Processes of the spectra; 0 is one a core."""
 

@@ -49,6 +49,13 @@ def score_run(run: RunLayout, steps: Sequence[int], base: bool, progress: Progre
     targets = [
         Target(out, step, source, scoring_inputs(spec, source, base_folder)) for out, step, source in places
     ]
+    return score_targets(spec, base_folder, targets, progress)
+
+
+def score_targets(
+    spec: Spec, base_folder: Path, targets: Sequence[Target], progress: Progress
+) -> list[Path]:
+    """Score any model folders as a run's are scored; return the paths of their scores."""
     stale = [target for target in targets if not is_current(spec, target)]
     for target in targets:
         if target not in stale:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rankdrift import records, registry
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.report.build import build_report
+from rankdrift.analysis.worklist import Progress, Share
 from rankdrift.checkpoint.consolidate import consolidate_run
 from rankdrift.checkpoint.record import complete_steps
 from rankdrift.errors import UserError
@@ -22,6 +23,7 @@ from rankdrift.studies.launcher import launch
 from rankdrift.studies.subjects import Source, study_params, study_subjects
 
 Say = Callable[[str], None]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -96,25 +98,46 @@ def _is_finished(run: RunLayout) -> bool:
     return run.status.exists() and records.read_json(run.status)["state"] == "finished"
 
 
-def analyse_study(study: StudyLayout, names: list[str], say: Say, source: Source = "auto") -> list[Path]:
+def analyse_study(
+    study: StudyLayout, names: list[str], say: Say, source: Source = "auto", share: Share | None = None
+) -> list[Path]:
     """Run some analyses over every stored step of a study's runs; return the tables' paths.
 
-    Raises UserError where nothing is stored.
+    Several ranks, each given its ``share``, divide the work. Raises UserError where nothing is stored.
     """
     subjects = study_subjects(study, source)
     spec = read_spec(study.run(study.run_names()[0]).spec)
     params = study_params(study, spec, subjects[0].base)
-    return run_analyses(names, subjects, study.tables, params, progress_lines(say))
+    return run_analyses(names, subjects, study.tables, params, progress_lines(say), share)
 
 
-def progress_lines(say: Say) -> Callable[[str, int, int], None]:
-    """Return a progress function that says one line for each piece of work that is done."""
+def progress_lines(say: Say, pause: float = 5.0, clock: Clock = time.monotonic) -> Progress:
+    """Return a progress function that says how much is done and how long the rest will take.
+
+    It says one line at the start of each work, at most one every ``pause`` seconds, and one at its end. What
+    was done before is not counted as speed.
+    """
+    began: dict[str, tuple[float, int]] = {}
+    said: dict[str, float] = {}
 
     def progress(what: str, done: int, total: int) -> None:
-        if done:
-            say(f"  {what} ({done}/{total})")
+        now = clock()
+        started, before = began.setdefault(what, (now, done))
+        if done < total and now - said.get(what, -pause) < pause:
+            return
+        said[what] = now
+        left = (now - started) / (done - before) * (total - done) if before < done < total else None
+        say(f"  {what} {done}/{total}" + (f", about {_duration(left)} left" if left is not None else ""))
 
     return progress
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as 5 s, 3 min or 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def _indented(say: Say) -> Say:

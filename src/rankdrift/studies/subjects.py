@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from rankdrift import records
@@ -15,8 +18,10 @@ from rankdrift.analysis.sources.tensors import ADAPTER_CONFIG
 from rankdrift.analysis.subjects import Subject, base_subject
 from rankdrift.checkpoint.consolidate import PROVENANCE_NAME
 from rankdrift.checkpoint.record import complete_steps
+from rankdrift.data.batches import IGNORED
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.general_text import load_windows
+from rankdrift.data.tokens import Row
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.models.base import load_tokenizer, resolve
@@ -117,35 +122,63 @@ def _distinct_names(folders: list[Path]) -> list[str]:
 
 def study_params(study: StudyLayout, spec: Spec, base: Path) -> Params:
     """Return the analyses' settings; drift is measured on the prompts of the validation rows."""
-    rows = load_rows(spec, "validation", load_tokenizer(base)).rows[: spec.analysis.drift_rows]
-    inputs = study.base / "drift_inputs.parquet"
-    _write_inputs(inputs, [row.input_ids[: row.prompt_length].tolist() for row in rows])
-    return _params(study, spec.analysis, inputs)
+    rows = load_rows(spec, "validation", load_tokenizer(base)).rows
+    prompts = [row.input_ids[: row.prompt_length].tolist() for row in rows[: spec.analysis.drift_rows]]
+    drift = _written(study.base / "drift_inputs.parquet", pd.DataFrame({"input_ids": prompts}))
+    probed = [row for number, row in _numbered(rows) if number < spec.analysis.gradient_rows]
+    gradients = study.base / "gradient_inputs.parquet"
+    table = pd.DataFrame([_with_labels(row, spec.model.head) for row in probed])
+    return _params(study, spec.analysis, drift, _written(gradients, table) if probed else None)
+
+
+def _numbered(rows: Sequence[Row]) -> Iterator[tuple[int, Row]]:
+    """Yield each row behind its number among the rows of its task."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        yield seen[row.task], row
+        seen[row.task] += 1
+
+
+def _with_labels(row: Row, head: str) -> dict[str, Any]:
+    """Return a row as gradients are taken on it: a class, or the target's tokens after an ignored prompt."""
+    ids = row.input_ids.tolist()
+    if head == "classifier":
+        return {"task": row.task, "input_ids": ids[: row.prompt_length], "labels": [row.label]}
+    labels = [IGNORED] * row.prompt_length + ids[row.prompt_length :]
+    return {"task": row.task, "input_ids": ids, "labels": labels}
 
 
 def folder_params(study: StudyLayout, base: Path, settings: AnalysisSpec) -> Params:
     """Return the analyses' settings for folders from anywhere; drift is measured on the built-in text."""
     text = DataSpec(general_text="builtin")
     windows = load_windows(text, load_tokenizer(base), settings.drift_rows)
-    inputs = study.base / "drift_inputs.parquet"
-    _write_inputs(inputs, [list(window.input_ids) for window in windows])
-    return _params(study, settings, inputs)
+    rows = pd.DataFrame({"input_ids": [list(window.input_ids) for window in windows]})
+    return _params(study, settings, _written(study.base / "drift_inputs.parquet", rows), None)
 
 
-def _params(study: StudyLayout, settings: AnalysisSpec, inputs: Path) -> Params:
+def _params(study: StudyLayout, settings: AnalysisSpec, drift: Path, gradients: Path | None) -> Params:
     return Params(
         cache=study.base / "cache",
         top_k=settings.top_k,
         intruder_threshold=settings.intruder_threshold,
+        intruder_thresholds=settings.intruder_thresholds,
+        vector_counts=settings.vector_counts,
         drift_rows=settings.drift_rows,
-        drift_inputs=inputs,
+        drift_inputs=drift,
+        keep_representations=settings.keep_representations,
+        gradient_inputs=gradients,
         workers=settings.workers,
     )
 
 
-def _write_inputs(path: Path, rows: list[list[int]]) -> None:
-    """Write the inputs unless the same are there: an unchanged file keeps what was computed from it."""
-    table = pd.DataFrame({"input_ids": rows})
-    if path.exists() and [list(ids) for ids in records.read_table(path)["input_ids"]] == rows:
-        return
-    records.write_parquet(path, table)
+def _written(path: Path, table: pd.DataFrame) -> Path:
+    """Write rows unless the same are there: an unchanged file keeps what was computed from it."""
+    if not path.exists() or _plain(records.read_table(path)) != _plain(table):
+        records.write_parquet(path, table)
+    return path
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as plain values: a list comes back from a file as an array."""
+    plain = table.map(lambda value: list(value) if isinstance(value, list | np.ndarray) else value)
+    return [dict(zip(plain.columns, row, strict=True)) for row in plain.itertuples(index=False)]
