@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED_MODULES: dict[str, set[str]] = {
     "analysis": {  # readers of file formats
         "rankdrift.checkpoint.adapters",
+        "rankdrift.checkpoint.lora",
         "rankdrift.checkpoint.record",
         "rankdrift.checkpoint.shards",
     },

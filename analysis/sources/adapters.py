@@ -1,73 +1,41 @@
-"""PEFT LoRA adapter folders, read as the file format they are: which weights change, and by which factors."""
+"""PEFT adapter folders, read as the file format they are: which weights change, and by which factors."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rankdrift import records
 from rankdrift.analysis.sources.folders import adapter_tensors, config_folder
 from rankdrift.analysis.sources.tensors import ADAPTER_CONFIG, Tensors
-from rankdrift.errors import UserError
+from rankdrift.analysis.sources.updates import DenseUpdate, Update, untouched
+from rankdrift.checkpoint import lora
+from rankdrift.checkpoint.lora import LowRankUpdate
+from rankdrift.errors import IntegrityError, UserError
 
-PREFIX = "base_model.model."
-FACTORS = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?$")
-EXACT_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-"""Values of ``init_lora_weights`` that leave the base weights as they are."""
-OTHER_UPDATES = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "kasa_config",
-    "arrow_config",
-    "alora_invocation_tokens",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
-    "megatron_config",
-)
-"""Settings of PEFT's LoraConfig under which the update of a weight is not s B A alone."""
+__all__ = ["Adapter", "LowRankUpdate", "untouched"]
 
-
-@dataclass(frozen=True)
-class LowRankUpdate:
-    """dW = scale * left @ right, in the orientation of the stored weight."""
-
-    left: Tensor
-    """(rows, r), float32."""
-    right: Tensor
-    """(r, columns), float32."""
-    scale: float
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns) of dW."""
-        return self.left.shape[0], self.right.shape[1]
-
-    @property
-    def rank(self) -> int:
-        """The rank of the factors, r; 0 where nothing was adapted."""
-        return self.left.shape[1]
-
-    def dense(self) -> Tensor:
-        """Return dW (rows, columns) in float64, in which the product of float32 factors loses nothing."""
-        return self.scale * (self.left.double() @ self.right.double())
+INITIAL = "initial_adapter"
+"""Folder beside an adapter's settings that holds the adapter as it was before training."""
+KNOWN_VARIANTS = ("use_dora", "init_lora_weights", "peft_type")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter: ``adapter_config.json`` and ``adapter_model.safetensors``, or a LoRA run's checkpoint."""
+    """An adapter: ``adapter_config.json`` and ``adapter_model.safetensors``, or a LoRA run's checkpoint.
+
+    Read exactly: LoRA, rank-stabilised or with patterns of ranks and scales; DoRA; AdaLoRA; and PiSSA, OLoRA,
+    CorDA and LoRA-GA beside the adapter they started from. Anything else is refused by name.
+    """
 
     folder: Path
+    initial: Path | None = None
+    """The adapter before training; by default ``initial_adapter`` beside the settings, if it is needed."""
 
     @cached_property
     def config_path(self) -> Path:
@@ -76,24 +44,9 @@ class Adapter:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """The settings; raises UserError for an adapter whose update is not exactly s B A."""
-        path = self.config_path
-        config: dict[str, Any] = records.read_json(path)
-        if config.get("peft_type") != "LORA":
-            kind = config.get("peft_type")
-            raise UserError(
-                f"{path}: peft_type is {kind!r}, only LORA is read; merge it and give the model folder"
-            )
-        used = [key for key in OTHER_UPDATES if config.get(key)]
-        start = config.get("init_lora_weights", True)
-        if start not in EXACT_STARTS:
-            used.append(f"init_lora_weights={start!r} (which changes the base weights)")
-        if config.get("bias", "none") != "none":
-            used.append(f"bias={config['bias']!r}")
-        if used:
-            raise UserError(
-                f"{path}: {', '.join(used)}: its update is not s B A; merge it in float32, give that folder"
-            )
+        """The settings; raises UserError, which names them, where they make an update of another kind."""
+        config: dict[str, Any] = records.read_json(self.config_path)
+        lora.check(config, self.config_path, KNOWN_VARIANTS)
         return config
 
     @cached_property
@@ -102,58 +55,96 @@ class Adapter:
         return adapter_tensors(self.folder)
 
     @cached_property
-    def factored(self) -> dict[str, dict[str, str]]:
-        """Module (``model.layers.0.self_attn.q_proj``) -> factor ("A", "B") -> tensor name."""
-        modules: dict[str, dict[str, str]] = {}
-        for name in self.tensors.names:
-            match = FACTORS.match(name.removeprefix(PREFIX))
-            if match:
-                modules.setdefault(match["module"], {})[match["factor"]] = name
-            elif ".lora_" in name:
-                raise UserError(
-                    f"{self.folder}: '{name}' is not a factor of plain LoRA; merge the adapter in float32"
-                )
-        for module, factors in modules.items():
-            if set(factors) != {"A", "B"}:
-                raise UserError(
-                    f"{self.folder}: {module} has only factor {'/'.join(factors)}; export the adapter again"
-                )
-        return modules
+    def start(self) -> Adapter | None:
+        """The initial adapter, where it was subtracted from the base weights; else None.
+
+        Raises UserError where it is needed and cannot be found.
+        """
+        if not lora.subtracts_start(self.config):
+            return None
+        folder = self.initial or self.config_path.parent / INITIAL
+        if not (folder / ADAPTER_CONFIG).is_file():
+            raise UserError(
+                f"{self.folder}: init_lora_weights={self.config['init_lora_weights']!r} changed the base "
+                f"weights, and there is no adapter in {folder}; put the adapter as it was before training "
+                "there, or convert this one with PEFT: "
+                "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            )
+        return Adapter(folder)
+
+    @cached_property
+    def factored(self) -> dict[str, lora.Factors]:
+        """Module (``model.layers.0.self_attn.q_proj``) -> what makes the update of its weight."""
+        return lora.factors(self.tensors.names, self.config, self.folder)
 
     @cached_property
     def replaced(self) -> dict[str, str]:
         """Parameter name in the base model -> stored tensor, of modules saved whole (``modules_to_save``)."""
         whole = (name for name in self.tensors.names if ".lora_" not in name and ".base_layer." not in name)
-        return {name.removeprefix(PREFIX): name for name in whole}
+        return {name.removeprefix(lora.PREFIX): name for name in whole}
 
-    def update(self, module: str) -> LowRankUpdate:
-        """Return the update of a module's weight; embeddings and fan-in-fan-out layers hold its transpose."""
-        names = self.factored[module]
-        a, b = self.tensors.tensor(names["A"]), self.tensors.tensor(names["B"])
-        scale = self.scale(module, rank=a.shape[0])
-        if ".lora_embedding_" in names["A"] or self.config.get("fan_in_fan_out"):
-            return LowRankUpdate(left=a.T, right=b.T, scale=scale)
-        return LowRankUpdate(left=b, right=a, scale=scale)
+    def update(self, module: str, weight: Callable[[], Tensor], transposed: bool | None = None) -> Update:
+        """Return the update of a module's weight, turned as the weight is stored.
 
-    def scale(self, module: str, rank: int) -> float:
-        """Return s = alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732)."""
-        alpha = _by_pattern(self.config.get("alpha_pattern") or {}, module, self.config.get("lora_alpha"))
-        if not isinstance(alpha, int | float):
-            raise UserError(f"{self.config_path}: lora_alpha is {alpha!r}, which is not a number")
-        stated = _by_pattern(self.config.get("rank_pattern") or {}, module, self.config.get("r"))
-        if stated != rank:
+        Parameters
+        ----------
+        module
+            One of ``factored``.
+        weight
+            Reads W0 as it is stored; called for DoRA alone.
+        transposed
+            Whether the module stores (inputs, outputs), as GPT-2's do; by default as the settings say. PEFT
+            looks at the module as well, so where its kind is known it decides.
+
+        Raises
+        ------
+        UserError
+            Where the tensors are not what the settings state, or belong to another start.
+        IntegrityError
+            Where they are not finite, or DoRA has no direction to scale.
+
+        """
+        turned = bool(self.config.get("fan_in_fan_out")) if transposed is None else transposed
+        stored, update = self.factored[module], self._low_rank(module, turned)
+        if self.start:
+            update = update.minus(self._started(module, turned, update.scale))
+        if not stored.magnitude:
+            return update
+        whole = weight()
+        if update.shape != tuple(whole.shape):
+            return update  # the caller compares shapes, and knows how the weight is called
+        outputs = 1 if stored.embedding or turned else 0
+        magnitude = self.tensors.tensor(stored.magnitude)
+        try:
+            return DenseUpdate(lora.dora_update(whole, update, magnitude, outputs))
+        except IntegrityError as error:
+            raise IntegrityError(f"{self.folder}: {module}: {error}") from None
+
+    def _low_rank(self, module: str, turned: bool) -> LowRankUpdate:
+        """Return s B A, or s B diag(E) A."""
+        stored = self.factored[module]
+        a, b = self.tensors.tensor(stored.a), self.tensors.tensor(stored.b)
+        if stored.e:
+            b = b.double() * self.tensors.tensor(stored.e).double().T  # no third rounding
+        scale = lora.scaling(self.config, module, a.shape[0], self.config_path)
+        return lora.update_of(stored, a, b, scale, turned)
+
+    def _started(self, module: str, turned: bool, scale: float) -> LowRankUpdate:
+        """Return s B0 A0."""
+        assert self.start is not None
+        if turned and str(self.config["init_lora_weights"]).lower() == "olora":
             raise UserError(
-                f"{self.folder}: {module} has factors of rank {rank}, but {ADAPTER_CONFIG} says {stated}"
+                f"{self.folder}: {module} is a Conv1D, of which PEFT's OLoRA subtracts the transpose; "
+                "merge it with peft"
             )
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
-
-
-def untouched(rows: int, columns: int) -> LowRankUpdate:
-    """Return the zero update, as factors of rank 0."""
-    return LowRankUpdate(left=torch.zeros(rows, 0), right=torch.zeros(0, columns), scale=0.0)
-
-
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Return the first pattern's value that matches the end of a module's name, as PEFT resolves them."""
-    matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    return next(matching, default)
+        if module not in self.start.factored:
+            raise UserError(
+                f"{self.start.folder}: no {module}, which {self.folder} adapts; give its own start"
+            )
+        start = self.start._low_rank(module, turned)
+        if start.scale != scale:
+            raise UserError(
+                f"{self.start.folder}: s = {start.scale} for {module}, but {scale} in {self.folder}; "
+                "give the adapter it started from"
+            )
+        return start

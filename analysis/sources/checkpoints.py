@@ -59,6 +59,10 @@ class CheckpointTensors:
         """Return the shape of a tensor; nothing of it is read."""
         return self.stored[name].shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Return float32, the format of master weights."""
+        return torch.float32
+
     def tensor(self, name: str) -> Tensor:
         """Return a tensor in float32, in memory of its own; nothing else of the files is read.
 

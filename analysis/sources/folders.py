@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rankdrift import records
 from rankdrift.analysis.sources.checkpoints import CheckpointTensors, is_checkpoint, run_model
-from rankdrift.analysis.sources.tensors import ADAPTER, ADAPTER_CONFIG, MODEL, TensorFolder, Tensors
+from rankdrift.analysis.sources.tensors import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    MODEL,
+    MODEL_CONFIG,
+    PROVENANCE,
+    TensorFolder,
+    Tensors,
+)
+from rankdrift.checkpoint.record import CheckpointRecord
+
+
+@dataclass(frozen=True)
+class RecordedBase:
+    """The base model that training recorded beside what it made of it."""
+
+    folder: str
+    digest: str
+    """As ``records.weights_digest`` gives it."""
 
 
 def config_folder(folder: Path) -> Path:
@@ -14,6 +36,25 @@ def config_folder(folder: Path) -> Path:
     Raises UserError for a checkpoint outside a run.
     """
     return run_model(folder) if is_checkpoint(folder) else folder
+
+
+def model_config(folder: Path) -> Mapping[str, Any]:
+    """Return a model's ``config.json``, or an empty mapping where there is none."""
+    path = config_folder(folder) / MODEL_CONFIG
+    config: dict[str, Any] = records.read_json(path) if path.is_file() else {}
+    return config
+
+
+def recorded_base(folder: Path) -> RecordedBase | None:
+    """Return the base model that a checkpoint or an export of ours was trained from; None if not recorded."""
+    if is_checkpoint(folder):
+        record = CheckpointRecord.read(folder)
+        return RecordedBase(record.base, record.base_digest)
+    path = folder / PROVENANCE
+    base = records.read_json(path).get("base") if path.is_file() else None
+    if not isinstance(base, dict) or not isinstance(base.get("digest"), str):
+        return None  # of other software
+    return RecordedBase(str(base.get("folder")), base["digest"])
 
 
 def is_adapter(folder: Path) -> bool:

@@ -19,6 +19,9 @@ MODEL = "model.safetensors"
 MODEL_CONFIG = "config.json"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+PROVENANCE = "provenance.json"
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The formats of exact weights, by their names in safetensors files."""
 
 
 class Tensors(Protocol):
@@ -30,6 +33,9 @@ class Tensors(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, which is not read."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the format a tensor is stored in; it is not read."""
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor as ``exact_float32`` gives it."""
@@ -55,7 +61,7 @@ class TensorFolder:
         if not index.is_file():
             raise UserError(f"{self.folder}: no {self.stem} there; {_remedy(self.folder, self.stem)}")
         listed = records.read_json(index).get("weight_map", {})
-        present = {shard: _names(self.folder / shard) for shard in sorted(set(listed.values()))}
+        present = {shard: set(_names(self.folder / shard)) for shard in sorted(set(listed.values()))}
         absent = [name for name, shard in listed.items() if name not in present[shard]]
         if absent:
             raise UserError(f"{index}: {absent[0]} is not in {listed[absent[0]]}; export it again")
@@ -70,6 +76,15 @@ class TensorFolder:
         """Return the shape of a tensor, from the header alone."""
         with _open(self.files[name]) as handle:
             return tuple(handle.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the format a tensor is stored in; raise UserError unless it is one ``FLOATS`` names."""
+        path = self.files[name]
+        with _open(path) as handle:
+            stored = handle.get_slice(name).get_dtype()
+        if stored not in FLOATS:
+            raise _quantised(path, name, stored)
+        return FLOATS[stored]
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor as ``exact_float32`` gives it."""
@@ -86,11 +101,15 @@ class TensorFolder:
 
 def exact_float32(stored: Tensor, path: Path, name: str) -> Tensor:
     """Return a copy of a tensor in float32; raise UserError if it is quantised, else as ``finite``."""
-    if stored.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise UserError(f"{path}: {name} is {stored.dtype}, which has no exact update; export float weights")
+    if stored.dtype not in FLOATS.values():
+        raise _quantised(path, name, stored.dtype)
     # A view of a mapped file lies where it lies in the file, and matrix products round by the alignment of
     # their inputs: the same weights would give other last digits from another file.
     return finite(stored.to(torch.float32, copy=True), path, name)
+
+
+def _quantised(path: Path, name: str, kind: object) -> UserError:
+    return UserError(f"{path}: {name} is {kind}, which has no exact update; export float weights")
 
 
 def finite(value: Tensor, path: Path, name: str) -> Tensor:
@@ -111,9 +130,10 @@ def _open(path: Path) -> safe_open:
         ) from None
 
 
-def _names(path: Path) -> frozenset[str]:
+def _names(path: Path) -> list[str]:
+    """Return the names of a file's tensors, in an order that is always the same."""
     with _open(path) as handle:
-        return frozenset(handle.keys())
+        return sorted(handle.keys())
 
 
 def _remedy(folder: Path, stem: str) -> str:

@@ -1,4 +1,4 @@
-"""Weights as exact updates: every projection of a decoder beside its base, one matrix in memory at a time.
+"""Weights as exact updates: every matrix of a model beside its base, one in memory at a time.
 
 The update of an adapter is read as its factors and never formed from a merged model: at ||dW|| / ||W|| = 1 %
 the difference of weights merged in bfloat16 reads rank 16 as an entropy rank of about 170.
@@ -6,55 +6,49 @@ the difference of weights merged in bfloat16 reads rank 16 as an entropy rank of
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from rankdrift.analysis.sources.adapters import Adapter, LowRankUpdate, untouched
-from rankdrift.analysis.sources.folders import is_adapter, model_tensors
+from rankdrift import records
+from rankdrift.analysis.sources.adapters import Adapter
+from rankdrift.analysis.sources.folders import is_adapter, model_config, model_tensors, recorded_base
+from rankdrift.analysis.sources.naming import MODULES, OUTSIDE, Place, Projection, locate
+from rankdrift.analysis.sources.rounding import rounding_norm
 from rankdrift.analysis.sources.tensors import TensorFolder, Tensors
-from rankdrift.errors import UserError
+from rankdrift.analysis.sources.updates import DenseUpdate, LowRankUpdate, Update, untouched
+from rankdrift.errors import IntegrityError, UserError
 
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The projections of a Llama-like block, in the order of its forward pass."""
-PROJECTION = re.compile(rf"(?:^|\.)layers\.(\d+)\.(?:[^.]+\.)*({'|'.join(MODULES)})(?:\.weight)?$")
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Which matrix of the model: the block it is in (0-based) and its name there."""
-
-    layer: int
-    module: str
-
-    def __str__(self) -> str:
-        return f"layer {self.layer} {self.module}"
-
-
-@dataclass(frozen=True)
-class DenseUpdate:
-    """dW = W - W0 of full fine-tuning."""
-
-    values: Tensor
-    """(rows, columns), float64, in which the difference of float32 weights is exact."""
-
-    def dense(self) -> Tensor:
-        """Return dW (rows, columns) in float64."""
-        return self.values
+__all__ = [
+    "MODULES",
+    "BaseWeights",
+    "DenseUpdate",
+    "LowRankUpdate",
+    "MatrixPair",
+    "Projection",
+    "TunedWeights",
+    "open_weights",
+]
 
 
 @dataclass(frozen=True)
 class MatrixPair:
-    """A base matrix and its update."""
+    """A base matrix and its update, (outputs, inputs), whichever way round they are stored."""
 
     projection: Projection
     base: Tensor
     """W0 (rows, columns), float32."""
-    update: DenseUpdate | LowRankUpdate
+    update: Update
+    stored_dtype: str = "float32"
+    """Format the tuned weights are stored in ("bfloat16", ...); "float32" for factors, which lose nothing."""
+    rounding_norm: float = 0.0
+    """Expected ||e||_F of the error e that rounding W to that format left; 0 for float32 and factors."""
+    new_rows: int = 0
+    """Rows of new tokens that W has and W0 has not; they are left out of the update."""
 
     @property
     def tuned(self) -> Tensor:
@@ -64,7 +58,7 @@ class MatrixPair:
 
 @dataclass(frozen=True)
 class BaseWeights:
-    """The projections of a base model."""
+    """The matrices of a base model."""
 
     folder: Path
 
@@ -74,13 +68,24 @@ class BaseWeights:
         return TensorFolder(self.folder)
 
     @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The model's settings, empty where the folder has none."""
+        return model_config(self.folder)
+
+    @cached_property
+    def places(self) -> dict[Projection, Place]:
+        """Matrix -> where it is stored, in the model's order; raises UserError if there is none, or two."""
+        return _places(self.folder, self.tensors, self.config)
+
+    @cached_property
     def names(self) -> dict[Projection, str]:
-        """Projection -> tensor name, by layer; raises UserError if the model has none, or two of one name."""
-        return projections(self.folder, self.tensors.names)
+        """Matrix -> name of the tensor it is in, in the model's order; raises UserError as ``places``."""
+        return {projection: place.weight for projection, place in self.places.items()}
 
     def matrix(self, projection: Projection) -> Tensor:
         """Return W0 (rows, columns) in float32."""
-        return self.tensors.tensor(self.names[projection])
+        place = self.places[projection]
+        return place.matrix(self.tensors.tensor(place.weight))
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,13 @@ class TunedWeights:
 
     base: BaseWeights
     folder: Path
+    initial: Path | None = None
+    """The adapter before training, of methods that subtract it from the base weights (see ``Adapter``)."""
 
     @cached_property
     def adapter(self) -> Adapter | None:
         """The adapter, or None where the folder holds a whole model."""
-        return Adapter(self.folder) if is_adapter(self.folder) else None
+        return Adapter(self.folder, self.initial) if is_adapter(self.folder) else None
 
     @cached_property
     def dense(self) -> Tensors:
@@ -101,13 +108,28 @@ class TunedWeights:
         return self.adapter.tensors if self.adapter else model_tensors(self.folder)
 
     @cached_property
-    def replaced(self) -> dict[Projection, str]:
-        """Projection -> tensor name, of matrices that are stored whole."""
+    def projections(self) -> tuple[Projection, ...]:
+        """The matrices that base and tuned model both have, in the model's order.
+
+        Left out are heads without a counterpart: a new ``score``, or the ``lm_head`` of a base that a
+        classifier was made of. An LM head that is the embedding is no matrix of its own, adapted or not.
+        """
+        return tuple(projection for projection in self.base.places if self._is_shared(projection))
+
+    @cached_property
+    def replaced(self) -> dict[Projection, Place]:
+        """Matrix -> where it is stored whole; of a model all of them.
+
+        Raises UserError where a block's matrix is in only one of base and tuned model.
+        """
         if self.adapter:
-            return _find(self.folder, self.adapter.replaced.values())
-        found = projections(self.folder, self.dense.names)
-        if set(found) != set(self.base.names):
-            odd = sorted(map(str, set(found) ^ set(self.base.names)))
+            return locate(self.adapter.replaced, self.base.config, self.folder)
+        config = model_config(self.folder)
+        self._require_same_type(config)
+        found = _places(self.folder, self.dense, config or self.base.config)
+        differing = sorted(found.keys() ^ self.base.places.keys(), key=lambda projection: projection.order)
+        odd = [str(projection) for projection in differing if projection.layer != OUTSIDE]
+        if odd:
             raise UserError(
                 f"{self.folder}: not tuned from {self.base.folder}: {', '.join(odd[:3])} (of {len(odd)}) "
                 "in only one of the two; give the base model it was tuned from"
@@ -115,10 +137,16 @@ class TunedWeights:
         return found
 
     @cached_property
-    def factored(self) -> dict[Projection, str]:
-        """Projection -> module name in the adapter, of matrices that are updated by factors."""
-        found = _find(self.folder, self.adapter.factored) if self.adapter else {}
-        absent = [projection for projection in found if projection not in self.base.names]
+    def factored(self) -> dict[Projection, Place]:
+        """Matrix -> the weight, ``<module of the adapter>.weight``, whose factors update it.
+
+        Raises UserError where the base has no such matrix.
+        """
+        if not self.adapter:
+            return {}
+        weights = [f"{module}.weight" for module in self.adapter.factored]
+        found = locate(weights, self.base.config, self.folder)
+        absent = [p for p in found if p not in self.base.places and p.layer != OUTSIDE]
         if absent:
             raise UserError(
                 f"{self.folder}: adapts {absent[0]}, absent from {self.base.folder}; give its own base"
@@ -126,20 +154,26 @@ class TunedWeights:
         return found
 
     def pair(self, projection: Projection) -> MatrixPair:
-        """Return W0 and its exact update; raise UserError where their shapes differ."""
-        base = self.base.matrix(projection)
-        return MatrixPair(projection, base, self._update(projection, base))
+        """Return W0 and its exact update.
 
-    def _update(self, projection: Projection, base: Tensor) -> DenseUpdate | LowRankUpdate:
+        Raises
+        ------
+        UserError
+            Where the tuned model has no such matrix, or one of another shape; rows of new tokens are cut off.
+        IntegrityError
+            Where a weight is not finite.
+
+        """
+        self._require_shared(projection)
         if projection in self.replaced:
-            tuned = self.dense.tensor(self.replaced[projection])
-            self._require_shape(str(projection), tuned.shape, base.shape)
-            return DenseUpdate(tuned.double() - base.double())
-        if self.adapter is None or projection not in self.factored:
-            return untouched(*base.shape)
-        update = self.adapter.update(self.factored[projection])
-        self._require_shape(str(projection), update.shape, base.shape)
-        return update
+            return self._dense_pair(projection)
+        return MatrixPair(projection, self.base.matrix(projection), self._adapted(projection))
+
+    def update(self, projection: Projection) -> Update:
+        """Return the exact update alone, and raise, as ``pair`` does; for factors W0 is not read."""
+        self._require_shared(projection)
+        dense = projection in self.replaced
+        return self._dense_pair(projection).update if dense else self._adapted(projection)
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (parameter name in the base model, W0 + dW in float32) of every weight an adapter changes.
@@ -148,9 +182,13 @@ class TunedWeights:
         head of a model that shares it with the embedding.
         """
         assert self.adapter is not None, "only an adapter is merged; a model folder is complete"
+        turned = {place.weight: place.transposed for place in self.base.places.values()}
         for module in self.adapter.factored:
             if name := self._base_name(f"{module}.weight"):
-                base, update = self.base.tensors.tensor(name), self.adapter.update(module)
+                base = self.base.tensors.tensor(name)
+                update = self.adapter.update(
+                    module, partial(self.base.tensors.tensor, name), turned.get(name)
+                )
                 self._require_shape(name, update.shape, base.shape)
                 yield name, (base.double() + update.dense()).float()
         for parameter, stored in self.adapter.replaced.items():
@@ -158,6 +196,68 @@ class TunedWeights:
                 value = self.dense.tensor(stored)
                 self._require_shape(name, value.shape, self.base.tensors.shape(name))
                 yield name, value
+
+    def _adapted(self, projection: Projection) -> Update:
+        """Return the update that an adapter's factors make; of what it does not name, zero."""
+        place = self.base.places[projection]
+        shape = self.base.tensors.shape(place.weight)
+        if self.adapter is None or projection not in self.factored:
+            return place.update(untouched(*shape))
+        module = self.factored[projection].weight.removesuffix(".weight")
+        update = self.adapter.update(
+            module, partial(self.base.tensors.tensor, place.weight), place.transposed
+        )
+        self._require_shape(str(projection), update.shape, shape)
+        return place.update(update)
+
+    def _dense_pair(self, projection: Projection) -> MatrixPair:
+        name, place = self._stored_name(projection), self.replaced[projection]
+        base, tuned = self.base.matrix(projection), place.matrix(self.dense.tensor(name))
+        rows = len(base)
+        new = len(tuned) - rows if projection.module in ("embed_tokens", "lm_head") else 0
+        if new > 0:
+            tuned = tuned[:rows]
+        self._require_shape(str(projection), tuned.shape, base.shape)
+        dtype = self.dense.dtype(name)
+        return MatrixPair(
+            projection,
+            base,
+            DenseUpdate(tuned.double() - base.double()),
+            stored_dtype=str(dtype).removeprefix("torch."),
+            rounding_norm=rounding_norm(tuned, dtype),
+            new_rows=max(new, 0),
+        )
+
+    def _stored_name(self, projection: Projection) -> str:
+        """Return the tensor that holds a matrix whole."""
+        weight = self.replaced[projection].weight
+        return self.adapter.replaced[weight] if self.adapter else weight
+
+    def _is_shared(self, projection: Projection) -> bool:
+        if projection.layer != OUTSIDE:
+            return True
+        if projection not in self.replaced:
+            # an adapter leaves what it does not name as it was, but a classifier has no LM head
+            task = str(self.adapter.config.get("task_type")) if self.adapter else "CLS"
+            return not task.endswith("CLS") or projection.module == "embed_tokens"
+        if projection.module != "score":
+            return True
+        base = self.base.tensors.shape(self.base.names[projection])
+        return self.dense.shape(self._stored_name(projection)) == base
+
+    def _require_shared(self, projection: Projection) -> None:
+        if projection not in self.projections:
+            raise UserError(
+                f"{self.folder}: no {projection} beside that of {self.base.folder} to compare with"
+            )
+
+    def _require_same_type(self, config: Mapping[str, Any]) -> None:
+        kinds = config.get("model_type"), self.base.config.get("model_type")
+        if None not in kinds and kinds[0] != kinds[1]:
+            raise UserError(
+                f"{self.folder}: a model of type {kinds[0]!r}, but {self.base.folder} is {kinds[1]!r}; "
+                "give the base model it was tuned from"
+            )
 
     def _require_shape(self, what: str, shape: Sequence[int], base: Sequence[int]) -> None:
         if tuple(shape) != tuple(base):
@@ -172,37 +272,49 @@ class TunedWeights:
         return next((name for name in candidates if name in self.base.tensors.names), None)
 
 
-def open_weights(base: Path, tuned: Path) -> TunedWeights:
-    """Open a tuned model or adapter beside its base; raise UserError unless it fits. Reads headers only."""
-    weights = TunedWeights(BaseWeights(base), tuned)
+def open_weights(base: Path, tuned: Path, initial: Path | None = None) -> TunedWeights:
+    """Open a tuned model or adapter beside its base; raise UserError unless it fits.
+
+    Reads headers only, and once for an adapter of ours the base's files, whose digest is then kept.
+
+    Parameters
+    ----------
+    base, tuned
+        Folders: of a model, and of a model, an adapter or a sharded checkpoint.
+    initial
+        The adapter before training, for methods that subtract it from the base weights (PiSSA, OLoRA, CorDA,
+        LoRA-GA); by default the folder ``initial_adapter`` in the adapter's own.
+
+    """
+    weights = TunedWeights(BaseWeights(base), tuned, initial)
     if weights.adapter:
-        _ = weights.adapter.config
+        _ = weights.adapter.start
         if not weights.adapter.factored and not weights.adapter.replaced:
             raise UserError(f"{tuned}: the adapter holds no tensors; export it again")
-    _ = weights.replaced, weights.factored
+    _ = weights.replaced, weights.factored, weights.projections
+    if weights.adapter:
+        _require_recorded_base(base, tuned)
     return weights
 
 
-def projections(folder: Path, names: Iterable[str]) -> dict[Projection, str]:
-    """Return the projections among tensor names, by layer and module; raise UserError if there is none."""
-    found = _find(folder, names)
-    if not found:
+def _places(folder: Path, tensors: Tensors, config: Mapping[str, Any]) -> dict[Projection, Place]:
+    found = locate(tensors.names, config, folder)
+    if all(projection.layer == OUTSIDE for projection in found):
         raise UserError(
-            f"{folder}: no layers.N...{{{','.join(MODULES)}}}.weight; only Llama-like models are read"
+            f"{folder}: no matrix of a block (layers.N...{{{','.join(MODULES)}}}.weight, or what GPT-2, "
+            "GPT-NeoX, OPT, Phi, BERT call them); other models are not read"
         )
-    return dict(sorted(found.items(), key=lambda item: (item[0].layer, MODULES.index(item[0].module))))
-
-
-def _find(folder: Path, names: Iterable[str]) -> dict[Projection, str]:
-    found: dict[Projection, str] = {}
-    for name in names:
-        match = PROJECTION.search(name)
-        if not match:
-            continue
-        projection = Projection(int(match[1]), match[2])
-        if projection in found:
-            raise UserError(
-                f"{folder}: {name} and {found[projection]} are both {projection}; only one decoder is read"
-            )
-        found[projection] = name
     return found
+
+
+def _require_recorded_base(base: Path, adapter: Path) -> None:
+    """Raise IntegrityError where an adapter of ours records other base weights than those given."""
+    recorded = recorded_base(adapter)
+    if recorded is None:
+        return
+    digest = records.weights_digest(base)
+    if digest != recorded.digest:
+        raise IntegrityError(
+            f"{adapter}: trained from {recorded.folder} (digest {recorded.digest[:12]}), but {base} holds "
+            f"other weights (digest {digest[:12]}); give the base it was trained from"
+        )

@@ -110,12 +110,13 @@ def merged_model(
 def _updates(adapter: Mapping[str, ShardedTensor], settings: Path) -> dict[str, lora.LowRankUpdate]:
     """Return the updates by the names of the weights they belong to."""
     config = records.read_json(settings)
-    lora.check_plain(config, settings)
+    lora.check(config, settings)
     found = {}
-    for module, factors in lora.factors(adapter, settings).items():
+    for module, factors in lora.factors(adapter, config, settings).items():
         a, b = adapter[factors.a].load(), adapter[factors.b].load()
         scale = lora.scaling(config, module, a.shape[0], settings)
-        found[f"{module}.weight"] = lora.update_of(factors, a, b, scale, config)
+        turned = bool(config.get("fan_in_fan_out"))
+        found[f"{module}.weight"] = lora.update_of(factors, a, b, scale, turned)
     return found
 
 

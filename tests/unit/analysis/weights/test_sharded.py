@@ -16,11 +16,10 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
+from rankdrift import records
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.engine import run_analyses
-from rankdrift.analysis.sources import activations
 from rankdrift.analysis.sources import models as models_of
-from rankdrift.analysis.sources.activations import TokenRows
 from rankdrift.analysis.sources.folders import is_adapter, model_tensors
 from rankdrift.analysis.sources.weights import Projection, TunedWeights, open_weights
 from rankdrift.analysis.subjects import Subject, base_subject
@@ -58,12 +57,13 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "alpha_pattern": {"up_proj": 7},
     },
     "embedding": {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "embed_tokens"]},
+    "dora": {"r": 3, "use_dora": True, "target_modules": ["q_proj", "down_proj"]},
     "saved whole": {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["norm", "up_proj"]},
 }
 
 
 @pytest.fixture
-def saved(zero: ModuleType, tmp_path: Path) -> Callable[..., Path]:
+def saved(models: Any, zero: ModuleType, tmp_path: Path) -> Callable[..., Path]:
     """Return save(tensors, export, layout): a checkpoint of the tensors in a run described by the export."""
 
     def save(tensors: Tensors, export: Path, layout: str = "stage 2") -> Path:
@@ -74,7 +74,8 @@ def saved(zero: ModuleType, tmp_path: Path) -> Callable[..., Path]:
         folder = LAYOUTS[layout](
             zero, run.checkpoint(STEP), {n: t.detach().clone() for n, t in tensors.items()}
         )
-        zero.record_of(STEP).write(folder)
+        digest = records.weights_digest(models.base)
+        zero.record_of(STEP, base=str(models.base), base_digest=digest).write(folder)
         return folder
 
     return save
@@ -134,6 +135,19 @@ def test_lora_gives_the_updates_of_its_export(models: Any, saved: Any, name: str
     assert all(torch.equal(merged[key], whole[key]) for key in whole)
 
 
+def test_the_start_of_pissa_is_in_the_runs_settings(models: Any, saved: Any) -> None:
+    settings: dict[str, Any] = {"r": 3, "target_modules": ["q_proj"], "init_lora_weights": "pissa"}
+    export, model = models.adapter("pissa", **settings)
+    checkpoint = saved(trained(model), export)
+    with pytest.raises(UserError, match=r"step-000004: .* no adapter in .*run/model/initial_adapter"):
+        open_weights(models.base, checkpoint)
+    start = RunLayout(checkpoint.parent.parent).model / "initial_adapter"
+    shutil.copytree(export, start)
+    update = open_weights(models.base, checkpoint).pair(QUERY).update
+    assert update.shape == (32, 32)
+    assert update.dense().abs().max() < 1e-12  # it has not moved from there
+
+
 def test_weights_that_were_frozen_are_read_too(models: Any, saved: Any, zero: ModuleType) -> None:
     model = LlamaForCausalLM.from_pretrained(models.full)
     tensors = {name: p.detach() for name, p in model.named_parameters()}
@@ -146,33 +160,30 @@ def test_weights_that_were_frozen_are_read_too(models: Any, saved: Any, zero: Mo
 
 
 # rows of one token go through matrix-vector products, which round by the alignment of the weights in memory
-ROWS = TokenRows(Path("rows"), ((9,), (20,), (31,), (42,), (3, 1, 4, 1, 5)))
+ROWS = ((9,), (20,), (31,), (42,), (3, 1, 4, 1, 5))
 
 
-def states(base: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    monkeypatch.setattr(activations, "BATCH_TOKENS", 1)
-    return activations.pooled_states(models_of.load_tuned(base, tuned), ROWS)
+def states(base: Path, tuned: Path) -> torch.Tensor:
+    """The hidden states of all layers, (layers, tokens, width)."""
+    model = models_of.load_tuned(base, tuned)
+    with torch.no_grad():
+        found = [model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in ROWS]
+    return torch.cat([torch.cat(layers) for layers in found], dim=1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_hidden_states_are_those_of_the_export(
-    models: Any, full: Any, layout: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hidden_states_are_those_of_the_export(models: Any, full: Any, layout: str) -> None:
     checkpoint = full(layout)
     got = models_of.load_tuned(models.base, checkpoint)
     assert got.name_or_path == str(checkpoint)
-    assert torch.equal(
-        states(models.base, checkpoint, monkeypatch), states(models.base, models.full, monkeypatch)
-    )
+    assert torch.equal(states(models.base, checkpoint), states(models.base, models.full))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_hidden_states_of_lora_are_those_of_the_export(
-    models: Any, saved: Any, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hidden_states_of_lora_are_those_of_the_export(models: Any, saved: Any, name: str) -> None:
     export, model = models.adapter(name, **ADAPTERS[name])
     checkpoint = saved(trained(model), export, "aligned")
-    assert torch.equal(states(models.base, checkpoint, monkeypatch), states(models.base, export, monkeypatch))
+    assert torch.equal(states(models.base, checkpoint), states(models.base, export))
 
 
 def test_a_classifier_is_read_by_its_backbone(models: Any, saved: Any, tmp_path: Path) -> None:
@@ -208,7 +219,7 @@ def test_tables_are_those_of_the_export_and_the_run_is_left_alone(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == files
     export = models.root / "plain" if lora else models.full
     expected = tables(models.base, export, tmp_path / "expected", workers=1)
-    assert set(got) == {"svd_analysis_results", "singular_values", "drift_metrics"}
+    assert set(got) == set(expected) >= {"svd_analysis_results", "singular_values", "drift_metrics"}
     for name, table in expected.items():
         assert len(table)
         pd.testing.assert_frame_equal(got[name], table, check_exact=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, LlamaModel
 
@@ -52,14 +53,24 @@ def test_updates_and_merged_weights_are_those_of_peft(models: Any, name: str) ->
         torch.testing.assert_close(value, expected[key])
 
 
-def test_fan_in_fan_out_transposes_the_update(models: Any, edited: Callable[..., Path]) -> None:
+def test_fan_in_fan_out_is_not_believed_of_layers_that_are_not_transposed(
+    models: Any, edited: Callable[..., Path]
+) -> None:
+    """PEFT ignores the setting for a Linear as well, with a warning."""
     folder, _ = models.adapter("square", r=2, target_modules=["q_proj"])
-    query = Projection(0, "q_proj")
-    plain = open_weights(models.base, folder).pair(query).update.dense()
-    turned = (
-        open_weights(models.base, edited(folder, config={"fan_in_fan_out": True})).pair(query).update.dense()
-    )
-    torch.testing.assert_close(turned, plain.T)
+    said = edited(folder, config={"fan_in_fan_out": True})
+    expected = merged_by_peft(models.base, said)
+    weights = open_weights(models.base, said)
+    tuned = weights.pair(Projection(0, "q_proj")).tuned.float()
+    torch.testing.assert_close(tuned, expected["model.layers.0.self_attn.q_proj.weight"])
+    for name, value in weights.merged():
+        torch.testing.assert_close(value, expected[name])
+
+
+def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), adapter)
+    state: dict[str, torch.Tensor] = model.merge_and_unload().state_dict()
+    return state
 
 
 def test_modules_saved_whole_are_merged_but_a_tied_head_is_not(models: Any) -> None:
@@ -87,7 +98,8 @@ def test_an_adapter_fits_a_base_saved_without_its_head(models: Any, lora: Path, 
 
 def test_full_fine_tuning_gives_every_projection_and_nothing_else(models: Any) -> None:
     weights = open_weights(models.base, models.full)
-    assert list(weights.base.names) == [Projection(layer, module) for layer in (0, 1) for module in MODULES]
+    blocks = [Projection(layer, module) for layer in (0, 1) for module in MODULES]
+    assert list(weights.base.names) == list(weights.projections) == [Projection(-1, "embed_tokens"), *blocks]
     base, full = (load_file(folder / "model.safetensors") for folder in (models.base, models.full))
     for projection, name in weights.base.names.items():
         pair = weights.pair(projection)
@@ -187,11 +199,12 @@ def test_models_that_do_not_fit_their_base_are_refused(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
-        ({"use_dora": True}, "use_dora"),
-        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"peft_type": "LOHA"}, "peft_type='LOHA': its update is not s B A"),
+        ({"use_dora": True}, "layers.0.mlp.down_proj has no magnitude_vector beside A/B"),
+        ({"use_qalora": True}, "use_qalora=True: its update is not s B A"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' .which changes the base weights"),
         ({"bias": "all"}, "bias='all'"),
-        ({"r": 8}, "factors of rank 4, but adapter_config.json says 8"),
+        ({"r": 8}, "r is 8 for model.layers.0.self_attn.q_proj, whose factors have rank 4"),
         ({"lora_alpha": None}, "lora_alpha is None"),
     ],
 )
@@ -205,7 +218,7 @@ def test_adapters_whose_update_is_another_are_refused(
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({FACTOR.format("B__weight"): None}, "q_proj has only factor A"),
+        ({FACTOR.format("B__weight"): None}, "q_proj has no B beside A"),
         ({FACTOR.format("magnitude_vector"): torch.ones(32)}, "is not a factor of plain LoRA"),
         ({FACTOR.format("A__weight"): torch.zeros(4, 31)}, r"layer 0 q_proj is \(32, 31\), but \(32, 32\)"),
         (
@@ -228,5 +241,5 @@ def test_adapters_that_do_not_fit_their_base_are_refused(
 def test_a_model_without_llama_names_is_refused(models: Any, tmp_path: Path) -> None:
     index = {"weight_map": {}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="only Llama-like models are read"):
+    with pytest.raises(UserError, match=r"no matrix of a block .layers.N.*other models are not read"):
         _ = BaseWeights(tmp_path).names

@@ -1,0 +1,246 @@
+"""Which stored weight holds which matrix: families of models name, fuse and turn them differently.
+
+Every matrix gets Llama's name for it, whatever its family calls it: ``q_proj``, ``k_proj``, ``v_proj``,
+``o_proj`` of the attention and ``gate_proj``, ``up_proj``, ``down_proj`` of the MLP. An MLP without a
+gate has the last two: into the hidden layer (``fc1``, ``c_fc``, ``dense_h_to_4h``), and out of it. Outside
+the blocks, in layer -1, are ``embed_tokens``, ``lm_head`` (where it is not the embedding itself) and
+``score``. Biases, norms and position embeddings have no place here.
+
+The tables were read from the state dicts of transformers 5.23, and are tested against them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rankdrift.analysis.sources.updates import DenseUpdate, Update
+from rankdrift.checkpoint.lora import LowRankUpdate
+from rankdrift.errors import UserError
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The projections of a block, in the order of its forward pass."""
+HEADS = ("embed_tokens", "lm_head", "score")
+"""The matrices outside the blocks."""
+OUTSIDE = -1
+"""Their layer."""
+
+PLAIN = {
+    **{module: module for module in MODULES},
+    "out_proj": "o_proj",  # OPT, GPT-J
+    "self_attn.dense": "o_proj",  # Phi
+    "attention.dense": "o_proj",  # GPT-NeoX
+    "self_attention.dense": "o_proj",  # BLOOM, Falcon
+    "attention.self.query": "q_proj",  # BERT, RoBERTa
+    "attention.self.key": "k_proj",
+    "attention.self.value": "v_proj",
+    "attention.output.dense": "o_proj",
+    "intermediate.dense": "up_proj",
+    "output.dense": "down_proj",
+    "fc1": "up_proj",  # OPT, Phi
+    "fc2": "down_proj",
+    "fc_in": "up_proj",  # GPT-J
+    "fc_out": "down_proj",
+    "dense_h_to_4h": "up_proj",  # GPT-NeoX, BLOOM, Falcon
+    "dense_4h_to_h": "down_proj",
+    "attn.c_proj": "o_proj",  # GPT-2
+    "mlp.c_fc": "up_proj",
+    "mlp.c_proj": "down_proj",
+}
+"""End of a weight's path in its block -> the matrix it is; the longest end that fits decides."""
+FUSED = {
+    "attn.c_attn": MODULES[:3],  # GPT-2
+    "query_key_value": MODULES[:3],  # GPT-NeoX, BLOOM, Falcon
+    "qkv_proj": MODULES[:3],  # Phi-3
+    "gate_up_proj": MODULES[4:6],  # Phi-3
+}
+"""End of a weight's path in its block -> the matrices whose rows it holds."""
+CONV1D = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+"""GPT-2's weights, (inputs, outputs)."""
+OUTER = {
+    "embed_tokens": "embed_tokens",
+    "wte": "embed_tokens",  # GPT-2, GPT-J
+    "embed_in": "embed_tokens",  # GPT-NeoX
+    "word_embeddings": "embed_tokens",  # BERT, BLOOM, Falcon
+    "lm_head": "lm_head",
+    "embed_out": "lm_head",  # GPT-NeoX
+    "score": "score",
+    "classifier": "score",  # BERT
+}
+"""Last part of a weight's name outside the blocks -> the matrix it is."""
+UNTIED = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gpt_neox", "gptj")
+"""Model types whose LM head is not the embedding where config.json does not say so."""
+
+_IN_BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.(.+)\.weight$")
+_OUTER = re.compile(rf"(?:^|\.)({'|'.join(OUTER)})\.weight$")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Which matrix of the model: the block it is in (0-based; -1 outside the blocks) and its name there."""
+
+    layer: int
+    module: str
+
+    def __str__(self) -> str:
+        return self.module if self.layer == OUTSIDE else f"layer {self.layer} {self.module}"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Where it stands in the model: by layer, and in the order of the forward pass within it."""
+        return self.layer, (*HEADS, *MODULES).index(self.module)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which rows of a fused matrix are one of its parts: the rows repeat in groups, the parts in each."""
+
+    whole: str
+    """The fused weight, for messages."""
+    groups: int
+    """1, or the number of heads where the parts of each head lie together."""
+    shares: tuple[int, ...]
+    """How the rows of a group are divided: (heads, key heads, value heads) with grouped queries."""
+    part: int
+
+    def view(self, matrix: Tensor) -> Tensor:
+        """Return the part's rows of a matrix, (groups, rows of a group, columns), in the same memory.
+
+        Raises UserError where the matrix does not divide into the shares.
+        """
+        unit, rest = divmod(matrix.shape[0], self.groups * sum(self.shares))
+        if rest:
+            raise UserError(
+                f"{self.whole}: {matrix.shape[0]} rows do not divide into {self.groups} x {self.shares}; "
+                "config.json states other heads than the weights have"
+            )
+        ends = [unit * end for end in itertools.accumulate(self.shares, initial=0)]
+        grouped = matrix.unflatten(0, (self.groups, -1))
+        return grouped[:, ends[self.part] : ends[self.part + 1]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a matrix is: in which stored weight, which way round, and which of its rows."""
+
+    weight: str
+    """Name of the stored tensor."""
+    transposed: bool = False
+    """Whether the weight is stored (inputs, outputs)."""
+    cut: Cut | None = None
+
+    def matrix(self, stored: Tensor) -> Tensor:
+        """Return the matrix (outputs, inputs) that is in a stored weight; raise UserError as ``Cut.view``."""
+        return self._view(stored.T if self.transposed else stored).flatten(0, 1).contiguous()
+
+    def put(self, stored: Tensor, matrix: Tensor) -> None:
+        """Write a matrix (outputs, inputs) to its place in a stored weight, rounded to that one's format."""
+        view = self._view(stored.T if self.transposed else stored)
+        view.copy_(matrix.view(view.shape))
+
+    def update(self, stored: Update) -> Update:
+        """Return the matrix's share of a stored weight's update: factors are cut in the rows of B."""
+        if isinstance(stored, DenseUpdate):
+            return DenseUpdate(self.matrix(stored.values))
+        turned = stored.T if self.transposed else stored
+        left = self._view(turned.left).flatten(0, 1).contiguous()
+        return LowRankUpdate(left, turned.right.contiguous(), turned.scale)
+
+    def _view(self, whole: Tensor) -> Tensor:
+        return self.cut.view(whole) if self.cut else whole[None]
+
+
+def locate(names: Iterable[str], config: Mapping[str, Any], folder: Path) -> dict[Projection, Place]:
+    """Return the matrices among the names of weights, by layer and module; tied ones once.
+
+    Parameters
+    ----------
+    names
+        Names of stored tensors, ``...layers.0.self_attn.q_proj.weight``; others than matrices are skipped.
+    config
+        The model's ``config.json``, for what is fused and tied; may be empty where nothing is.
+    folder
+        Of the weights, for messages.
+
+    Raises
+    ------
+    UserError
+        Where two weights are the same matrix, a fused one cannot be cut, or blocks are mixtures of experts.
+
+    """
+    found: dict[Projection, Place] = {}
+    for name in names:
+        for projection, place in _places(name, config, folder):
+            if projection in found:
+                other = found[projection].weight
+                raise UserError(
+                    f"{folder}: {name} and {other} are both {projection}; only one decoder is read"
+                )
+            found[projection] = place
+    if _tied(config):
+        found.pop(Projection(OUTSIDE, "lm_head"), None)
+    return dict(sorted(found.items(), key=lambda item: item[0].order))
+
+
+def _places(name: str, config: Mapping[str, Any], folder: Path) -> list[tuple[Projection, Place]]:
+    """Return the matrices in a stored weight: none, one, or the parts of a fused one."""
+    block = _IN_BLOCK.search(name)
+    if not block:
+        outer = _OUTER.search(name)
+        return [(Projection(OUTSIDE, OUTER[outer[1]]), Place(name))] if outer else []
+    layer, path = int(block[1]), block[2]
+    if ".experts." in f".{path}":
+        raise UserError(f"{folder}: {name} is one of many experts; mixtures of experts are not read")
+    ends = [end for end in (*PLAIN, *FUSED) if f".{path}".endswith(f".{end}")]
+    if not ends:
+        return []
+    end = max(ends, key=len)
+    if end in PLAIN:
+        return [(Projection(layer, PLAIN[end]), Place(name, end in CONV1D))]
+    whole = f"{folder}: {name}"
+    groups, shares = _division(end, config, whole)
+    cuts = (Cut(whole, groups, shares, part) for part in range(len(shares)))
+    return [
+        (Projection(layer, module), Place(name, end in CONV1D, cut))
+        for module, cut in zip(FUSED[end], cuts, strict=True)
+    ]
+
+
+def _division(end: str, config: Mapping[str, Any], what: str) -> tuple[int, tuple[int, ...]]:
+    """Return the groups of a fused weight's rows, and how each is divided between its parts."""
+    if end == "gate_up_proj":
+        return 1, (1, 1)
+    if end == "attn.c_attn":
+        return 1, (1, 1, 1)
+    heads = _heads(config, what, "num_attention_heads", "n_head")
+    if end == "qkv_proj":
+        shared = _heads(config, what, "num_key_value_heads") if "num_key_value_heads" in config else heads
+        return 1, (heads, shared, shared)
+    if config.get("new_decoder_architecture"):  # Falcon 40B: queries with the keys and values they share
+        shared = _heads(config, what, "num_kv_heads")
+        return shared, (heads // shared, 1, 1)
+    if config.get("model_type") == "falcon" and config.get("multi_query", True):
+        return 1, (heads, 1, 1)
+    return heads, (1, 1, 1)
+
+
+def _heads(config: Mapping[str, Any], what: str, *keys: str) -> int:
+    for key in keys:
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    raise UserError(
+        f"{what} is fused, and no config.json beside it states {keys[0]}, by which to cut it; "
+        "give the complete model folder"
+    )
+
+
+def _tied(config: Mapping[str, Any]) -> bool:
+    """Return whether the LM head is the embedding; where it is not said, what the type of model does."""
+    stated = config.get("tie_word_embeddings")
+    return bool(config and config.get("model_type") not in UNTIED if stated is None else stated)

@@ -1,0 +1,308 @@
+"""Updates of LoRA's variants against the weights PEFT merges: W - W0 with the W0 from before PEFT saw it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import (
+    AdaLoraConfig,
+    LoraConfig,
+    LoraGAConfig,
+    PeftModel,
+    get_peft_model,
+)
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
+
+from rankdrift.analysis.sources.updates import DenseUpdate
+from rankdrift.analysis.sources.weights import LowRankUpdate, Projection, TunedWeights, open_weights
+from rankdrift.errors import IntegrityError, UserError
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+QUERY = Projection(0, "q_proj")
+IDS = torch.arange(60).view(4, 15)
+Saved = tuple[Path, PeftModel]
+
+
+def train(model: PeftModel, scale: float = 0.05) -> None:
+    """Stand in for training: move whatever is trained."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(scale * torch.randn_like(parameter))
+
+
+def assert_merges_as_peft(weights: TunedWeights, model: PeftModel, tolerance: float = 2e-6) -> None:
+    """All matrices and all merged weights; PEFT rounds its sums to float32."""
+    base = load_file(weights.base.folder / "model.safetensors")
+    merged = model.merge_and_unload().state_dict()
+    for projection, name in weights.base.names.items():
+        place = weights.base.places[projection]
+        expected = place.matrix(merged[name].double()) - place.matrix(base[name].double())
+        torch.testing.assert_close(
+            weights.pair(projection).update.dense(), expected, rtol=1e-5, atol=tolerance
+        )
+    changed = dict(weights.merged())
+    assert changed
+    for name, value in changed.items():
+        torch.testing.assert_close(value, merged[name], rtol=1e-5, atol=tolerance)
+
+
+DORA: dict[str, dict[str, Any]] = {
+    "plain": {"target_modules": TARGETS},
+    "rank-stabilised, patterns": {
+        "target_modules": TARGETS,
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {"down_proj": 5},
+    },
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+}
+
+
+@pytest.mark.parametrize("name", DORA)
+def test_dora_is_that_of_peft(models: Any, name: str) -> None:
+    folder, model = models.adapter(f"dora {name}", r=3, lora_alpha=6, use_dora=True, **DORA[name])
+    weights = open_weights(models.base, folder)
+    update = weights.pair(QUERY).update
+    assert isinstance(update, DenseUpdate)
+    assert torch.linalg.matrix_rank(update.values) == 32  # every row has a length of its own
+    assert_merges_as_peft(weights, model)
+
+
+def test_an_output_that_is_zero_has_no_direction(models: Any, edited: Callable[..., Path]) -> None:
+    folder, _ = models.adapter("dora zero", r=3, use_dora=True, target_modules=["q_proj"])
+    base = edited(models.base, **{f"{Q_PROJ}.weight".replace(".", "__"): torch.zeros(32, 32)})
+    factor = f"base_model.model.{Q_PROJ}.lora_B.weight"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(tensors | {factor: torch.zeros(32, 3)}, folder / "adapter_model.safetensors")
+    with pytest.raises(IntegrityError, match=r"dora zero: .*q_proj: an output of W0 \+ s B A is zero"):
+        open_weights(base, folder).pair(QUERY)
+
+
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+
+
+def forward_backward(model: PreTrainedModel) -> Callable[[], None]:
+    return lambda: model(IDS, labels=IDS).loss.backward()
+
+
+def settings_of(start: str, base: PreTrainedModel, folder: Path) -> LoraConfig:
+    """Return the settings of a method that changes the base weights, its preparation done."""
+    settings = {"r": 3, "lora_alpha": 6, "target_modules": TARGETS, "init_lora_weights": start}
+    if start == "corda":
+        config = LoraConfig(**settings, corda_config=CordaConfig(corda_method="kpm"))
+        preprocess_corda(base, config, run_model=lambda: [base(row[None]) for row in IDS])
+    elif start == "lora_ga":
+        config = LoraConfig(**settings, lora_ga_config=LoraGAConfig())
+        preprocess_loraga(base, config, train_step=forward_backward(base))
+    else:
+        config = LoraConfig(**settings)
+    return config
+
+
+STARTS = ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga"]
+
+
+@pytest.fixture
+def subtracted(models: Any, tmp_path: Path) -> Callable[[str], tuple[Path, Path, PeftModel]]:
+    """Return make(start): a trained adapter, the same before training, and the model it is in."""
+
+    def make(start: str) -> tuple[Path, Path, PeftModel]:
+        torch.manual_seed(3)
+        base = LlamaForCausalLM.from_pretrained(models.base)
+        model = get_peft_model(base, settings_of(start, base, tmp_path))
+        model.save_pretrained(tmp_path / "before")
+        train(model)
+        model.save_pretrained(tmp_path / "after")
+        return tmp_path / "after", tmp_path / "before", model
+
+    return make
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_methods_that_change_the_base_are_read_beside_their_start(
+    models: Any, subtracted: Any, start: str
+) -> None:
+    after, before, model = subtracted(start)
+    weights = open_weights(models.base, after, initial=before)
+    update = weights.pair(QUERY).update
+    assert isinstance(update, LowRankUpdate)
+    assert update.rank == 6  # [B, -B0] [A; A0]
+    # B0 A0 was subtracted from the base in float32, and PEFT adds it again with the update
+    assert_merges_as_peft(weights, model, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_before_training_nothing_has_changed(models: Any, subtracted: Any, start: str) -> None:
+    """S7: read as plain LoRA, the adapter alone would be an update as large as what it took of W0."""
+    _, before, _ = subtracted(start)
+    weights = open_weights(models.base, before, initial=before)
+    for projection in weights.projections:
+        update = weights.pair(projection).update
+        assert isinstance(update, LowRankUpdate)
+        half = update.rank // 2
+        alone = LowRankUpdate(update.left[:, :half], update.right[:half], update.scale).dense()
+        assert update.dense().norm() <= 1e-14 * alone.norm()
+        assert bool(alone.any()) == (projection in weights.factored)
+
+
+def test_the_start_is_found_beside_the_adapter(models: Any, subtracted: Any) -> None:
+    after, before, _ = subtracted("pissa")
+    given = open_weights(models.base, after, initial=before).pair(QUERY).update.dense()
+    shutil.copytree(before, after / "initial_adapter")
+    found = open_weights(models.base, after).pair(QUERY).update.dense()
+    assert torch.equal(given, found)
+
+
+def test_adapters_that_peft_converted_are_plain(models: Any, tmp_path: Path) -> None:
+    model = get_peft_model(
+        LlamaForCausalLM.from_pretrained(models.base),
+        LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS, init_lora_weights="pissa"),
+    )
+    model.peft_config["default"].init_lora_weights = True  # as PEFT's documentation has it
+    model.save_pretrained(tmp_path / "before")
+    model.peft_config["default"].init_lora_weights = "pissa"
+    train(model)
+    model.save_pretrained(tmp_path / "after")
+    model.save_pretrained(
+        tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "before")
+    )
+    ours = open_weights(models.base, tmp_path / "after", initial=tmp_path / "before")
+    converted = open_weights(models.base, tmp_path / "converted")
+    for projection in ours.projections:
+        torch.testing.assert_close(
+            ours.pair(projection).update.dense(), converted.pair(projection).update.dense()
+        )
+
+
+def test_dora_may_start_from_pissa(models: Any, tmp_path: Path) -> None:
+    settings = LoraConfig(r=3, target_modules=TARGETS, init_lora_weights="pissa", use_dora=True)
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(models.base), settings)
+    model.save_pretrained(tmp_path / "before")
+    train(model)
+    model.save_pretrained(tmp_path / "after")
+    weights = open_weights(models.base, tmp_path / "after", initial=tmp_path / "before")
+    assert isinstance(weights.pair(QUERY).update, DenseUpdate)
+    assert_merges_as_peft(weights, model, tolerance=1e-5)
+
+
+def test_a_start_that_is_needed_and_absent_is_asked_for(models: Any, subtracted: Any) -> None:
+    after, _, _ = subtracted("pissa")
+    message = "after: init_lora_weights='pissa' changed .* no adapter in .*after/initial_adapter; .*convert"
+    with pytest.raises(UserError, match=message):
+        open_weights(models.base, after)
+    with pytest.raises(UserError, match="no adapter in nowhere"):
+        open_weights(models.base, after, initial=Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["v_proj"]}, "before: no model.layers.0.self_attn.q_proj, which .*after adapts"),
+        (
+            {"target_modules": TARGETS, "lora_alpha": 1},
+            "before: s = 0.333.* for .*q_proj, but 2.0 in .*after",
+        ),
+    ],
+)
+def test_the_start_of_another_adapter_is_refused(
+    models: Any, subtracted: Any, settings: dict[str, Any], message: str
+) -> None:
+    after, before, _ = subtracted("pissa")
+    shutil.rmtree(before)
+    other = get_peft_model(LlamaForCausalLM.from_pretrained(models.base), LoraConfig(r=3, **settings))
+    other.save_pretrained(before)
+    with pytest.raises(UserError, match=message):
+        open_weights(models.base, after, initial=before).pair(QUERY)
+
+
+def tiny_gpt2(folder: Path) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    GPT2LMHeadModel(
+        GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=16)
+    ).save_pretrained(folder)
+    return GPT2LMHeadModel.from_pretrained(folder)
+
+
+def test_pissa_of_transposed_and_fused_weights_is_that_of_peft(tmp_path: Path) -> None:
+    settings = LoraConfig(
+        r=3, target_modules=["c_attn", "mlp.c_proj"], init_lora_weights="pissa", fan_in_fan_out=True
+    )
+    model = get_peft_model(tiny_gpt2(tmp_path / "base"), settings)
+    model.save_pretrained(tmp_path / "before")
+    train(model)
+    model.save_pretrained(tmp_path / "after")
+    weights = open_weights(tmp_path / "base", tmp_path / "after", initial=tmp_path / "before")
+    assert_merges_as_peft_by_parts(weights, model)
+
+
+def assert_merges_as_peft_by_parts(weights: TunedWeights, model: PeftModel) -> None:
+    merged = model.merge_and_unload().state_dict()
+    assert len(weights.factored) == 4  # q, k, v of c_attn, and down_proj
+    for projection, place in weights.base.places.items():
+        if projection.layer >= 0:
+            expected = place.matrix(merged[place.weight].double())
+            torch.testing.assert_close(weights.pair(projection).tuned, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_olora_of_transposed_weights_is_refused(tmp_path: Path) -> None:
+    """PEFT subtracts B A of (inputs, outputs) factors there, and adds their transpose."""
+    plain = LoraConfig(r=3, target_modules=["attn.c_proj"], fan_in_fan_out=True)
+    model = get_peft_model(tiny_gpt2(tmp_path / "base"), plain)
+    model.peft_config["default"].init_lora_weights = "olora"
+    model.save_pretrained(tmp_path / "adapter")
+    weights = open_weights(tmp_path / "base", tmp_path / "adapter", initial=tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"attn.c_proj is a Conv1D, of which PEFT's OLoRA"):
+        weights.pair(Projection(0, "o_proj"))
+
+
+@pytest.mark.parametrize("start", ["mica", "orthogonal", "gaussian"])
+def test_starts_that_leave_the_base_alone_are_plain(models: Any, start: str) -> None:
+    folder, model = models.adapter(start, r=4, target_modules=TARGETS, init_lora_weights=start)
+    assert_merges_as_peft(open_weights(models.base, folder), model)
+
+
+@pytest.fixture
+def adalora(models: Any, tmp_path: Path) -> Saved:
+    """An AdaLoRA adapter, pruned as its allocator prunes it."""
+    settings = AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=6, tinit=1, tfinal=2, deltaT=1, total_step=8, target_modules=TARGETS
+    )
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(models.base), settings)
+    train(model, 0.2)
+    for step in range(8):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        model.base_model.update_and_allocate(step)
+        model.zero_grad()
+    model.save_pretrained(tmp_path / "adalora")
+    return tmp_path / "adalora", model
+
+
+def test_adalora_is_that_of_peft(models: Any, adalora: Saved) -> None:
+    folder, model = adalora
+    weights = open_weights(models.base, folder)
+    stored = {
+        len(t) for name, t in load_file(folder / "adapter_model.safetensors").items() if "lora_A" in name
+    }
+    assert stored - {4}, "nothing was pruned: the test would not see that the scale keeps the initial rank"
+    assert_merges_as_peft(weights, model)
+    again = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(models.base), folder)
+    assert_merges_as_peft(weights, again)
+
+
+@pytest.mark.parametrize("setting", [{"lora_alpha": 0}, {"lora_alpha": None}])
+def test_adalora_without_a_scale_is_refused(
+    models: Any, adalora: Saved, edited: Callable[..., Path], setting: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=r"edited/adapter_config.json: lora_alpha is .* which give no scale"):
+        open_weights(models.base, edited(adalora[0], config=setting)).pair(QUERY)
