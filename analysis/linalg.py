@@ -1,4 +1,4 @@
-"""Spectra, ranks, subspaces and intruders: pure functions of NumPy arrays, computed in float64.
+"""Singular values and vectors, and ranks from them: pure functions of NumPy arrays, computed in float64.
 
 Singular values come from the Gram matrix of the smaller side. In float64 that is both faster and, for
 data stored in float32, more accurate than a float32 SVD: eigenvalues carry an absolute error of about
@@ -7,7 +7,8 @@ eps sigma_1^2, so singular values are good down to 1e-7 sigma_1, below which flo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy.linalg import eigh, eigh_tridiagonal, lapack, qr, svdvals
@@ -17,6 +18,8 @@ THRESHOLD = 1e-5
 """Threshold of ``threshold_rank``. It is absolute, and calls almost every weight matrix full rank."""
 UNDEFINED = 1e-7
 """Share of sigma_1 below which a Gram matrix in float64 no longer holds a singular value."""
+BLOCK_ROWS = 4096
+"""Rows of a matrix that are held in float64 at once."""
 BLOCK = 64
 """Columns LAPACK reduces at once; it sets the size of its workspace."""
 
@@ -34,8 +37,44 @@ class SingularSystem:
 
 
 @dataclass(frozen=True)
+class HalfSystem:
+    """The SVD of an m x n matrix, k = min(m, n), with the vectors of its shorter side alone.
+
+    A vector of the longer side is the image W v_i / sigma_i: it is formed where it is needed, and components
+    along all of them need one product with W. For 49152 x 576 that keeps 3 MB in place of 116.
+    """
+
+    matrix: np.ndarray
+    """(m, n) the matrix itself, float32 or float64."""
+    sigma: np.ndarray
+    """(k,) all singular values, descending, float64."""
+    vectors: np.ndarray
+    """(k, k) all singular vectors of the shorter side, right ones where m >= n; float64."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether the shorter side is the left one."""
+        return self.matrix.shape[0] < self.matrix.shape[1]
+
+    def leading(self, top: int) -> SingularSystem:
+        """Return all singular values and the ``top`` leading vectors of both sides."""
+        return from_shorter_side(self.matrix, self.sigma, self.vectors[:, :top])
+
+    def components(self, vectors: np.ndarray, side: str) -> np.ndarray:
+        """Return x_i^T y_j, (k, t): all singular vectors x_i of the "left" or "right" side, (d, t) y_j.
+
+        Zero for a vector of the longer side whose sigma is lost in rounding.
+        """
+        if (side == "left") == self.wide:
+            return self.vectors.T @ vectors
+        products = self.vectors.T @ transposed_product(_tall(self.matrix), vectors)
+        defined = (self.sigma > UNDEFINED * self.sigma[0])[:, None]
+        return np.divide(products, self.sigma[:, None], out=np.zeros_like(products), where=defined)
+
+
+@dataclass(frozen=True)
 class RankMetrics:
-    """Size and rank of a matrix by its singular values. Every field of the zero matrix is 0."""
+    """Size and rank of a matrix by its singular values; of the zero matrix 0, its condition number NaN."""
 
     norm: float
     sigma1: float
@@ -50,48 +89,51 @@ class RankMetrics:
     e90_nuclear: float
     e95_nuclear: float
     nuclear_norm: float
-
-
-@dataclass(frozen=True)
-class Intruders:
-    """Leading singular vectors of W that resemble no singular vector of W0."""
-
-    count: int
-    energy: float
-    """Their share of the leading vectors' sigma^2; NaN for the zero matrix."""
+    nuclear_spectral_ratio: float
+    condition_number: float
 
 
 def singular_values(matrix: np.ndarray) -> np.ndarray:
     """Return all singular values of an (m, n) matrix, descending, float64, from the smaller Gram matrix."""
     diagonal, below, _, _ = _tridiagonal(_gram(_tall(matrix)))
-    return _roots(_eigenvalues(diagonal, below))
+    return roots(_eigenvalues(diagonal, below))
 
 
-def singular_system(matrix: np.ndarray, top: int | None = None) -> SingularSystem:
-    """Return all singular values of an (m, n) matrix and its ``top`` leading vectors (all by default).
+def singular_system(matrix: np.ndarray, top: int) -> SingularSystem:
+    """Return all singular values of an (m, n) matrix and its ``top`` leading vectors.
 
     The leading vectors cost little beyond the values: both come from one tridiagonalisation.
     """
     tall = _tall(matrix)
-    gram = _gram(tall)
-    if top is None:
-        eigenvalues, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
-        eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
-    else:
-        eigenvalues, vectors = _leading_eigenvectors(gram, min(top, len(gram)))
-    sigma = _roots(eigenvalues)
-    other = _other_side(tall, vectors, sigma)
+    eigenvalues, vectors = leading_eigenvectors(_gram(tall), min(top, tall.shape[1]))
+    return from_shorter_side(matrix, roots(eigenvalues), vectors)
+
+
+def from_shorter_side(matrix: np.ndarray, sigma: np.ndarray, vectors: np.ndarray) -> SingularSystem:
+    """Return the singular system of an (m, n) matrix by its leading vectors of the shorter side, (k, t)."""
+    images = _other_side(_tall(matrix), vectors, sigma)
     wide = matrix.shape[0] < matrix.shape[1]
-    left, right = (vectors, other) if wide else (other, vectors)
-    return SingularSystem(sigma=sigma, left=left, right=right)
+    return SingularSystem(sigma, *((vectors, images) if wide else (images, vectors)))
+
+
+def half_system(matrix: np.ndarray) -> HalfSystem:
+    """Return all singular values of an (m, n) matrix and all vectors of its shorter side."""
+    gram = _gram(_tall(matrix))
+    eigenvalues, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
+    return HalfSystem(matrix, roots(eigenvalues[::-1]), vectors[:, ::-1])
 
 
 def product_singular_values(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the singular values of ``left @ right`` without forming it; (m, r) by (r, n) gives min(m, n, r).
 
     Q_L R_L = left and Q_R R_R = right^T give left right = Q_L (R_L R_R^T) Q_R^T, whose core is at most r x r.
+    Values below the rounding of that product, r eps ||R_L||_F ||R_R||_F, are 0: factors that cancel, as those
+    of an adapter beside its start, leave nothing else.
     """
-    return svdvals(_triangle(left) @ _triangle(right.T).T)
+    first, second = _triangle(left), _triangle(right.T)
+    sigma = svdvals(first @ second.T)
+    rounding = len(sigma) * np.finfo(np.float64).eps * np.linalg.norm(first) * np.linalg.norm(second)
+    return np.where(sigma > rounding, sigma, 0.0)
 
 
 def rank_metrics(sigma: np.ndarray, rows: int, columns: int) -> RankMetrics:
@@ -101,9 +143,13 @@ def rank_metrics(sigma: np.ndarray, rows: int, columns: int) -> RankMetrics:
     EUSIPCO 2007), energy entropy rank the same of q, stable rank sum(sigma^2) / sigma_1^2, participation
     ratio 1 / sum(q^2), eX_energy and eX_nuclear the fewest leading values that hold X % of q and of p.
     Numerical rank counts sigma > sigma_1 max(m, n) eps with the eps of float32, the precision of the data.
+    The condition number is sigma_1 over the smallest of the values given, NaN where that one is below 1e-7
+    sigma_1, the precision of the data. That of a square matrix is mostly noise: already the smallest value of
+    iid entries is about sigma_1 / 4 n, and moves with every draw.
     """
     if not sigma.any():
-        return RankMetrics(**dict.fromkeys(RankMetrics.__dataclass_fields__, 0.0))
+        zeros = dict.fromkeys((field.name for field in fields(RankMetrics)), 0.0)
+        return RankMetrics(**zeros | {"condition_number": float("nan")})
     nuclear, energy = sigma / sigma.sum(), np.square(sigma) / np.square(sigma).sum()
     smallest = sigma[0] * max(rows, columns) * np.finfo(np.float32).eps
     return RankMetrics(
@@ -120,47 +166,9 @@ def rank_metrics(sigma: np.ndarray, rows: int, columns: int) -> RankMetrics:
         e90_nuclear=_fewest(nuclear, 0.90),
         e95_nuclear=_fewest(nuclear, 0.95),
         nuclear_norm=float(sigma.sum()),
+        nuclear_spectral_ratio=float(1 / nuclear[0]),
+        condition_number=float(sigma[0] / sigma[-1]) if sigma[-1] > UNDEFINED * sigma[0] else float("nan"),
     )
-
-
-def principal_angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the angles between the spans of (d, k) and (d, l) vectors, ascending, radians, min(k, l).
-
-    Cosines are the singular values of Q1^T Q2, sines those of (I - Q1 Q1^T) Q2 (Bjorck & Golub 1973). Both
-    are used, since a cosine near 1 cannot tell small angles apart, nor a sine near 1 large ones.
-    """
-    first, second = _orthonormal(first), _orthonormal(second)
-    if first.shape[1] < second.shape[1]:
-        first, second = second, first
-    shared = first.T @ second
-    cosines = svdvals(shared)
-    sines = svdvals(second - first @ shared)[::-1]
-    return np.arctan2(sines, cosines)
-
-
-def subspace_overlap(angles: np.ndarray) -> float:
-    """Return ||Q1^T Q2||_F^2 / k, the mean cos^2 of k principal angles: 1 where the subspaces are the same.
-
-    Two random k-dimensional subspaces of R^d give k / d (Hu et al., arXiv 2106.09685, section 7.2).
-    """
-    return float(np.mean(np.cos(angles) ** 2))
-
-
-def best_cosines(vectors: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Return max_i |cos(y_j, x_i)|, (k,), of unit columns y_j (d, k) over all unit columns x_i (d, t)."""
-    return np.abs(base.T @ vectors.astype(base.dtype)).max(axis=0).astype(np.float64)
-
-
-def intruders(cosines: np.ndarray, sigma: np.ndarray, threshold: float) -> Intruders:
-    """Return how many of k leading vectors are intruders, and their share of these vectors' energy.
-
-    A singular vector of W is an intruder where its largest |cosine| with all singular vectors of W0 is below
-    the threshold (Shuttleworth et al., arXiv 2410.21228, definition 3.1). ``cosines`` and ``sigma`` are (k,).
-    """
-    flagged = cosines < threshold
-    energy = np.square(sigma)
-    share = float(energy[flagged].sum() / energy.sum()) if energy.any() else float("nan")
-    return Intruders(count=int(flagged.sum()), energy=share)
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
@@ -171,14 +179,42 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
+def roots(eigenvalues: np.ndarray) -> np.ndarray:
+    """Return singular values from Gram eigenvalues; rounding can leave the smallest of these below 0."""
+    return np.sqrt(np.clip(eigenvalues, 0, None))
+
+
 def _tall(matrix: np.ndarray) -> np.ndarray:
-    """Return the matrix or its transpose, whichever has the more rows, in float64."""
-    return (matrix.T if matrix.shape[0] < matrix.shape[1] else matrix).astype(np.float64)
+    """Return the matrix or its transpose, whichever has the more rows."""
+    return matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
+
+
+def _row_blocks(tall: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows of a matrix in float64, a block at a time: an embedding need not be copied whole."""
+    for start in range(0, len(tall), BLOCK_ROWS):
+        yield tall[start : start + BLOCK_ROWS].astype(np.float64, copy=False)
 
 
 def _gram(tall: np.ndarray) -> np.ndarray:
     """Return tall^T tall in column order, which LAPACK overwrites without a copy (it is symmetric)."""
-    return (tall.T @ tall).T
+    gram = np.zeros((tall.shape[1], tall.shape[1]))
+    for rows in _row_blocks(tall):
+        gram += rows.T @ rows
+    return gram.T
+
+
+def product(tall: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Return tall @ vectors in float64."""
+    return np.concatenate([rows @ vectors for rows in _row_blocks(tall)])
+
+
+def transposed_product(tall: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Return tall^T @ vectors in float64."""
+    product, start = np.zeros((tall.shape[1], vectors.shape[1])), 0
+    for rows in _row_blocks(tall):
+        product += rows.T @ vectors[start : start + len(rows)]
+        start += len(rows)
+    return product
 
 
 def _tridiagonal(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -197,7 +233,7 @@ def _eigenvalues(diagonal: np.ndarray, below: np.ndarray) -> np.ndarray:
     return eigh_tridiagonal(diagonal, below, eigvals_only=True, lapack_driver="sterf")[::-1]
 
 
-def _leading_eigenvectors(gram: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+def leading_eigenvectors(gram: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Return all eigenvalues, descending, and the leading eigenvectors (n, top); overwrites ``gram``."""
     order = len(gram)
     if order == 1:
@@ -213,17 +249,15 @@ def _leading_eigenvectors(gram: np.ndarray, top: int) -> tuple[np.ndarray, np.nd
     return eigenvalues, vectors
 
 
-def _roots(eigenvalues: np.ndarray) -> np.ndarray:
-    """Return singular values from Gram eigenvalues; rounding can leave the smallest of these below 0."""
-    return np.sqrt(np.clip(eigenvalues, 0, None))
-
-
 def _other_side(tall: np.ndarray, vectors: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """Return the singular vectors of the longer side, zero where sigma is lost in rounding."""
-    images = tall @ vectors
-    lengths = np.linalg.norm(images, axis=0)
-    defined = lengths > UNDEFINED * sigma[0]
-    return np.divide(images, lengths, out=np.zeros_like(images), where=defined)
+    return unit_columns(product(tall, vectors), UNDEFINED * sigma[0])
+
+
+def unit_columns(vectors: np.ndarray, smallest: float) -> np.ndarray:
+    """Return columns scaled to length 1, those not longer than ``smallest`` to 0."""
+    lengths = np.linalg.norm(vectors, axis=0)
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > smallest)
 
 
 def _entropy_rank(shares: np.ndarray) -> float:
@@ -238,9 +272,5 @@ def _fewest(shares: np.ndarray, wanted: float) -> float:
 
 def _triangle(matrix: np.ndarray) -> np.ndarray:
     """Return R of Q R = matrix (m, r), in float64: (min(m, r), r)."""
-    return qr(matrix.astype(np.float64), mode="r")[0][: matrix.shape[1]]
-
-
-def _orthonormal(vectors: np.ndarray) -> np.ndarray:
-    """Return an orthonormal basis of the span of (d, k) vectors, in float64."""
-    return qr(vectors.astype(np.float64), mode="economic")[0]
+    own = np.array(matrix, dtype=np.float64, order="F")  # LAPACK's order, a copy: it is overwritten
+    return np.asarray(qr(own, mode="raw", overwrite_a=True, check_finite=False)[1])

@@ -1,4 +1,4 @@
-"""What tuning did to every projection: spectra of W0, W and dW, ranks beside nulls, intruders, subspaces.
+"""What tuning did to every matrix: spectra of W0, W and dW, ranks beside nulls, intruders, subspaces.
 
 Three cautions. Ranks of a LoRA update are at most r by construction: compare with the null and with r, not
 with full fine-tuning. An intruder vector is one spread over many base vectors, not one outside their span,
@@ -9,18 +9,22 @@ one model are not independent replicates.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rankdrift.analysis import linalg, nulls
-from rankdrift.analysis.analyses import Analysis, Params
-from rankdrift.analysis.linalg import SingularSystem
-from rankdrift.analysis.parallel import parallel_map
+from rankdrift import records
+from rankdrift.analysis import intruders, linalg, nulls, spiked, subspaces
+from rankdrift.analysis.analyses import Analysis, Params, checkpoint_inputs
+from rankdrift.analysis.analyses._comparison import SIDES, Comparison, compare
+from rankdrift.analysis.analyses._spectra_columns import RANKS, TABLES
+from rankdrift.analysis.linalg import HalfSystem
 from rankdrift.analysis.sources.adapters import LowRankUpdate
-from rankdrift.analysis.sources.base_spectra import BaseSpectra
+from rankdrift.analysis.sources.base_spectra import BaseSpectra, unit_name
 from rankdrift.analysis.sources.weights import (
     BaseWeights,
     DenseUpdate,
@@ -33,136 +37,81 @@ from rankdrift.analysis.subjects import Subject
 
 BF16_ROUNDING = 0.0017
 """||e||_F / ||W||_F of rounding W to bfloat16, measured on model weights: an update below it is lost."""
-
-RANKS = {
-    "threshold_rank": "singular values above 1e-5 (absolute; almost always all of them)",
-    "numerical_rank": "singular values above sigma_1 max(rows, columns) eps, eps of float32",
-    "entropy_rank": "exp of the entropy of sigma / sum(sigma)",
-    "energy_entropy_rank": "exp of the entropy of sigma^2 / sum(sigma^2)",
-    "stable_rank": "sum(sigma^2) / sigma_1^2",
-    "participation_ratio": "sum(sigma^2)^2 / sum(sigma^4)",
-    "e90_energy": "fewest leading values with 90 % of sum(sigma^2)",
-    "e95_energy": "fewest leading values with 95 % of sum(sigma^2)",
-    "e90_nuclear": "fewest leading values with 90 % of sum(sigma)",
-    "e95_nuclear": "fewest leading values with 95 % of sum(sigma)",
-}
-SIZES = {"norm": "Frobenius norm", "sigma1": "largest singular value"}
-METRICS = {**SIZES, **RANKS, "nuclear_norm": "sum of singular values"}
-MATRICES = {"base": "W0", "tuned": "W", "update": "dW = W - W0"}
-NULLS = {
-    "tuned": "iid Gaussian noise of that shape",
-    "update": "iid Gaussian noise of that shape, or Gaussian B A of the same r; NaN where not adapted",
-}
-
-COLUMNS: dict[str, str] = {
-    "layer": "block, 0-based",
-    "module": "projection: q_proj ... down_proj",
-    "rows": "outputs of the matrix",
-    "columns": "inputs of the matrix",
-    **{f"{m}_{key}": f"{meaning}, of {MATRICES[m]}" for m in MATRICES for key, meaning in METRICS.items()},
-    **{f"{m}_{key}_null": f"{m}_{key} of {null}" for m, null in NULLS.items() for key in RANKS},
-    "relative_update_norm": "||dW||_F / ||W0||_F",
-    "sigma1_ratio": "sigma_1(dW) / sigma_1(W0)",
-    "spearman_sigma": "rank correlation of |u_i^T W v_i| with sigma_i; u_i, sigma_i, v_i of W0",
-    "angle_left_mean": "mean principal angle of the leading left singular vectors of W and W0, radians",
-    "angle_left_max": "largest of these angles, radians",
-    "angle_right_mean": "mean principal angle of the leading right singular vectors of W and W0, radians",
-    "angle_right_max": "largest of these angles, radians",
-    "overlap_left": "mean cos^2 of the left angles: 1 is the same subspace",
-    "overlap_right": "mean cos^2 of the right angles",
-    "overlap_random": "what random subspaces give: mean of k / rows and k / columns",
-    "intruders_left": "leading left vectors of W with |cosine| below the threshold to all of W0",
-    "intruders_right": "leading right vectors of W with |cosine| below the threshold to all of W0",
-    "intruder_energy_left": "left intruders' share of the leading vectors' sigma^2",
-    "intruder_energy_right": "right intruders' share of the leading vectors' sigma^2",
-    "bf16_floor_ratio": "||dW||_F / (0.0017 ||W0||_F): below 1, bfloat16 weights lose the update",
-}
-VALUES: dict[str, str] = {
-    "layer": COLUMNS["layer"],
-    "module": COLUMNS["module"],
-    "matrix": "base (W0), tuned (W) or update (dW; r values for an adapter of rank r)",
-    "index": "0-based, by size",
-    "sigma": "singular value",
-}
+MOSTLY_ROUNDING = 2**0.5
+"""||dW||_F over the norm of the rounding in it where both parts of dW are as large: their squares add."""
+NAN = float("nan")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one matrix gives: its row of ``svd_analysis_results``, and its spectra by matrix."""
+def split(subject: Subject, params: Params) -> list[str]:
+    """Return the names of a model's matrices, ``0003.q_proj``, in the order of the tables.
 
-    row: dict[str, Any]
-    spectra: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Measures one projection of a checkpoint after the other; sent to the processes that share them."""
-
-    weights: TunedWeights
-    base: BaseSpectra
-    params: Params
-
-    def measure(self, projection: Projection) -> Measured:
-        """Compare one matrix with its base."""
-        pair, base = self.weights.pair(projection), self.base.system(projection)
-        tuned, update_sigma = _tuned_system(pair, base, self.params.top_k), _update_values(pair.update)
-        spectra = {"base": base.sigma, "tuned": tuned.sigma, "update": update_sigma}
-        row = {
-            "layer": projection.layer,
-            "module": projection.module,
-            "rows": pair.base.shape[0],
-            "columns": pair.base.shape[1],
-            **_sizes_and_ranks(spectra, *pair.base.shape),
-            **_null_ranks(pair),
-            **_relative_size(spectra),
-            "spearman_sigma": linalg.spearman(_gains(pair.update, base), base.sigma),
-            **_subspaces(tuned, base),
-            **_intruders(tuned, base, self.params.intruder_threshold),
-        }
-        return Measured(row, {name: spectra[name] for name in ("tuned", "update")})
+    Raises UserError for a checkpoint that was not tuned from the base model.
+    """
+    if subject.tuned is not None:
+        _weights(subject)
+    return list(_units(subject.base, records.fingerprint(subject.base)))
 
 
-def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
-    """Return both tables of a checkpoint; of the base model, its singular values alone."""
-    spectra = BaseSpectra(BaseWeights(subject.base), params.cache)
+def measure(subject: Subject, params: Params, unit: str) -> dict[str, pd.DataFrame]:
+    """Return all tables' rows of one matrix; of the base model, its singular values alone."""
+    stamp = records.fingerprint(subject.base)
+    projection = _units(subject.base, stamp)[unit]
     if subject.tuned is None:
-        spectra.prepare(params.workers)
-        values = [_values(p, "base", spectra.sigma(p)) for p in spectra.base.names]
-        return {"singular_values": pd.concat(values, ignore_index=True)}
-    comparison = Comparison(open_weights(subject.base, subject.tuned), spectra, params)
-    spectra.prepare(params.workers)
-    names = list(spectra.base.names)
-    measured = parallel_map(comparison.measure, names, params.workers)
-    values = [
-        _values(projection, matrix, sigma)
-        for projection, result in zip(names, measured, strict=True)
-        for matrix, sigma in result.spectra.items()
-    ]
-    return {
-        "svd_analysis_results": pd.DataFrame([result.row for result in measured], columns=list(COLUMNS)),
-        "singular_values": pd.concat(values, ignore_index=True),
+        spectra = BaseSpectra(_base(subject.base, stamp), params.cache)
+        return {"singular_values": _values(projection, {"base": spectra.sigma(projection)})}
+    found = compare(_weights(subject), projection, params)
+    spectra_of_checkpoint = {name: found.spectra[name] for name in ("tuned", "update")}
+    rows = {
+        "svd_analysis_results": [_matrix_row(found, params)],
+        "subspace_drift": list(_subspace_rows(found, params)),
+        "intruder_dimensions": list(_intruder_rows(found, params)),
     }
+    frames = {table: pd.DataFrame(of, columns=list(TABLES[table])) for table, of in rows.items()}
+    return frames | {"singular_values": _values(projection, spectra_of_checkpoint)}
 
 
-def _tuned_system(pair: MatrixPair, base: SingularSystem, top: int) -> SingularSystem:
-    """Return the spectrum and leading vectors of W, which are the base's own where nothing was changed."""
-    if _is_zero(pair.update):
-        return SingularSystem(base.sigma, base.left[:, :top], base.right[:, :top])
-    return linalg.singular_system(pair.tuned.numpy(), top)
+def _weights(subject: Subject) -> TunedWeights:
+    """Return a checkpoint's weights, opened once for all of its matrices."""
+    assert subject.tuned is not None, "the base model has no update"
+    stamp = "".join(records.fingerprint(path) for path in checkpoint_inputs(subject))
+    return _tuned(subject.base, subject.tuned, subject.initial, stamp)
 
 
-def _is_zero(update: DenseUpdate | LowRankUpdate) -> bool:
-    if isinstance(update, DenseUpdate):
-        return not update.values.any()
-    return not update.left.any() or not update.right.any()
+@lru_cache(maxsize=2)
+def _base(folder: Path, stamp: str) -> BaseWeights:
+    """Open a base model; ``stamp`` tells changed files."""
+    return BaseWeights(folder)
 
 
-def _update_values(update: DenseUpdate | LowRankUpdate) -> np.ndarray:
-    if isinstance(update, DenseUpdate):
-        return linalg.singular_values(update.values.numpy())
-    if update.rank == 0:
-        return np.zeros(0)
-    return abs(update.scale) * linalg.product_singular_values(update.left.numpy(), update.right.numpy())
+@lru_cache(maxsize=2)
+def _tuned(base: Path, folder: Path, initial: Path | None, stamp: str) -> TunedWeights:
+    """Open a checkpoint; ``stamp`` tells changed files."""
+    return open_weights(base, folder, initial)
+
+
+@lru_cache(maxsize=2)
+def _units(folder: Path, stamp: str) -> dict[str, Projection]:
+    """Return the matrices of a base model by the names of their units."""
+    return {unit_name(projection): projection for projection in _base(folder, stamp).names}
+
+
+def _matrix_row(found: Comparison, params: Params) -> dict[str, Any]:
+    """Return the row of ``svd_analysis_results``."""
+    return {
+        **found.place,
+        "rows": found.shape[0],
+        "columns": found.shape[1],
+        **_sizes_and_ranks(found.spectra, *found.shape),
+        **_null_ranks(found.pair),
+        **_relative_size(found),
+        **_spectral_distance(found),
+        **_bulk(found),
+        **_headline_subspaces(found, min(params.top_k, *found.shape)),
+        **_headline_intruders(found, params),
+        "stored_dtype": found.pair.stored_dtype,
+        "noise_floor_ratio": _noise_floor_ratio(found),
+        "reason": "; ".join(_reasons(found, min(params.top_k, *found.shape))),
+    }
 
 
 def _sizes_and_ranks(spectra: dict[str, np.ndarray], rows: int, columns: int) -> dict[str, float]:
@@ -179,82 +128,211 @@ def _null_ranks(pair: MatrixPair) -> dict[str, float]:
     tuned = {f"tuned_{key}_null": getattr(noise, key) for key in RANKS}
     if isinstance(pair.update, LowRankUpdate):
         if pair.update.rank == 0:
-            return tuned | {f"update_{key}_null": float("nan") for key in RANKS}
+            return tuned | {f"update_{key}_null": NAN for key in RANKS}
         noise = nulls.product_null(rows, columns, pair.update.rank)
     return tuned | {f"update_{key}_null": getattr(noise, key) for key in RANKS}
 
 
-def _relative_size(spectra: dict[str, np.ndarray]) -> dict[str, float]:
+def _relative_size(found: Comparison) -> dict[str, float]:
     """Return the update's size beside the base's; NaN where the base is the zero matrix."""
-    norms = {name: float(np.linalg.norm(sigma)) for name, sigma in spectra.items()}
-    relative = norms["update"] / norms["base"] if norms["base"] else float("nan")
-    largest = spectra["update"].max(initial=0.0)
+    norms = {name: float(np.linalg.norm(sigma)) for name, sigma in found.spectra.items()}
+    relative = norms["update"] / norms["base"] if norms["base"] else NAN
     return {
         "relative_update_norm": relative,
-        "sigma1_ratio": largest / spectra["base"][0] if norms["base"] else float("nan"),
+        "sigma1_ratio": found.update_norm / float(found.base.sigma[0]) if norms["base"] else NAN,
         "bf16_floor_ratio": relative / BF16_ROUNDING,
     }
 
 
-def _gains(update: DenseUpdate | LowRankUpdate, base: SingularSystem) -> np.ndarray:
+def _spectral_distance(found: Comparison) -> dict[str, float]:
+    """Return how the spectrum of W moved, in units of sigma_1(W0); NaN where that is 0."""
+    largest, change = float(found.base.sigma[0]), found.tuned.sigma - found.base.sigma
+    return {
+        "spearman_sigma": linalg.spearman(_gains(found.pair.update, found.base), found.base.sigma),
+        "wasserstein_sigma": float(np.mean(np.abs(change))) / largest if largest else NAN,
+        "wasserstein2_sigma": float(np.sqrt(np.mean(change**2))) / largest if largest else NAN,
+    }
+
+
+def _gains(update: DenseUpdate | LowRankUpdate, base: HalfSystem) -> np.ndarray:
     """Return |u_i^T W v_i| (k,) = |sigma_i + u_i^T dW v_i|: how W acts along the base's directions.
 
-    Sorted singular values of W and W0 would correlate perfectly whatever W is.
+    Sorted singular values of W and W0 would correlate perfectly whatever W is. With u_i = W0 v_i / sigma_i
+    the change is v_i^T (W0^T dW) v_i / sigma_i (or the same of the transposes), which needs no long vectors;
+    0 for values lost in rounding.
     """
-    if isinstance(update, DenseUpdate):
-        left, right = base.left.T @ update.values.float().numpy(), base.right.T
-    else:
-        left, right = (
-            update.scale * (base.left.T @ update.left.numpy()),
-            (update.right.numpy() @ base.right).T,
-        )
-    return np.abs(base.sigma + np.einsum("ij,ij->i", left, right))
+    if isinstance(update, LowRankUpdate):
+        left = base.components(update.left.double().numpy(), "left")
+        right = base.components(update.right.double().numpy().T, "right")
+        return np.abs(base.sigma + update.scale * np.einsum("ij,ij->i", left, right))
+    tall, change = base.matrix, update.values.float().numpy()
+    product = tall @ change.T if base.wide else tall.T @ change
+    vectors = base.vectors.astype(np.float32)
+    changes = np.einsum("ij,ij->j", vectors, product @ vectors, dtype=np.float64)
+    defined = base.sigma > linalg.UNDEFINED * base.sigma[0]
+    return np.abs(base.sigma + np.divide(changes, base.sigma, out=np.zeros_like(changes), where=defined))
 
 
-def _subspaces(tuned: SingularSystem, base: SingularSystem) -> dict[str, float]:
-    rows, columns, top = len(base.left), len(base.right), tuned.left.shape[1]
-    left = linalg.principal_angles(base.left[:, :top], tuned.left)
-    right = linalg.principal_angles(base.right[:, :top], tuned.right)
-    return {
-        "angle_left_mean": float(left.mean()),
-        "angle_left_max": float(left.max()),
-        "angle_right_mean": float(right.mean()),
-        "angle_right_max": float(right.max()),
-        "overlap_left": linalg.subspace_overlap(left),
-        "overlap_right": linalg.subspace_overlap(right),
-        "overlap_random": (top / rows + top / columns) / 2,
+def _bulk(found: Comparison) -> dict[str, float]:
+    """Return what the Marchenko-Pastur laws of W0 and of a dense, nonzero dW say."""
+    shape = found.shape
+    noise = spiked.noise_level(found.base.sigma, *shape)
+    onset = spiked.onset(noise, *shape)
+    of_base = {
+        "base_noise_std": noise,
+        "intruder_onset": onset,
+        "onset_ratio": found.update_norm / onset if onset else NAN,
     }
-
-
-def _intruders(tuned: SingularSystem, base: SingularSystem, threshold: float) -> dict[str, float]:
-    sigma = tuned.sigma[: tuned.left.shape[1]]
-    left = linalg.intruders(linalg.best_cosines(tuned.left, base.left), sigma, threshold)
-    right = linalg.intruders(linalg.best_cosines(tuned.right, base.right), sigma, threshold)
-    return {
-        "intruders_left": left.count,
-        "intruders_right": right.count,
-        "intruder_energy_left": left.energy,
-        "intruder_energy_right": right.energy,
-    }
-
-
-def _values(projection: Projection, matrix: str, sigma: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "layer": projection.layer,
-            "module": projection.module,
-            "matrix": matrix,
-            "index": np.arange(len(sigma)),
-            "sigma": sigma,
-        }
+    names = ("noise_std", "bulk_edge", "spikes", "hard_threshold", "hard_rank")
+    if isinstance(found.pair.update, LowRankUpdate) or not found.update.any():
+        return of_base | {f"update_{name}": NAN for name in names}
+    noise = spiked.noise_level(found.update, *shape)
+    above, threshold = spiked.spike_threshold(noise, *shape), spiked.hard_threshold(noise, *shape)
+    values = (
+        noise,
+        spiked.bulk_edge(noise, *shape),
+        float(np.count_nonzero(found.update > above)),
+        threshold,
+        float(np.count_nonzero(found.update > threshold)),
     )
+    return of_base | {f"update_{name}": value for name, value in zip(names, values, strict=True)}
+
+
+def _noise_floor_ratio(found: Comparison) -> float:
+    """Return ||dW||_F over the norm of the rounding in it: infinite for exact weights, NaN for no update."""
+    norm = float(np.linalg.norm(found.update))
+    if norm == 0:
+        return NAN
+    return norm / found.pair.rounding_norm if found.pair.rounding_norm else float("inf")
+
+
+def _headline_subspaces(found: Comparison, k: int) -> dict[str, float]:
+    angles = {side: _angles(found, side, k) for side in SIDES}
+    return {
+        **{f"angle_{side}_mean": float(angles[side].mean()) for side in SIDES},
+        **{f"angle_{side}_max": float(angles[side].max()) for side in SIDES},
+        **{f"overlap_{side}": subspaces.subspace_overlap(angles[side]) for side in SIDES},
+        "overlap_random": (k / found.shape[0] + k / found.shape[1]) / 2,
+    }
+
+
+def _headline_intruders(found: Comparison, params: Params) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for side in SIDES:
+        flagged = _intruders(found, side, min(params.top_k, *found.shape), params.intruder_threshold)
+        row |= {f"intruders_{side}": flagged.count, f"intruder_energy_{side}": flagged.energy}
+    return row
+
+
+def _angles(found: Comparison, side: str, k: int) -> np.ndarray:
+    """Return the principal angles of the k leading vectors (k,); NaN where not that many are defined."""
+    if k > found.defined:
+        return np.full(k, NAN)
+    first, second = getattr(found.start, side)[:, :k], getattr(found.tuned, side)[:, :k]
+    return subspaces.principal_angles(first, second)
+
+
+def _intruders(found: Comparison, side: str, k: int, threshold: float) -> intruders.Intruders:
+    """Return the intruders among the k leading vectors, undefined (count NaN) where not that many are."""
+    if k > found.defined:
+        return intruders.Intruders(NAN, NAN)
+    return intruders.intruders(found.cosines[side][:k], found.tuned.sigma[:k], threshold)
+
+
+def _subspace_rows(found: Comparison, params: Params) -> Iterator[dict[str, Any]]:
+    """Yield the rows of ``subspace_drift``."""
+    counts = [k for k in params.vector_counts if k <= min(found.shape)]
+    for side, dimension in zip(SIDES, found.shape, strict=True):
+        for k in counts:
+            angles = _angles(found, side, k)
+            first, second = getattr(found.start, side)[:, :k], getattr(found.tuned, side)[:, :k]
+            gap = subspaces.spectral_gap(found.base.sigma, k)
+            yield {
+                **found.place,
+                "side": side,
+                "k": k,
+                "angle_mean": float(angles.mean()),
+                "angle_max": float(angles.max()),
+                "overlap": subspaces.subspace_overlap(angles),
+                "overlap_random": k / dimension,
+                "vector_drift": subspaces.vector_drift(angles),
+                "naive_drift": NAN if k > found.defined else subspaces.naive_drift(first, second),
+                "gap": gap,
+                "wedin_bound": subspaces.wedin_bound(
+                    found.base.sigma, found.tuned.sigma, found.update_norm, k
+                ),
+                "reliable": gap > found.update_norm,
+                "reason": _undefined(found, k),
+            }
+
+
+def _intruder_rows(found: Comparison, params: Params) -> Iterator[dict[str, Any]]:
+    """Yield the rows of ``intruder_dimensions``."""
+    counts = [k for k in params.vector_counts if k <= min(found.shape)]
+    for side, dimension in zip(SIDES, found.shape, strict=True):
+        base = (dimension, min(found.shape))
+        for threshold in params.intruder_thresholds:
+            share = intruders.random_intruder_share(threshold, *base)
+            for k in counts:
+                flagged = _intruders(found, side, k, threshold)
+                yield {
+                    **found.place,
+                    "side": side,
+                    "threshold": threshold,
+                    "k": k,
+                    "count": flagged.count,
+                    "energy_share": flagged.energy,
+                    "count_random": k * share,
+                    "cosine_random": intruders.random_cosine(*base),
+                    "reason": _undefined(found, k),
+                }
+
+
+def _undefined(found: Comparison, k: int) -> str:
+    """Return why the k leading vectors of W0 and W cannot be compared; empty where they can."""
+    if k <= found.defined:
+        return ""
+    return f"only {found.defined} singular values of W0 and W are above 1e-7 sigma_1"
+
+
+def _reasons(found: Comparison, k: int) -> Iterator[str]:
+    """Yield why values of ``svd_analysis_results`` are NaN, or noise."""
+    if not found.base.sigma[0]:
+        yield "W0 is zero"
+    if isinstance(found.pair.update, LowRankUpdate) and found.pair.update.rank == 0:
+        yield "not adapted: dW is zero"
+    elif not found.update.any():
+        yield "dW is zero"
+    elif isinstance(found.pair.update, LowRankUpdate):
+        yield "dW is a product of factors: no bulk of noise to fit"
+    elif _noise_floor_ratio(found) < MOSTLY_ROUNDING:
+        yield f"rounding to {found.pair.stored_dtype} is the larger part of dW: its values are noise"
+    for name, sigma in found.spectra.items():
+        if sigma.any() and sigma[-1] <= linalg.UNDEFINED * sigma[0]:
+            yield f"{name}_condition_number: smallest singular value below 1e-7 sigma_1"
+    if undefined := _undefined(found, k):
+        yield undefined
+
+
+def _values(projection: Projection, spectra: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return rows of ``singular_values``."""
+    frames = [
+        pd.DataFrame({"matrix": matrix, "index": np.arange(len(sigma)), "sigma": sigma})
+        for matrix, sigma in spectra.items()
+    ]
+    rows = pd.concat(frames, ignore_index=True)
+    return rows.assign(layer=projection.layer, module=projection.module)[
+        ["layer", "module", "matrix", "index", "sigma"]
+    ]
 
 
 ANALYSIS = Analysis(
     name="spectra",
-    columns={"svd_analysis_results": COLUMNS, "singular_values": VALUES},
+    columns=TABLES,
     per="checkpoint",
-    compute=compute,
-    parameters=("top_k", "intruder_threshold"),
-    parquet_only=frozenset({"singular_values"}),
+    split=split,
+    measure=measure,
+    parameters=("top_k", "intruder_threshold", "intruder_thresholds", "vector_counts"),
+    version=2,
+    parquet_only=frozenset({"singular_values", "intruder_dimensions"}),
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +14,17 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from rankdrift import records
-from rankdrift.analysis.linalg import SingularSystem, singular_system
-from rankdrift.analysis.parallel import parallel_map
+from rankdrift.analysis.decomposition import half_system
+from rankdrift.analysis.linalg import HalfSystem
 from rankdrift.analysis.sources.weights import BaseWeights, Projection
 
 
 @dataclass(frozen=True)
 class BaseSpectra:
-    """All singular values (float64) and vectors (float32) of every projection of a base model.
+    """All singular values and the vectors of the shorter side (float64) of every matrix of a base model.
 
-    One file a matrix, in a folder named after the fingerprint of the weights: 4 (m + n) min(m, n) bytes
-    each, 0.6 GB for a model of 135 million parameters.
+    One file a matrix, made when it is first asked for, in a folder named after the fingerprint of the
+    weights: 8 k (k + 1) bytes each, k = min(m, n); 0.6 GB for a model of 135 million parameters.
     """
 
     base: BaseWeights
@@ -30,33 +33,46 @@ class BaseSpectra:
     @cached_property
     def folder(self) -> Path:
         """Where this base model's systems are kept."""
-        return self.cache / f"spectra-{self.base.tensors.fingerprint()[:16]}"
-
-    def prepare(self, workers: int) -> None:
-        """Compute what is not there yet, with ``workers`` processes (0: one a core)."""
-        missing = [projection for projection in self.base.names if not self._path(projection).exists()]
-        parallel_map(self._store, missing, workers)
+        return self.cache / f"base-spectra-{self.base.tensors.fingerprint()[:16]}"
 
     def sigma(self, projection: Projection) -> np.ndarray:
         """Return the singular values (k,) of W0, descending, float64."""
+        if not self._path(projection).exists():
+            return self.system(projection, self.base.matrix(projection).numpy()).sigma
         with safe_open(self._path(projection), framework="numpy") as handle:
             values: np.ndarray = handle.get_tensor("sigma")
         return values
 
-    def system(self, projection: Projection) -> SingularSystem:
-        """Return the singular values and all k = min(m, n) left and right vectors of W0."""
-        with safe_open(self._path(projection), framework="numpy") as handle:
-            return SingularSystem(**{name: handle.get_tensor(name) for name in ("sigma", "left", "right")})
-
-    def _store(self, projection: Projection) -> None:
-        system = singular_system(self.base.matrix(projection).numpy())
-        stored = {
-            "sigma": np.ascontiguousarray(system.sigma),
-            "left": np.ascontiguousarray(system.left, dtype=np.float32),
-            "right": np.ascontiguousarray(system.right, dtype=np.float32),
-        }
-        with records.replacing(self._path(projection)) as temporary:
-            save_file(stored, temporary)
+    def system(self, projection: Projection, matrix: np.ndarray) -> HalfSystem:
+        """Return the singular system of W0, whose values (rows, columns) are ``matrix``."""
+        path = self._path(projection)
+        if not path.exists():
+            with _locked(path.with_suffix(".lock")):
+                if not path.exists():
+                    _store(path, half_system(matrix))
+        with safe_open(path, framework="numpy") as handle:
+            return HalfSystem(matrix, handle.get_tensor("sigma"), handle.get_tensor("vectors"))
 
     def _path(self, projection: Projection) -> Path:
-        return self.folder / f"{projection.layer:04d}.{projection.module}.safetensors"
+        return self.folder / f"{unit_name(projection)}.safetensors"
+
+
+def unit_name(projection: Projection) -> str:
+    """Return ``0003.q_proj``, or ``outside.lm_head`` of a matrix that is in no block."""
+    place = f"{projection.layer:04d}" if projection.layer >= 0 else "outside"
+    return f"{place}.{projection.module}"
+
+
+def _store(path: Path, system: HalfSystem) -> None:
+    stored = {"sigma": system.sigma, "vectors": system.vectors}
+    with records.replacing(path) as temporary:
+        save_file({name: np.ascontiguousarray(value) for name, value in stored.items()}, temporary)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is left behind empty; the system releases it if the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -41,6 +41,7 @@ def test_gaussian_null_is_within_two_percent_of_simulation(shape: tuple[int, int
 
 def test_product_null_is_within_two_percent_of_simulation() -> None:
     null = nulls.product_null(2048, 5632, 16)
+    assert null.nuclear_spectral_ratio == pytest.approx(14.7, rel=0.02)
     np.testing.assert_allclose(figures(null), PRODUCT_R16, rtol=0.02)
     assert null.threshold_rank == null.numerical_rank == 16
 
@@ -56,6 +57,30 @@ def test_product_null_is_the_mean_over_dense_products(rows: int, columns: int, r
     np.testing.assert_allclose(
         figures(nulls.product_null(rows, columns, rank)), np.mean(draws, axis=0), rtol=0.02
     )
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(80, 80), (160, 80), (80, 320)])
+def test_condition_number_of_noise_is_the_median_of_simulation(rows: int, columns: int) -> None:
+    generator = np.random.default_rng(3)
+    drawn = [np.linalg.cond(generator.standard_normal((rows, columns))) for _ in range(400)]
+    null = nulls.gaussian_null(rows, columns).condition_number
+    # a median of n draws has a share of 1/2 +- 1/(2 sqrt(n)) of them below; the rectangular law is a limit
+    share = np.mean(np.array(drawn) < null)
+    assert share == pytest.approx(0.5, abs=0.1) or null == pytest.approx(np.median(drawn), rel=0.05)
+
+
+def test_condition_number_of_a_product_is_that_of_dense_products() -> None:
+    generator = np.random.default_rng(3)
+    drawn = [
+        _condition(generator.standard_normal((60, 6)) @ generator.standard_normal((6, 40)), 6)
+        for _ in range(400)
+    ]
+    assert nulls.product_null(60, 40, 6).condition_number == pytest.approx(np.median(drawn), rel=0.05)
+
+
+def _condition(matrix: np.ndarray, rank: int) -> float:
+    sigma = np.linalg.svd(matrix, compute_uv=False)
+    return float(sigma[0] / sigma[rank - 1])
 
 
 def test_gaussian_null_has_the_norm_of_noise() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,15 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from rankdrift.analysis.analyses import Params, spectra
+from rankdrift.analysis.analyses._spectra_columns import METRICS
+from rankdrift.analysis.linalg import HalfSystem, half_system
+from rankdrift.analysis.sources import base_spectra
+from rankdrift.analysis.sources.weights import BaseWeights
 from rankdrift.analysis.subjects import Subject, base_subject
 from rankdrift.errors import UserError
 
 ROWS, COLUMNS, TOP = 256, 192, 10
+MATRICES = 15  # seven in each of two blocks, and the embedding
 
 
 def checkpoint(base: Path, tuned: Path) -> Subject:
@@ -28,7 +37,13 @@ def checkpoint(base: Path, tuned: Path) -> Subject:
 
 
 def measure(base: Path, tuned: Path, cache: Path, **settings: Any) -> dict[str, pd.DataFrame]:
-    return spectra.compute(checkpoint(base, tuned), Params(cache=cache, **{"workers": 1} | settings))
+    return of_subject(checkpoint(base, tuned), Params(cache=cache, **settings))
+
+
+def of_subject(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
+    """Return a checkpoint's tables, the units of the analysis put together."""
+    found = [spectra.measure(subject, params, unit) for unit in spectra.split(subject, params)]
+    return {table: pd.concat([rows[table] for rows in found], ignore_index=True) for table in found[0]}
 
 
 def gaussian(*shape: int, seed: int) -> np.ndarray:
@@ -106,22 +121,26 @@ def test_noise_makes_no_intruders_and_has_the_ranks_of_its_null(row: Row, thresh
 
 
 def assert_nothing_changed(table: pd.DataFrame) -> None:
-    metrics = [column for column in table if column.startswith("update_") and not column.endswith("_null")]
-    zeros = [*metrics, "relative_update_norm", "sigma1_ratio", "bf16_floor_ratio"]
+    zeros = [f"update_{metric}" for metric in METRICS if metric != "condition_number"]
+    zeros += ["relative_update_norm", "sigma1_ratio", "bf16_floor_ratio", "onset_ratio"]
+    zeros += ["wasserstein_sigma", "wasserstein2_sigma"]
     zeros += [f"intruder{kind}_{side}" for kind in ("s", "_energy") for side in ("left", "right")]
     assert (table[zeros] == 0).all(axis=None)
     angles = [column for column in table if column.startswith("angle_")]
     assert table[angles].to_numpy().max() < 1e-12
     for one in ("spearman_sigma", "overlap_left", "overlap_right"):
         np.testing.assert_allclose(table[one], 1, rtol=1e-12)
-    for metric in spectra.METRICS:
-        assert (table[f"tuned_{metric}"] == table[f"base_{metric}"]).all()
+    for metric in METRICS:
+        pd.testing.assert_series_equal(table[f"tuned_{metric}"], table[f"base_{metric}"], check_names=False)
+    undefined = ["update_condition_number", "update_noise_std", "update_spikes", "noise_floor_ratio"]
+    assert table[undefined].isna().all(axis=None)
+    assert table["reason"].str.contains("dW is zero").all()
 
 
 def test_an_unchanged_model_has_moved_nowhere(models: Any, tmp_path: Path) -> None:
     shutil.copytree(models.base, tmp_path / "copy")
     table = measure(models.base, tmp_path / "copy", tmp_path / "cache")["svd_analysis_results"]
-    assert len(table) == 14
+    assert len(table) == MATRICES
     assert_nothing_changed(table)
 
 
@@ -172,6 +191,11 @@ def test_a_row_is_what_a_dense_computation_gives(models: Any, tmp_path: Path) ->
         "overlap_left": np.mean(np.cos(left) ** 2),
         "overlap_right": np.linalg.norm(v0[:4] @ v1[:4].T) ** 2 / 4,
         "overlap_random": (4 / 48 + 4 / 32) / 2,
+        "tuned_condition_number": s1[0] / s1[-1],
+        "update_nuclear_spectral_ratio": update.sum() / update[0],
+        "wasserstein_sigma": scipy.stats.wasserstein_distance(s0, s1) / s0[0],
+        "wasserstein2_sigma": np.sqrt(np.mean((s1 - s0) ** 2)) / s0[0],
+        "noise_floor_ratio": np.inf,
         "intruders_left": sum(flags_left),
         "intruders_right": sum(flags_right),
         "intruder_energy_left": sum(s1[:4][flags_left] ** 2) / sum(s1[:4] ** 2),
@@ -188,9 +212,7 @@ def test_an_adapter_gives_what_its_merged_model_gives(models: Any, lora: Path, t
     factored = measure(models.base, lora, tmp_path / "cache")
     dense = measure(models.base, tmp_path / "merged", tmp_path / "cache")
     compared = ["update_norm", "update_sigma1", "update_entropy_rank", "spearman_sigma", "intruders_left"]
-    compared += [f"tuned_{metric}" for metric in spectra.METRICS] + [
-        f"angle_{s}_max" for s in ("left", "right")
-    ]
+    compared += [f"tuned_{metric}" for metric in METRICS] + [f"angle_{s}_max" for s in ("left", "right")]
     for column in compared:
         np.testing.assert_allclose(
             factored["svd_analysis_results"][column],
@@ -204,41 +226,83 @@ def test_an_adapter_gives_what_its_merged_model_gives(models: Any, lora: Path, t
     assert nulls[~adapted].isna().all()
 
 
-def test_the_number_of_workers_changes_nothing(models: Any, lora: Path, tmp_path: Path) -> None:
-    one = measure(models.base, lora, tmp_path / "one", workers=1)
-    two = measure(models.base, lora, tmp_path / "two", workers=2)
-    for table in one:
-        pd.testing.assert_frame_equal(one[table], two[table], check_exact=True)
+def test_the_order_of_the_units_changes_nothing(models: Any, lora: Path, tmp_path: Path) -> None:
+    subject, params = checkpoint(models.base, lora), Params(cache=tmp_path / "one")
+    one = of_subject(subject, params)
+    other = dataclasses.replace(params, cache=tmp_path / "two")
+    units = spectra.split(subject, other)
+    assert units[:2] == ["outside.embed_tokens", "0000.q_proj"]
+    found = {unit: spectra.measure(subject, other, unit) for unit in reversed(units)}
+    for table, rows in one.items():
+        again = pd.concat([found[unit][table] for unit in units], ignore_index=True)
+        pd.testing.assert_frame_equal(rows, again, check_exact=True)
+
+
+def test_a_matrix_wanted_twice_at_once_is_decomposed_once(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decomposed = []
+
+    def slowly(matrix: np.ndarray) -> HalfSystem:
+        decomposed.append(matrix.shape)
+        time.sleep(0.005)
+        return half_system(matrix)
+
+    monkeypatch.setattr(base_spectra, "half_system", slowly)
+    base = BaseWeights(models.base)
+    places = [base_spectra.BaseSpectra(base, tmp_path) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:  # each opens the lock: as good as processes
+        found = list(pool.map(lambda spectra: [spectra.sigma(name) for name in base.names], places))
+    assert len(decomposed) == MATRICES
+    for sigmas in found[1:]:
+        np.testing.assert_array_equal(np.concatenate(sigmas), np.concatenate(found[0]))
 
 
 def test_the_base_is_decomposed_once(models: Any, lora: Path, tmp_path: Path) -> None:
     params = Params(cache=tmp_path, workers=1)
-    tables = spectra.compute(base_subject(models.base), params)
+    tables = of_subject(base_subject(models.base), params)
     assert list(tables) == ["singular_values"]
     assert set(tables["singular_values"]["matrix"]) == {"base"}
     stored = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert len(stored) == 14
+    assert len(stored) == MATRICES
     measure(models.base, lora, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == stored
 
 
 def test_base_singular_values_are_those_of_numpy(models: Any, tmp_path: Path) -> None:
-    values = spectra.compute(base_subject(models.base), Params(cache=tmp_path, workers=1))["singular_values"]
+    values = of_subject(base_subject(models.base), Params(cache=tmp_path, workers=1))["singular_values"]
     weights = load_file(models.base / "model.safetensors")
     for (layer, module), rows in values.groupby(["layer", "module"]):
         part = "mlp" if module in ("gate_proj", "up_proj", "down_proj") else "self_attn"
-        dense = np.linalg.svd(
-            weights[f"model.layers.{layer}.{part}.{module}.weight"].double(), compute_uv=False
-        )
+        name = "embed_tokens" if layer == -1 else f"layers.{layer}.{part}.{module}"
+        dense = np.linalg.svd(weights[f"model.{name}.weight"].double(), compute_uv=False)
         np.testing.assert_allclose(rows["sigma"], dense, rtol=1e-9)
 
 
-def test_a_diverged_matrix_is_named_from_a_worker(
-    models: Any, edited: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_diverged_matrix_is_named(models: Any, edited: Callable[..., Path], tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.k_proj.weight"
     broken = float("nan") * load_file(models.full / "model.safetensors")[name]
+    folder = edited(models.full, **{name.replace(".", "__"): broken})
     with pytest.raises(UserError, match=f"{name} holds NaN"):
-        measure(
-            models.base, edited(models.full, **{name.replace(".", "__"): broken}), tmp_path / "c", workers=2
-        )
+        spectra.measure(checkpoint(models.base, folder), Params(cache=tmp_path / "c"), "0001.k_proj")
+
+
+def test_changed_files_are_opened_again(models: Any, lora: Path, tmp_path: Path) -> None:
+    copy, norms = tmp_path / "copy", []
+    shutil.copytree(lora, copy)
+    for alpha in (8, 16):
+        settings = json.loads((copy / "adapter_config.json").read_text())
+        (copy / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": alpha}))
+        table = measure(models.base, copy, tmp_path / "cache")["svd_analysis_results"]
+        norms.append(table["update_norm"].to_numpy())
+    np.testing.assert_allclose(norms[1], 2 * norms[0], rtol=1e-12)
+    assert norms[0].any()
+
+
+def test_a_model_of_another_architecture_is_refused_before_anything_is_computed(
+    models: Any, one_matrix: Callable[[str, np.ndarray], Path], tmp_path: Path
+) -> None:
+    other = one_matrix("other", heavy_tailed())
+    with pytest.raises(UserError, match=str(other)):
+        spectra.split(checkpoint(models.base, other), Params(cache=tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
