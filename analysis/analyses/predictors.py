@@ -1,0 +1,105 @@
+"""What predicts forgetting: how the NLL on general text goes with each quantity said to drive it.
+
+Candidates are KL from the base (arXiv 2509.04259), the size of the update, its leading value against the
+base's (2607.23711), intruder dimensions (2410.21228) and drift of the layers. Along one run all of them grow
+with the step, so that any two go together over its checkpoints: rows of the last checkpoints alone are free
+of that. Association is not cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rankdrift.analysis.analyses import Analysis, Params, Tables
+from rankdrift.analysis.association import Association, associate
+from rankdrift.analysis.bootstrap import MIN_RUNS, BootstrapInterval
+from rankdrift.analysis.checkpoint_summary import MEASURES, SOURCES, checkpoint_summaries
+from rankdrift.analysis.observations import last_checkpoints
+from rankdrift.analysis.sources.study_tables import read_study_tables
+from rankdrift.analysis.subjects import Subject
+
+TABLE = "forgetting_predictors"
+PREDICTORS = (
+    "kl_from_base",
+    "relative_update_norm",
+    "sigma1_ratio",
+    "intruders",
+    "intruder_energy",
+    "drift",
+)
+RESAMPLED = f"95 % interval, resampled runs; NaN for fewer than {MIN_RUNS} runs"
+COLUMNS = {
+    "scope": "pooled (all runs), or the method whose runs are taken",
+    "points": "all checkpoints, or the last of every run",
+    "predictor": "a column of learning_forgetting",
+    "spearman": "rank correlation with nll_increase over the checkpoints",
+    "spearman_low": f"lower end of its {RESAMPLED}",
+    "spearman_high": "upper end",
+    "pearson_log": "Pearson's correlation of the logarithms, where both are positive",
+    "pearson_log_low": f"lower end of its {RESAMPLED}",
+    "pearson_log_high": "upper end",
+    "r2_log": "pearson_log squared: the share of the variance of log forgetting a power law explains",
+    "runs": "runs",
+    "checkpoints": "checkpoints",
+    "log_checkpoints": "checkpoints where both are positive",
+    "reason": "why values or intervals are NaN; else empty",
+}
+
+
+def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Tables:
+    """Return a row a scope, choice of checkpoints and predictor; none where forgetting was not measured."""
+    summary = checkpoint_summaries(read_study_tables(tables, SOURCES)).dropna(subset=["nll_increase"])
+    rows = [
+        {"scope": scope, "points": points, "predictor": predictor, **_values(_association(found, predictor))}
+        for scope, points, found in _scopes(summary)
+        for predictor in PREDICTORS
+        if found[predictor].notna().any()
+    ]
+    return {TABLE: pd.DataFrame(rows, columns=list(COLUMNS))} if rows else {}
+
+
+def _scopes(summary: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield (scope, points, checkpoints); a single method's checkpoints are not listed twice."""
+    methods = sorted(summary["method"].unique())
+    for scope in ["pooled", *(methods if len(methods) > 1 else [])]:
+        rows = summary if scope == "pooled" else summary[summary["method"] == scope]
+        if len(rows):
+            yield scope, "all", rows
+            yield scope, "last", last_checkpoints(rows)
+
+
+def _association(rows: pd.DataFrame, predictor: str) -> Association:
+    assert set(PREDICTORS) <= set(MEASURES)
+    return associate(rows[predictor].to_numpy(), rows["nll_increase"].to_numpy(), rows["run"].to_numpy())
+
+
+def _values(found: Association) -> dict[str, Any]:
+    return {
+        **_interval("spearman", found.spearman),
+        **_interval("pearson_log", found.pearson_log),
+        "r2_log": found.pearson_log.value**2,
+        "runs": found.runs,
+        "checkpoints": found.checkpoints,
+        "log_checkpoints": found.log_checkpoints,
+        "reason": found.reason,
+    }
+
+
+def _interval(name: str, found: BootstrapInterval) -> dict[str, float]:
+    low, high = (np.nan if end is None else end for end in (found.low, found.high))
+    return {name: found.value, f"{name}_low": low, f"{name}_high": high}
+
+
+ANALYSIS = Analysis(
+    name="predictors",
+    columns={TABLE: COLUMNS},
+    per="study",
+    compute_all=compute_all,
+    parameters=(),
+    reads=SOURCES,
+)
