@@ -31,6 +31,8 @@ class Subject:
     """Folder of a model, a PEFT adapter, or a sharded checkpoint of either; None for the base model."""
     run_dir: Path | None = None
     """The run's folder (or the study's ``base`` folder); None for a checkpoint from elsewhere."""
+    initial: Path | None = None
+    """The adapter before training, of a method that subtracts it from the base weights, if it lies elsewhere."""
 
     def identity(self) -> dict[str, Any]:
         """Return the identity columns of this checkpoint's rows, in the order of ``IDENTITY``."""

@@ -50,15 +50,22 @@ def checkpoint_inputs(subject: Subject) -> list[Path]:
     """Return what a per-checkpoint analysis reads: the base model, and the tuned folder with its settings."""
     if subject.tuned is None:
         return [subject.base]
-    return list(dict.fromkeys([subject.base, subject.tuned, config_folder(subject.tuned)]))
+    initial = [subject.initial] if subject.initial else []
+    return list(dict.fromkeys([subject.base, subject.tuned, config_folder(subject.tuned), *initial]))
 
 
 def run_inputs(subject: Subject) -> list[Path]:
-    """Return what per-run analyses read: metrics, probes and scores of the run's folder."""
+    """Return what per-run analyses read: metrics, probes and scores of the run and its edited models."""
     if subject.run_dir is None:
         return []
     layout = RunLayout(subject.run_dir)
-    return [layout.metrics, layout.probes, layout.scores]
+    return [layout.metrics, layout.probes, layout.scores, *_edited(layout)]
+
+
+def _edited(layout: RunLayout) -> list[Path]:
+    """Return what is read of a run's edited models: not their weights."""
+    folders = sorted(layout.variants.glob("*/*"))
+    return [path for folder in map(RunLayout, folders) for path in (folder.edit, folder.scores)]
 
 
 Tables = dict[str, pd.DataFrame]
@@ -106,6 +113,11 @@ class Analysis:
     def tables(self) -> tuple[str, ...]:
         """Names of its tables."""
         return tuple(self.columns)
+
+    @property
+    def of_folders(self) -> bool:
+        """Whether it says something of checkpoints that belong to no run."""
+        return self.per == "checkpoint" or (self.per == "study" and not self.reads)
 
     def inputs(self, subject: Subject) -> list[Path]:
         """Return the files and folders its numbers depend on."""

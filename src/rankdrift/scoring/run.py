@@ -59,7 +59,7 @@ def score_targets(
     stale = [target for target in targets if not is_current(spec, target)]
     for target in targets:
         if target not in stale:
-            progress(f"step {target.step}: scores are up to date")
+            progress(f"{target.title}: scores are up to date")
     if stale:
         _score(spec, base_folder, stale, progress)
     return [target.out.score(target.step) for target in targets]

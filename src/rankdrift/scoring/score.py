@@ -62,6 +62,13 @@ class Target:
     source: Path
     inputs: Mapping[str, str]
     """What the scores depend on, from :func:`scoring_inputs`."""
+    name: str = ""
+    """What progress calls it, if not by its step."""
+
+    @property
+    def title(self) -> str:
+        """Its name, or its step."""
+        return self.name or f"step {self.step}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def score_checkpoint(
         tables[GENERAL_TEXT] = score_text(model, workload.text, reference)
     for name, (score, table) in tables.items():
         records.write_parquet(out.score_items(step, name), table)
-        progress(f"step {step}: {name}: {_summary(score)}")
+        progress(f"{target.title}: {name}: {_summary(score)}")
     scores = {name: dataclasses.asdict(score) for name, (score, _) in tables.items()}
     document = {"step": step, "model": str(target.source), "inputs": dict(target.inputs), "tasks": scores}
     records.write_json(out.score(step), document)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,7 +100,12 @@ def _is_finished(run: RunLayout) -> bool:
 
 
 def analyse_study(
-    study: StudyLayout, names: list[str], say: Say, source: Source = "auto", share: Share | None = None
+    study: StudyLayout,
+    names: list[str],
+    say: Say,
+    source: Source = "auto",
+    share: Share | None = None,
+    workers: int | None = None,
 ) -> list[Path]:
     """Run some analyses over every stored step of a study's runs; return the tables' paths.
 
@@ -108,6 +114,8 @@ def analyse_study(
     subjects = study_subjects(study, source)
     spec = read_spec(study.run(study.run_names()[0]).spec)
     params = study_params(study, spec, subjects[0].base)
+    if workers is not None:
+        params = dataclasses.replace(params, workers=workers)
     return run_analyses(names, subjects, study.tables, params, progress_lines(say), share)
 
 

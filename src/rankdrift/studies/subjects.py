@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -91,12 +92,16 @@ def _is_exact(export: Path) -> bool:
     return provenance.is_file() and records.read_json(provenance).get("dtype") == "fp32"
 
 
-def folder_subjects(base: Path, tuned: list[Path]) -> list[Subject]:
-    """Return folders of models, adapters or checkpoints as subjects, each under a name of its own."""
-    return [base_subject(base), *map(partial(_folder_subject, base), tuned, _distinct_names(tuned))]
+def folder_subjects(base: Path, tuned: list[Path], initial: Path | None = None) -> list[Subject]:
+    """Return folders of models, adapters or checkpoints as subjects, each under a name of its own.
+
+    ``initial`` is the adapter before training of all of them, where their method changes the base weights.
+    """
+    names = _distinct_names(tuned)
+    return [base_subject(base), *map(partial(_folder_subject, base, initial), tuned, names)]
 
 
-def _folder_subject(base: Path, folder: Path, name: str) -> Subject:
+def _folder_subject(base: Path, initial: Path | None, folder: Path, name: str) -> Subject:
     adapter = is_adapter(folder)
     return Subject(
         run=name,
@@ -107,6 +112,7 @@ def _folder_subject(base: Path, folder: Path, name: str) -> Subject:
         step=0,
         base=base,
         tuned=folder,
+        initial=initial,
     )
 
 
@@ -173,8 +179,11 @@ def _params(study: StudyLayout, settings: AnalysisSpec, drift: Path, gradients: 
 
 def _written(path: Path, table: pd.DataFrame) -> Path:
     """Write rows unless the same are there: an unchanged file keeps what was computed from it."""
-    if not path.exists() or _plain(records.read_table(path)) != _plain(table):
-        records.write_parquet(path, table)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:  # ranks come at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists() or _plain(records.read_table(path)) != _plain(table):
+            records.write_parquet(path, table)
     return path
 
 
