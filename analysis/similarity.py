@@ -1,177 +1,94 @@
-"""How alike two representations of the same inputs are: linear CKA, cosines, relative distance. No I/O.
+"""How alike a layer's representations of the same inputs are in a base and a tuned model. No I/O.
 
-CKA is computed from sums over rows (:class:`CrossMoments`), so one pass is enough, memory does not grow
-with the rows, sums of shards add up to the sum of all, and leaving a shard out for the jackknife is a
-subtraction. Rows are the inputs, columns the features; everything is fp64.
+Rows are inputs, or tokens of inputs; columns are features; everything is computed in fp64. What concerns the
+base alone (:class:`Side`) is the same for every checkpoint tuned from it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
-import operator
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rankdrift.errors import UserError
+from rankdrift.analysis.canonical import (
+    ROWS_PER_DIRECTION,
+    VARIANCE_SHARE,
+    CanonicalMeans,
+    canonical_means,
+    required_rows,
+)
+from rankdrift.analysis.moments import HsicEstimates, centred, cka, shard_moments, total_moments
+from rankdrift.analysis.principal import Principal, principal_directions, subspace_overlap
+from rankdrift.analysis.procrustes import procrustes_distance
 
-MIN_ROWS = 4
-"""HSIC1 divides by n (n - 3)."""
-SHARDS = 16
-"""Shards of the jackknife, or one a row where there are fewer rows."""
-
-
-@dataclass(frozen=True)
-class CrossMoments:
-    """Sums over the rows of X (n, d_x) and Y (n, d_y) from which both HSIC estimators follow exactly.
-
-    Moments of disjoint sets of rows add and subtract. HSIC does not change when a fixed vector is
-    subtracted from all rows, and rounding is least when that vector is near the mean.
-    """
-
-    count: Tensor
-    """n."""
-    products: Tensor
-    """Sum of x yᵀ, (d_x, d_y)."""
-    sum_x: Tensor
-    """Sum of x, (d_x,)."""
-    sum_y: Tensor
-    """Sum of y, (d_y,)."""
-    squares_x: Tensor
-    """Sum of |x|²."""
-    squares_y: Tensor
-    """Sum of |y|²."""
-    squares_xy: Tensor
-    """Sum of |x|² |y|²."""
-    weighted_x: Tensor
-    """Sum of x |y|², (d_x,)."""
-    weighted_y: Tensor
-    """Sum of y |x|², (d_y,)."""
-
-    @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> CrossMoments:
-        """Return the moments of paired rows x (n, d_x) and y (n, d_y); they are widened to fp64."""
-        x, y = x.double(), y.double()
-        norms_x, norms_y = x.square().sum(dim=1), y.square().sum(dim=1)
-        return cls(
-            count=torch.tensor(float(len(x)), dtype=torch.float64),
-            products=x.T @ y,
-            sum_x=x.sum(dim=0),
-            sum_y=y.sum(dim=0),
-            squares_x=norms_x.sum(),
-            squares_y=norms_y.sum(),
-            squares_xy=norms_x @ norms_y,
-            weighted_x=x.T @ norms_y,
-            weighted_y=y.T @ norms_x,
-        )
-
-    def __add__(self, other: CrossMoments) -> CrossMoments:
-        """Return the moments of both sets of rows together."""
-        return self._combined(other, operator.add)
-
-    def __sub__(self, other: CrossMoments) -> CrossMoments:
-        """Return the moments without the rows of ``other``, which must be among these."""
-        return self._combined(other, operator.sub)
-
-    def _combined(self, other: CrossMoments, combine: Callable[[Tensor, Tensor], Tensor]) -> CrossMoments:
-        names = [field.name for field in dataclasses.fields(self)]
-        return CrossMoments(*(combine(getattr(self, name), getattr(other, name)) for name in names))
-
-    def hsic(self) -> Tensor:
-        """Return the debiased HSIC1 of linear kernels, a fp64 scalar (Song et al.; arXiv 2010.15327 eq. 3).
-
-        With K, L the Gram matrices, their diagonals set to zero:
-        HSIC1 = [tr(KL) + 1ᵀK1 1ᵀL1 / ((n-1)(n-2)) - 2/(n-2) 1ᵀKL1] / (n(n-3)).
-
-        Raises
-        ------
-        UserError
-            For fewer than four rows, where it is not defined.
-
-        """
-        n = float(self.count)
-        _require_rows(int(n))
-        trace = torch.linalg.vector_norm(self.products) ** 2 - self.squares_xy
-        total_k = self.sum_x.square().sum() - self.squares_x
-        total_l = self.sum_y.square().sum() - self.squares_y
-        total_kl = (
-            self.sum_x @ self.products @ self.sum_y
-            - self.sum_x @ self.weighted_x
-            - self.sum_y @ self.weighted_y
-            + self.squares_xy
-        )
-        return (trace + total_k * total_l / ((n - 1) * (n - 2)) - 2 / (n - 2) * total_kl) / (n * (n - 3))
-
-    def hsic_biased(self) -> Tensor:
-        """Return ||X_cᵀ Y_c||_F² / (n-1)² with centred columns, a fp64 scalar (arXiv 1905.00414)."""
-        covariance = (self.products - torch.outer(self.sum_x, self.sum_y) / self.count) / (self.count - 1)
-        return covariance.square().sum()
+OVERLAP_DIRECTIONS = 10
+"""Leading principal directions whose spans are compared."""
 
 
 @dataclass(frozen=True)
-class HsicEstimates:
-    """HSIC of two representations, with what the jackknife needs."""
+class Side:
+    """What is needed of one model's representation X of a layer, apart from its rows."""
 
-    debiased: Tensor
-    """Over all rows, then without each shard in turn: (1 + shards,); (1,) for n = 4."""
-    biased: Tensor
-    """Over all rows, a scalar."""
+    hsic: HsicEstimates
+    """Of X with itself."""
+    principal: Principal
+    """Directions that overlap and canonical correlations may need; no more are kept."""
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """How alike a layer's representations of the same n inputs are, before (X) and after (Y) tuning."""
+    """How alike a layer's representations of the same n rows are, before (X) and after (Y) tuning."""
 
     cka: float
-    """Debiased linear CKA; NaN where a representation is the same for all inputs."""
+    """Debiased linear CKA; NaN where a representation is the same for all rows."""
     cka_stderr: float
-    """Its jackknife standard error; NaN for n = 4, where no shard can be left out."""
+    """Its jackknife standard error over shards of inputs; NaN where no shard can be left out."""
     cka_biased: float
     """The usual linear CKA, which tends to 1 for n << d whatever the representations are."""
     cosine: float
     """Mean cosine of x and y; NaN where a row is zero."""
     cosine_centered: float
-    """The same after subtracting each representation's mean over the inputs."""
+    """The same after subtracting each representation's mean over the rows."""
     relative_l2: float
-    """||Y - X||_F / ||X||_F."""
+    """||Y - X||_F / ||X||_F; NaN where X is zero."""
+    procrustes: float
+    """Orthogonal Procrustes distance of centred, normalised X and Y, in [0, √2]."""
+    svcca: float
+    """Mean canonical correlation of the directions with 99 % of the variance; NaN with too few rows."""
+    pwcca: float
+    """The same, projection-weighted; NaN with too few rows."""
+    subspace_overlap: float
+    """Overlap of the spans of the leading principal directions, in [0, 1]."""
+    subspace_overlap_random: float
+    """What random subspaces give."""
     n: int
-    """Inputs."""
+    """Rows."""
+    reason: str
+    """Why values are NaN; empty where none is."""
 
 
-def hsic_estimates(x: Tensor, y: Tensor) -> HsicEstimates:
-    """Return HSIC of paired rows x (n, d_x), y (n, d_y), over all of them and without each shard.
-
-    Row i belongs to shard i modulo ``SHARDS``, so shards are alike where rows come in order of their task.
-    """
-    _require_rows(len(x))
-    x, y = _compact(centred(x)), _compact(centred(y))
-    count = min(SHARDS, len(x))
-    shards = [CrossMoments.of(x[first::count], y[first::count]) for first in range(count)]
-    total = functools.reduce(operator.add, shards)
-    left = [total - shard for shard in shards]
-    enough = all(rest.count >= MIN_ROWS for rest in left)
-    estimates = [moments.hsic() for moments in [total, *(left if enough else [])]]
-    return HsicEstimates(debiased=torch.stack(estimates), biased=total.hsic_biased())
+def side(x: Tensor, inputs: Tensor) -> Side:
+    """Return what is needed of the rows x (n, d), which belong to the inputs (n,); UserError for n < 4."""
+    return _centred_side(centred(x), inputs)
 
 
-def cka(xx: HsicEstimates, xy: HsicEstimates, yy: HsicEstimates) -> tuple[float, float, float]:
-    """Return (debiased CKA, its jackknife standard error, biased CKA).
-
-    CKA = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)), a ratio of sums over all rows (arXiv 2010.15327).
-    Without each of G shards in turn it takes values t_g, and stderr² = (G-1)/G sum (t_g - mean t)²
-    (Efron & Tibshirani, An Introduction to the Bootstrap, eq. 11.5).
-    """
-    values = _ratio(xx.debiased, xy.debiased, yy.debiased)
-    biased = _ratio(xx.biased, xy.biased, yy.biased)
-    return float(values[0]), _jackknife_stderr(values[1:]), float(biased)
+def _centred_side(x: Tensor, inputs: Tensor) -> Side:
+    shards = shard_moments(x, x, inputs)
+    total = total_moments(shards)
+    principal = principal_directions(x, total.products if len(x) >= x.shape[1] else None)
+    kept = principal.leading(VARIANCE_SHARE)
+    usable = len(x) >= ROWS_PER_DIRECTION * kept
+    principal = principal.truncated(max(OVERLAP_DIRECTIONS, kept if usable else 0))
+    return Side(hsic=HsicEstimates.of(total, shards), principal=principal)
 
 
-def compare(x: Tensor, y: Tensor, xx: HsicEstimates) -> Similarity:
-    """Return how alike x and y, both (n, d), are; ``xx`` = ``hsic_estimates(x, x)`` is the same for every y.
+def compare(x: Tensor, y: Tensor, inputs: Tensor, base: Side) -> Similarity:
+    """Return how alike paired rows x and y, both (n, d), are; ``base`` is ``side(x, inputs)``.
+
+    Representations that are equal bit by bit have CKA 1, standard error 0 and distances 0 exactly.
 
     Raises
     ------
@@ -179,22 +96,76 @@ def compare(x: Tensor, y: Tensor, xx: HsicEstimates) -> Similarity:
         For fewer than four rows.
 
     """
-    value, stderr, biased = cka(xx, hsic_estimates(x, y), hsic_estimates(y, y))
+    x_centred, y_centred = centred(x), centred(y)
+    if torch.equal(x, y):
+        tuned, hsic, distance = base, base.hsic, _itself(base)
+    else:
+        tuned = _centred_side(y_centred, inputs)
+        hsic, distance = _together(x_centred, y_centred, inputs, base, tuned)
+    value, stderr, biased = cka(base.hsic, hsic, tuned.hsic)
+    means = _canonical(x_centred, y_centred, base, tuned)
+    values = {
+        "cka": value,
+        "cka_stderr": stderr,
+        "cka_biased": biased,
+        "cosine": mean_cosine(x, y),
+        "cosine_centered": mean_cosine(x_centred, y_centred),
+        "relative_l2": relative_l2(x, y),
+        "procrustes": distance,
+        "svcca": means.svcca,
+        "pwcca": means.pwcca,
+        "subspace_overlap": subspace_overlap(base.principal, tuned.principal, OVERLAP_DIRECTIONS),
+    }
     return Similarity(
-        cka=value,
-        cka_stderr=stderr,
-        cka_biased=biased,
-        cosine=mean_cosine(x, y),
-        cosine_centered=mean_cosine(centred(x), centred(y)),
-        relative_l2=relative_l2(x, y),
+        **values,
+        subspace_overlap_random=min(OVERLAP_DIRECTIONS / x.shape[1], 1.0),
         n=len(x),
+        reason=_reason(values, len(x), base, tuned),
     )
 
 
-def centred(x: Tensor) -> Tensor:
-    """Return the rows of x (n, d) without their mean, fp64; equal rows become exactly zero."""
-    x = x.double() - x[0].double()  # the mean of equal numbers may not be that number
-    return x - x.mean(dim=0)
+def _itself(base: Side) -> float:
+    """Return the Procrustes distance of a representation from itself."""
+    return math.nan if _constant(base) else 0.0
+
+
+def _together(x: Tensor, y: Tensor, inputs: Tensor, base: Side, tuned: Side) -> tuple[HsicEstimates, float]:
+    """Return HSIC of centred x and y and their Procrustes distance, from the same sums."""
+    shards = shard_moments(x, y, inputs)
+    total = total_moments(shards)
+    distance = procrustes_distance(total.products, base.principal.norm, tuned.principal.norm)
+    return HsicEstimates.of(total, shards), distance
+
+
+def _canonical(x: Tensor, y: Tensor, base: Side, tuned: Side) -> CanonicalMeans:
+    needed = required_rows(base.principal, tuned.principal)
+    if len(x) < needed or _constant(base) or _constant(tuned):
+        return CanonicalMeans(math.nan, math.nan)
+    return canonical_means(x, y, base.principal, tuned.principal)
+
+
+def _constant(of: Side) -> bool:
+    return len(of.principal.squares) == 0
+
+
+def _reason(values: Mapping[str, float], n: int, base: Side, tuned: Side) -> str:
+    """Return why values are NaN, in the order of the columns; empty where none is."""
+    constant = [name for name, of in (("base", base), ("tuned", tuned)) if _constant(of)]
+    if constant:
+        return f"the representation is constant ({' and '.join(constant)})"
+    needed = required_rows(base.principal, tuned.principal)
+    found = min(len(of.principal.squares) for of in (base, tuned))
+    rows = f"{n} rows, {needed} needed ({ROWS_PER_DIRECTION} for each direction kept)"
+    why = {
+        "cka": "the debiased variance of a representation is not above zero",
+        "cka_stderr": "cka is undefined without some shard of the inputs",
+        "cosine": "a row is zero",
+        "cosine_centered": "a row is the mean of all",
+        "svcca": rows,
+        "pwcca": rows,
+        "subspace_overlap": f"{found} principal directions, {OVERLAP_DIRECTIONS} needed",
+    }
+    return "; ".join(f"{name}: {text}" for name, text in why.items() if math.isnan(values[name]))
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
@@ -205,28 +176,7 @@ def mean_cosine(x: Tensor, y: Tensor) -> float:
 
 
 def relative_l2(x: Tensor, y: Tensor) -> float:
-    """Return ||Y - X||_F / ||X||_F for x and y (n, d)."""
+    """Return ||Y - X||_F / ||X||_F for x and y (n, d); NaN where X is zero."""
     x = x.double()
-    return float(torch.linalg.vector_norm(y.double() - x) / torch.linalg.vector_norm(x))
-
-
-def _compact(x: Tensor) -> Tensor:
-    """Return rows with the same Gram matrix in at most n features: X = RᵀQᵀ has X Xᵀ = RᵀR."""
-    n, d = x.shape
-    return torch.linalg.qr(x.T, mode="r").R.T if n < d else x
-
-
-def _require_rows(n: int) -> None:
-    if n < MIN_ROWS:
-        raise UserError(f"debiased CKA needs at least {MIN_ROWS} inputs, got {n}; give more rows")
-
-
-def _ratio(xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
-    scale = xx * yy
-    return torch.where(scale > 0, xy / scale.sqrt(), math.nan)
-
-
-def _jackknife_stderr(values: Tensor) -> float:
-    if len(values) == 0:
-        return math.nan
-    return float(((len(values) - 1) * values.var(correction=0)).sqrt())
+    norm = torch.linalg.vector_norm(x)
+    return float(torch.linalg.vector_norm(y.double() - x) / norm) if norm > 0 else math.nan

@@ -1,21 +1,29 @@
-"""Hidden states of a base or tuned model on given token rows, mean-pooled over tokens, layer by layer.
+"""Hidden states of a base or tuned model on given token rows, layer by layer, kept in a file.
 
-States are pooled where they arise, so no token's state is ever stored.
+A pass stores, for each layer, three representations of the inputs: ``mean`` (over an input's tokens),
+``last_token``, and ``token`` (a row a token). Tokens are counted without padding; where the inputs have more
+than ``TOKENS_PER_WIDTH`` times d of them, equally many are taken of each input, evenly spread. So a file
+holds (tokens kept + 2 n) x d fp32 numbers a layer, tokens kept <= max(4 d, n): it does not grow with the
+number of tokens. Only one batch of it is in memory while it is written, and one layer while it is read.
+
+The base's file is kept for all checkpoints tuned from it: reading it costs little beside another pass.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,6 +36,11 @@ BATCH_TOKENS = 512
 """Tokens put through the model at once, padding included; one row may be longer."""
 PAD_ID = 0
 """Any id will do: padding is masked."""
+TOKENS_PER_WIDTH = 4
+"""Tokens kept for ``token``, in widths of the model: at most 4 d, but one of each input at least."""
+
+Representation = Literal["mean", "last_token", "token"]
+REPRESENTATIONS: tuple[Representation, ...] = ("mean", "last_token", "token")
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,50 @@ class TokenRows:
     """Where they were read from."""
     rows: tuple[tuple[int, ...], ...]
     """Token ids of each input, without padding."""
+
+    def kept_tokens(self, width: int) -> list[list[int]]:
+        """Return the positions in each input whose states are kept, for a model of this width.
+
+        All of an input's, or the middles of equal parts of it where it has more than its share.
+        """
+        share = max(1, TOKENS_PER_WIDTH * width // max(len(self.rows), 1))
+        return [_spread(len(row), share) for row in self.rows]
+
+
+@dataclass(frozen=True)
+class States:
+    """A file of hidden states: (layers, rows, d) fp32; rows are means, then last tokens, then tokens."""
+
+    path: Path
+    inputs: TokenRows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(layers, d); layer 0 is what enters the first block, layer i what leaves block i."""
+        layers, _, width = self._open().shape
+        return layers, width
+
+    def rows(self, layer: int, representation: Representation) -> Tensor:
+        """Read one layer's rows of a representation, (n, d) fp32; tokens in the order of their inputs."""
+        count = len(self.inputs.rows)
+        first, last = {
+            "mean": (0, count),
+            "last_token": (count, 2 * count),
+            "token": (2 * count, None),
+        }[representation]
+        return torch.from_numpy(np.array(self._open()[layer, first:last]))
+
+    def inputs_of(self, representation: Representation) -> Tensor:
+        """Return the number of the input that each row belongs to, (n,) int64."""
+        numbers = torch.arange(len(self.inputs.rows))
+        if representation != "token":
+            return numbers
+        kept = self.inputs.kept_tokens(self.shape[1])
+        return numbers.repeat_interleave(torch.tensor([len(positions) for positions in kept]))
+
+    def _open(self) -> np.ndarray:
+        states: np.ndarray = np.load(self.path, mmap_mode="r")
+        return states
 
 
 def read_rows(path: Path, limit: int) -> TokenRows:
@@ -66,33 +123,49 @@ def _token_ids(path: Path, index: int, value: Any) -> tuple[int, ...]:
     return row
 
 
-def base_states(base: Path, inputs: TokenRows, cache: Path) -> Path:
-    """Return a file below ``cache`` with the base's ``pooled_states``, which are computed if it is not there.
+def _spread(length: int, share: int) -> list[int]:
+    """Return ``share`` positions evenly spread over 0..length-1, or all where there are no more."""
+    if length <= share:
+        return list(range(length))
+    return [(2 * part + 1) * length // (2 * share) for part in range(share)]
 
-    Its name is a digest of the model's files, the token ids and what computes them.
+
+def base_states(base: Path, inputs: TokenRows, cache: Path) -> States:
+    """Return the base's states, from a folder of their own below ``cache``; computed if they are not there.
+
+    The folder's name is a digest of the model's files, the token ids and what computes them.
     """
     key = {
         "model": [str(base.resolve()), records.fingerprint(base)],
         "rows": inputs.rows,
         "device": device().type,
         "batch_tokens": BATCH_TOKENS,
+        "tokens_per_width": TOKENS_PER_WIDTH,
         "versions": [torch.__version__, transformers.__version__],
     }
-    path = cache / f"states-{records.digest_json(key)[:32]}.safetensors"
-    if not path.exists():
-        states = pooled_states(models.load_backbone(base), inputs)
-        with records.replacing(path) as temporary:
-            save_file({"states": states}, temporary)
-    return path
+    path = cache / f"states-{records.digest_json(key)[:32]}" / "states.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes with a checkpoint each wait for one pass
+        if not path.exists():
+            with records.replacing(path) as temporary:
+                record_states(models.load_backbone(base), inputs, temporary)
+    return States(path, inputs)
 
 
-def read_states(path: Path) -> Tensor:
-    """Return the states (n, layers + 1, d) that ``base_states`` keeps in a file."""
-    return load_file(path)["states"]
+@contextlib.contextmanager
+def tuned_states(model: PreTrainedModel, inputs: TokenRows, cache: Path) -> Iterator[States]:
+    """Yield a tuned model's states, in a file below ``cache`` that is deleted afterwards."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="states-tuned-", dir=cache) as folder:
+        path = Path(folder) / "states.npy"
+        record_states(model, inputs, path)
+        del model  # what follows needs its memory
+        yield States(path, inputs)
 
 
-def pooled_states(model: PreTrainedModel, inputs: TokenRows) -> Tensor:
-    """Return each input's mean hidden state over its tokens, (n, layers + 1, d), fp32, on the CPU.
+def record_states(model: PreTrainedModel, inputs: TokenRows, path: Path) -> None:
+    """Put the inputs through the model and write the file of ``States``.
 
     State 0 is what enters the first block, state i what leaves block i, before any final norm. Rows are
     put together by length, so that little is padded; neither that nor the padding changes a number beyond
@@ -105,15 +178,34 @@ def pooled_states(model: PreTrainedModel, inputs: TokenRows) -> Tensor:
 
     """
     _check_vocabulary(model, inputs)
+    kept = inputs.kept_tokens(_width(model))
+    count, starts = len(inputs.rows), [0, *itertools.accumulate(map(len, kept))]
+    shape = (len(blocks(model)) + 1, 2 * count + starts[-1], _width(model))
+    states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    for batch, found in _batches(model, inputs, kept):
+        tokens = [row for index in batch for row in range(starts[index], starts[index + 1])]
+        places = [*batch, *(count + index for index in batch), *(2 * count + row for row in tokens)]
+        states[:, places] = found.numpy()
+    states.flush()
+
+
+def _width(model: PreTrainedModel) -> int:
+    width: int = model.config.hidden_size
+    return width
+
+
+def _batches(
+    model: PreTrainedModel, inputs: TokenRows, kept: Sequence[Sequence[int]]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the inputs of each batch and their states (layers, rows, d) on the CPU: means, last, tokens."""
     model = model.to(device())  # type: ignore[arg-type]
-    batches = list(length_batches([len(row) for row in inputs.rows]))
-    with torch.inference_mode():
-        pooled = [_pooled_batch(model, [inputs.rows[index] for index in batch]) for batch in batches]
-    states = torch.cat(pooled)
-    states[list(itertools.chain(*batches))] = states.clone()
-    if not states.isfinite().all():
-        raise UserError(f"{model.name_or_path}: hidden states are not finite; check its weights")
-    return states
+    for batch in length_batches([len(row) for row in inputs.rows]):
+        with torch.inference_mode():
+            rows = [inputs.rows[index] for index in batch]
+            states = _batch_states(model, rows, [kept[index] for index in batch])
+        if not states.isfinite().all():
+            raise UserError(f"{model.name_or_path}: hidden states are not finite; check its weights")
+        yield batch, states
 
 
 def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -128,28 +220,51 @@ def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _pooled_batch(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Return the pooled states of rows of token ids put through the model together, (n, layers + 1, d)."""
+def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Return the model's inputs for rows of token ids padded on the left, each (n, tokens), on the device.
+
+    Positions are counted from the first token that is no padding.
+    """
     width = max(len(row) for row in rows)
     ids = torch.tensor([[PAD_ID] * (width - len(row)) + list(row) for row in rows], device=device())
     lengths = torch.tensor([len(row) for row in rows], device=device())
     mask = torch.arange(width, device=device()) >= (width - lengths)[:, None]
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    with _recorded(model, mask) as states:
-        model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
-    return torch.stack(states, dim=1).cpu()
+    return {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions}
+
+
+def _batch_states(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]
+) -> Tensor:
+    """Return the states of rows put through the model together, (layers, rows kept, d), on the CPU."""
+    tensors = padded(rows)
+    mask = tensors["attention_mask"].bool()
+    lengths = [len(row) for row in rows]
+    places = [
+        (row, mask.shape[1] - lengths[row] + position)
+        for row, positions in enumerate(kept)
+        for position in positions
+    ]
+    row, column = torch.tensor(places, device=mask.device).unbind(dim=1)
+
+    def taken(hidden: Tensor) -> Tensor:
+        return torch.cat([mean_over_tokens(hidden, mask), hidden[:, -1], hidden[row, column]])
+
+    with _recorded(model, taken) as states:
+        model(**tensors, use_cache=False)
+    return torch.stack(states).cpu()
 
 
 @contextlib.contextmanager
-def _recorded(model: PreTrainedModel, mask: Tensor) -> Iterator[list[Tensor]]:
-    """Yield a list that fills with the pooled states, each (n, d), as the model runs."""
+def _recorded(model: PreTrainedModel, taken: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+    """Yield a list that fills with what is taken of each state (n, tokens, d) as the model runs."""
     states: list[Tensor] = []
 
     def entered(block: nn.Module, inputs: tuple[Any, ...]) -> None:
-        states.append(mean_over_tokens(inputs[0], mask))
+        states.append(taken(inputs[0]))
 
     def left(block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        states.append(mean_over_tokens(output[0] if isinstance(output, tuple) else output, mask))
+        states.append(taken(output[0] if isinstance(output, tuple) else output))
 
     layers = blocks(model)
     hooks = [layers[0].register_forward_pre_hook(entered)]

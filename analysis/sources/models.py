@@ -45,8 +45,10 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
-def load_tuned(base: Path, tuned: Path) -> PreTrainedModel:
+def load_tuned(base: Path, tuned: Path, initial: Path | None = None) -> PreTrainedModel:
     """Return a tuned model's transformer as ``load_backbone`` does, also where the folder holds an adapter.
+
+    ``initial`` is the adapter before training, as ``open_weights`` takes it.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def load_tuned(base: Path, tuned: Path) -> PreTrainedModel:
     prefix = f"{model.base_model_prefix}."
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, weight in open_weights(base, tuned).merged():
+        for name, weight in open_weights(base, tuned, initial).merged():
             parameter = parameters.get(name.removeprefix(prefix))
             if parameter is not None:
                 parameter.copy_(weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +13,16 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.drift import ANALYSIS, TABLE
-from rankdrift.analysis.sources import activations
+from rankdrift.analysis.analyses.drift import ANALYSIS, GRID, TABLE, VERSION
+from rankdrift.analysis.layer_grid import layer_grid_cka
+from rankdrift.analysis.sources import activations, base_layers
 from rankdrift.analysis.sources import models as models_of
-from rankdrift.analysis.sources.activations import TokenRows
+from rankdrift.analysis.sources.activations import REPRESENTATIONS, States, TokenRows
 from rankdrift.analysis.subjects import Subject, base_subject
 from rankdrift.errors import UserError
 
@@ -59,87 +63,163 @@ def changed(base: Path, folder: Path, change: Callable[[LlamaForCausalLM], None]
     return folder
 
 
-def drift(base: Path, tuned: Path, inputs: Path | None, rows: int = 64) -> pd.DataFrame:
+def tables(base: Path, tuned: Path, inputs: Path | None, **settings: Any) -> dict[str, pd.DataFrame]:
     subject = Subject("run", "full", 0, ("topic",), 1, 5, base=base, tuned=tuned)
-    params = Params(cache=tuned.parent / "cache", drift_inputs=inputs, drift_rows=rows)
-    return ANALYSIS.compute(subject, params)[TABLE]
+    params = Params(cache=tuned.parent / "cache", drift_inputs=inputs, **settings)
+    return ANALYSIS.compute(subject, params)
 
 
-def states_of(model: nn.Module, norm: str = "norm") -> Tensor:
-    """Mean hidden states row by row, unpadded, from transformers' own output; the last is before the norm."""
+def drift(base: Path, tuned: Path, inputs: Path | None, **settings: Any) -> pd.DataFrame:
+    """Return the rows of mean-pooled states with all features."""
+    found = tables(base, tuned, inputs, **settings)[TABLE]
+    return found[(found["representation"] == "mean") & (found["features"] == "all")].reset_index(drop=True)
+
+
+def recorded(model: nn.Module, folder: Path, rows: tuple[tuple[int, ...], ...] = ROWS) -> dict[str, Tensor]:
+    """Return what the pass stores of each representation, (layers, rows, d)."""
+    states = States(folder / "recorded.npy", TokenRows(Path("rows"), rows))
+    activations.record_states(model, states.inputs, states.path)
+    layers = range(states.shape[0])
+    return {name: torch.stack([states.rows(layer, name) for layer in layers]) for name in REPRESENTATIONS}
+
+
+def states_of(model: nn.Module, norm: str = "norm") -> dict[str, Tensor]:
+    """Hidden states row by row, unpadded, from transformers' own output; the last layer is before the norm.
+
+    Tokens are all, but of the row of 17 the middles of 12 parts: 4 d = 128 tokens over 10 rows are 12 each.
+    """
     last = getattr(model, norm)
     setattr(model, norm, nn.Identity())
     with torch.inference_mode():
         outputs = [model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in ROWS]
     setattr(model, norm, last)
-    return torch.stack([torch.stack([state[0].mean(dim=0) for state in each]) for each in outputs])
+    states = [torch.cat(output) for output in outputs]  # each (layers, tokens, d)
+    middles = [0, 2, 3, 4, 6, 7, 9, 10, 12, 13, 14, 16]
+    kept = [each[:, middles] if each.shape[1] == 17 else each for each in states]
+    return {
+        "mean": torch.stack([each.mean(dim=1) for each in states], dim=1),
+        "last_token": torch.stack([each[:, -1] for each in states], dim=1),
+        "token": torch.cat(kept, dim=1),
+    }
 
 
-def test_states_are_those_of_unpadded_rows_one_at_a_time(base: Path):
+def assert_same_states(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_states_are_those_of_unpadded_rows_one_at_a_time(base: Path, tmp_path: Path):
     model = models_of.load_backbone(base)
-    got = activations.pooled_states(model, TokenRows(base, ROWS))
-    assert got.shape == (len(ROWS), LAYERS + 1, WIDTH)
-    torch.testing.assert_close(got, states_of(model), atol=1e-5, rtol=1e-5)
+    got = recorded(model, tmp_path)
+    assert got["mean"].shape == (LAYERS + 1, len(ROWS), WIDTH)
+    assert_same_states(got, states_of(model))
 
 
-def test_absolute_positions_are_counted_without_the_padding():
+def test_absolute_positions_are_counted_without_the_padding(tmp_path: Path):
     torch.manual_seed(0)
     sizes = GPT2Config(n_embd=WIDTH, n_layer=2, n_head=4, vocab_size=VOCABULARY, initializer_range=0.2)
     model = GPT2Model(sizes).eval()
-    got = activations.pooled_states(model, TokenRows(Path("gpt2"), ROWS))
-    torch.testing.assert_close(got, states_of(model, "ln_f"), atol=1e-5, rtol=1e-5)
+    assert_same_states(recorded(model, tmp_path), states_of(model, "ln_f"))
 
 
-def test_what_is_padded_changes_nothing(base: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_padded_changes_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = models_of.load_backbone(base)
-    before = activations.pooled_states(model, TokenRows(base, ROWS))
+    before = recorded(model, tmp_path)
     monkeypatch.setattr(activations, "PAD_ID", 57)
-    assert torch.equal(activations.pooled_states(model, TokenRows(base, ROWS)), before)
-
-
-def test_padding_is_not_averaged_even_where_it_is_not_a_number():
-    hidden = torch.tensor([[[float("nan")], [1.0], [3.0]], [[5.0], [6.0], [10.0]]])
-    mask = torch.tensor([[False, True, True], [True, True, True]])
-    assert activations.mean_over_tokens(hidden, mask).tolist() == [[2.0], [7.0]]
+    torch.testing.assert_close(recorded(model, tmp_path), before, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("budget", [1, 20, 10_000])
 def test_neither_batches_nor_order_change_the_states(
-    base: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
 ):
     model = models_of.load_backbone(base)
-    expected = activations.pooled_states(model, TokenRows(base, ROWS))
+    expected = recorded(model, tmp_path)
     monkeypatch.setattr(activations, "BATCH_TOKENS", budget)
-    got = activations.pooled_states(model, TokenRows(base, ROWS[::-1]))
-    torch.testing.assert_close(got.flip(0), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_batches_hold_every_row_once_within_the_budget(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(activations, "BATCH_TOKENS", 20)
-    lengths = [9, 2, 30, 1, 5, 5, 12, 3]
-    batches = list(activations.length_batches(lengths))
-    assert sorted(itertools.chain(*batches)) == list(range(8))
-    assert all(len(each) * max(lengths[i] for i in each) <= 20 for each in batches if 2 not in each)
-    assert batches[0] == [3, 1, 7, 4]
+    assert_same_states(recorded(model, tmp_path), expected)
+    turned = recorded(model, tmp_path, ROWS[::-1])
+    for name in ("mean", "last_token"):
+        torch.testing.assert_close(turned[name].flip(1), expected[name], atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_is_off(base: Path, tmp_path: Path):
     model = LlamaForCausalLM.from_pretrained(base, attention_dropout=0.5)
     model.save_pretrained(tmp_path / "dropout")
     loaded = models_of.load_backbone(tmp_path / "dropout")
-    expected = states_of(models_of.load_backbone(base))
-    got = activations.pooled_states(loaded, TokenRows(base, ROWS))
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert_same_states(recorded(loaded, tmp_path), states_of(models_of.load_backbone(base)))
 
 
 def test_the_base_itself_has_not_drifted(base: Path, tmp_path: Path, inputs: Path):
-    found = drift(base, changed(base, tmp_path / "same", lambda model: None), inputs)
-    assert list(found.columns) == list(ANALYSIS.columns[TABLE])
-    assert found["layer"].tolist() == list(range(LAYERS + 1))
-    assert set(found["n"]) == {len(ROWS)}
-    assert (found["relative_l2"] == 0).all()
-    for column in ("cka", "cka_biased", "cosine", "cosine_centered"):
-        assert found[column].tolist() == pytest.approx([1.0] * (LAYERS + 1))
+    found = tables(base, changed(base, tmp_path / "same", lambda model: None), inputs)
+    rows = found[TABLE]
+    assert list(rows.columns) == list(ANALYSIS.columns[TABLE])
+    places = itertools.product(range(LAYERS + 1), REPRESENTATIONS, ("all", "without_top"))
+    assert list(rows[["layer", "representation", "features"]].itertuples(index=False, name=None)) == list(
+        places
+    )
+    tokens = sum(min(len(row), 12) for row in ROWS)
+    assert set(rows["n"][rows["representation"] == "token"]) == {tokens}
+    assert set(rows["n"][rows["representation"] != "token"]) == {len(ROWS)}
+    assert (rows[["relative_l2", "procrustes", "cka_stderr"]] == 0).all(axis=None)
+    assert (rows[["cka", "cka_biased"]] == 1).all(axis=None)
+    zero = rows["reason"].str.contains("cosine: a row is zero")  # the embedding of the padding token, 0
+    assert rows.loc[zero, "layer"].tolist() == [0] * 4
+    assert set(rows.loc[zero, "representation"]) == {"last_token", "token"}
+    assert rows["cosine"].isna().equals(zero)
+    assert rows.loc[~zero, "cosine"].tolist() == pytest.approx([1.0] * int((~zero).sum()))
+    assert rows["cosine_centered"].tolist() == pytest.approx([1.0] * len(rows))
+    grid = found[GRID]
+    assert list(grid.columns) == list(ANALYSIS.columns[GRID])
+    assert grid["cka"][grid["base_layer"] == grid["tuned_layer"]].tolist() == pytest.approx([1.0] * 4)
+
+
+def test_the_grid_has_the_layers_own_cka_on_its_diagonal(base: Path, tmp_path: Path, inputs: Path):
+    tuned = changed(base, tmp_path / "t", lambda model: model.model.layers[0].mlp.down_proj.weight.mul_(3))
+    grid = tables(base, tuned, inputs)[GRID].set_index(["base_layer", "tuned_layer"])["cka"]
+    rows = drift(base, tuned, inputs)
+    assert [grid[layer, layer] for layer in range(LAYERS + 1)] == pytest.approx(rows["cka"].tolist())
+    states = [states_of(models_of.load_backbone(folder))["mean"] for folder in (base, tuned)]
+    expected = layer_grid_cka(*([functools.partial(torch.clone, layer) for layer in each] for each in states))
+    assert grid[0, 3] == pytest.approx(float(expected[0, 3]), abs=1e-4)
+    assert grid[3, 0] == pytest.approx(float(expected[3, 0]), abs=1e-4)
+    assert grid[0, 3] != pytest.approx(grid[3, 0], abs=1e-2)
+
+
+def test_every_representation_is_compared_with_its_own(base: Path, tmp_path: Path, inputs: Path):
+    tuned = changed(base, tmp_path / "t", lambda model: model.model.layers[0].mlp.down_proj.weight.mul_(3))
+    before, after = (states_of(models_of.load_backbone(folder)) for folder in (base, tuned))
+    rows = tables(base, tuned, inputs)[TABLE].set_index(["features", "representation"]).sort_index()
+    for name in REPRESENTATIONS:
+        x, y = before[name], after[name]
+        expected = (y - x).norm(dim=(1, 2)) / x.norm(dim=(1, 2))
+        assert rows.loc[("all", name), "relative_l2"].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def massive(dimension: int) -> Callable[[LlamaForCausalLM], None]:
+    return lambda model: model.model.embed_tokens.weight[:, dimension].mul_(1000)
+
+
+def test_without_top_is_of_the_bases_largest_dimension(base: Path, tmp_path: Path, inputs: Path):
+    """One of 32 dimensions is left out. Where the change is in that one alone, nothing else has moved."""
+
+    def other(model: LlamaForCausalLM) -> None:
+        massive(5)(model)
+        model.model.embed_tokens.weight[:, 5] = model.model.embed_tokens.weight[:, 5].flip(0)
+
+    before, after = changed(base, tmp_path / "b", massive(5)), changed(base, tmp_path / "t", other)
+    found = tables(before, after, inputs)[TABLE]
+    found = found[found["layer"] == 0].set_index(["representation", "features"])
+    for representation in REPRESENTATIONS:
+        assert found.loc[(representation, "all"), "cka"] < 0.9
+        assert found.loc[(representation, "without_top"), "cka"] == 1
+        assert found.loc[(representation, "without_top"), "relative_l2"] == 0
+
+
+def test_without_top_leaves_in_what_is_largest_in_the_tuned_model_alone(
+    base: Path, tmp_path: Path, inputs: Path
+):
+    found = tables(base, changed(base, tmp_path / "t", massive(9)), inputs)[TABLE]
+    found = found[(found["layer"] == 0) & (found["features"] == "without_top")]
+    assert (found["relative_l2"] > 10).all()
 
 
 def test_drift_begins_at_the_block_that_changed(base: Path, tmp_path: Path, inputs: Path):
@@ -158,6 +238,7 @@ def test_the_table_is_deterministic_and_its_base_side_is_computed_once(
     loaded: list[Path] = []
     load = models_of.load_backbone
     monkeypatch.setattr(models_of, "load_backbone", lambda folder: loaded.append(folder) or load(folder))
+    monkeypatch.setattr(base_layers, "side", None)  # cannot be called
     pd.testing.assert_frame_equal(drift(base, tuned, inputs), first)
     assert loaded == [tuned]
 
@@ -165,12 +246,35 @@ def test_the_table_is_deterministic_and_its_base_side_is_computed_once(
 def test_cached_states_are_the_fresh_ones_and_follow_rows_and_weights(base: Path, tmp_path: Path):
     other = changed(base, tmp_path / "other", lambda model: model.model.embed_tokens.weight.mul_(1.5))
     rows = TokenRows(base, ROWS)
-    path = activations.base_states(base, rows, tmp_path)
-    fresh = activations.pooled_states(models_of.load_backbone(base), rows)
-    assert torch.equal(activations.read_states(path), fresh)
-    assert activations.base_states(base, rows, tmp_path) == path
-    assert activations.base_states(base, TokenRows(base, ROWS[1:]), tmp_path) != path
-    assert activations.base_states(other, rows, tmp_path) != path
+    states = activations.base_states(base, rows, tmp_path)
+    fresh = recorded(models_of.load_backbone(base), tmp_path)
+    assert torch.equal(states.rows(2, "token"), fresh["token"][2])
+    assert activations.base_states(base, rows, tmp_path) == states
+    assert activations.base_states(base, TokenRows(base, ROWS[1:]), tmp_path).path != states.path
+    assert activations.base_states(other, rows, tmp_path).path != states.path
+
+
+def test_nothing_of_the_tuned_model_is_left_in_the_cache(base: Path, tmp_path: Path, inputs: Path):
+    drift(base, changed(base, tmp_path / "t", lambda model: model.model.norm.weight.mul_(2)), inputs)
+    (folder,) = (tmp_path / "cache").iterdir()
+    sides = itertools.product(REPRESENTATIONS, ("all", "without_top"), range(LAYERS + 1))
+    expected = {f"{name}-{features}-{layer:03d}-v{VERSION}.safetensors" for name, features, layer in sides}
+    assert {path.name for path in folder.iterdir()} == expected | {"states.npy", "states.lock"}
+
+
+def test_representations_are_kept_on_request_in_the_order_of_the_inputs(
+    base: Path, tmp_path: Path, inputs: Path
+):
+    tuned = changed(base, tmp_path / "t", lambda model: model.model.embed_tokens.weight.mul_(1.5))
+    drift(base, tuned, inputs, keep_representations=True)
+    assert "keep_representations" in ANALYSIS.parameters
+    for name, folder in (("base", base), ("run-step-000005", tuned)):
+        (path,) = (tmp_path / "cache").glob(f"states-*/representations/{name}.safetensors")
+        expected = states_of(models_of.load_backbone(folder))["mean"]
+        stored = load_file(path)
+        assert sorted(stored) == [f"layer_{layer}" for layer in range(LAYERS + 1)]
+        for layer in range(LAYERS + 1):
+            torch.testing.assert_close(stored[f"layer_{layer}"], expected[layer], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -190,11 +294,34 @@ def test_an_adapter_gives_the_states_peft_gives(base: Path, tmp_path: Path, inpu
     model.save_pretrained(tmp_path / "adapter")
     unmerged = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
     expected = states_of(unmerged.base_model.model.model)
-    tuned = models_of.load_tuned(base, tmp_path / "adapter")
-    got = activations.pooled_states(tuned, TokenRows(base, ROWS))
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(got, states_of(models_of.load_backbone(base)), atol=1e-2)
+    got = recorded(models_of.load_tuned(base, tmp_path / "adapter"), tmp_path)
+    torch.testing.assert_close(got["mean"], expected["mean"], atol=1e-5, rtol=1e-5)
+    for (
+        name
+    ) in REPRESENTATIONS:  # merging rounds every weight once: relative to the states, not to each number
+        assert torch.dist(got[name], expected[name]) < 1e-5 * expected[name].norm()
+    assert not torch.allclose(got["mean"], states_of(models_of.load_backbone(base))["mean"], atol=1e-2)
     assert drift(base, tmp_path / "adapter", inputs)["relative_l2"].iloc[-1] > 0.1
+
+
+def test_an_adapter_that_changed_its_base_is_given_its_start(base: Path, tmp_path: Path, inputs: Path):
+    """PiSSA takes its first adapter out of the base weights, which peft keeps changed in memory."""
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], init_lora_weights="pissa")
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), settings)
+    model.save_pretrained(tmp_path / "initial")
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    subject = Subject("run", "lora", 4, ("topic",), 1, 5, base, tmp_path / "adapter")
+    params = Params(cache=tmp_path / "cache", drift_inputs=inputs, keep_representations=True)
+    ANALYSIS.compute(dataclasses.replace(subject, initial=tmp_path / "initial"), params)
+    (path,) = (tmp_path / "cache").glob("states-*/representations/run-step-000005.safetensors")
+    expected = states_of(model.eval().base_model.model.model)["mean"]
+    torch.testing.assert_close(load_file(path)["layer_3"], expected[3], atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="initial"):
+        ANALYSIS.compute(subject, params)
 
 
 def test_a_classifier_is_compared_by_its_backbone(base: Path, tmp_path: Path):
@@ -206,7 +333,7 @@ def test_a_classifier_is_compared_by_its_backbone(base: Path, tmp_path: Path):
 
 def test_only_the_first_rows_are_used(base: Path, tmp_path: Path, inputs: Path):
     tuned = changed(base, tmp_path / "t", lambda model: None)
-    assert set(drift(base, tuned, inputs, rows=6)["n"]) == {6}
+    assert set(drift(base, tuned, inputs, drift_rows=6)["n"]) == {6}
 
 
 def test_the_base_model_has_no_drift_table(base: Path, tmp_path: Path):
@@ -243,6 +370,16 @@ def test_absent_inputs_are_asked_for(base: Path, tmp_path: Path):
         drift(base, tmp_path / "t", tmp_path / "absent.parquet")
 
 
+def narrow(folder: Path) -> None:
+    LlamaForCausalLM(config(hidden_size=16)).save_pretrained(folder)
+
+
+def overflowing(folder: Path) -> None:
+    model = LlamaForCausalLM(config())
+    nn.init.constant_(model.model.layers[1].mlp.down_proj.weight, 3e38)
+    model.save_pretrained(folder)
+
+
 def unlike(folder: Path) -> None:
     LlamaForCausalLM(config(num_hidden_layers=2)).save_pretrained(folder)
 
@@ -270,6 +407,8 @@ def truncated(folder: Path) -> None:
     ("make", "message"),
     [
         (unlike, "2 blocks of width 32"),
+        (narrow, "3 blocks of width 16"),
+        (overflowing, "hidden states are not finite"),
         (incomplete, "weights are missing"),
         (diverged, "up_proj.weight holds NaN or infinity"),
         (truncated, "not a complete safetensors file"),

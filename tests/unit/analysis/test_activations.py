@@ -1,0 +1,52 @@
+"""Which tokens' states are kept, how rows are batched, and whose rows they are; models are in test_drift."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rankdrift.analysis.sources import activations
+from rankdrift.analysis.sources.activations import States, TokenRows
+
+WIDTH = 32
+
+
+@pytest.mark.parametrize(
+    ("length", "share", "positions"),
+    [(3, 5, [0, 1, 2]), (3, 3, [0, 1, 2]), (10, 1, [5]), (10, 2, [2, 7]), (7, 3, [1, 3, 5])],
+)
+def test_tokens_kept_are_the_middles_of_equal_parts(length: int, share: int, positions: list[int]):
+    rows = TokenRows(Path("rows"), ((0,) * length,) * 4)
+    assert rows.kept_tokens(share) == [positions] * 4  # 4 d tokens over 4 rows: d each
+
+
+def test_the_tokens_kept_do_not_grow_with_the_inputs():
+    kept = TokenRows(Path("rows"), ((0,) * 50,) * 40).kept_tokens(32)
+    assert sum(map(len, kept)) == 3 * 40 <= 4 * 32
+    assert sum(map(len, TokenRows(Path("rows"), ((0,) * 50,) * 400).kept_tokens(32))) == 400
+
+
+def test_every_token_belongs_to_its_input(tmp_path: Path):
+    states = States(tmp_path / "states.npy", TokenRows(tmp_path, ((1, 2), (3,), (4, 5, 6))))
+    np.save(states.path, np.zeros((2, 3 + 3 + 6, WIDTH), dtype=np.float32))
+    assert states.inputs_of("token").tolist() == [0, 0, 1, 2, 2, 2]
+    assert states.inputs_of("mean").tolist() == states.inputs_of("last_token").tolist() == [0, 1, 2]
+
+
+def test_padding_is_not_averaged_even_where_it_is_not_a_number():
+    hidden = torch.tensor([[[float("nan")], [1.0], [3.0]], [[5.0], [6.0], [10.0]]])
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    assert activations.mean_over_tokens(hidden, mask).tolist() == [[2.0], [7.0]]
+
+
+def test_batches_hold_every_row_once_within_the_budget(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(activations, "BATCH_TOKENS", 20)
+    lengths = [9, 2, 30, 1, 5, 5, 12, 3]
+    batches = list(activations.length_batches(lengths))
+    assert sorted(itertools.chain(*batches)) == list(range(8))
+    assert all(len(each) * max(lengths[i] for i in each) <= 20 for each in batches if 2 not in each)
+    assert batches[0] == [3, 1, 7, 4]
