@@ -1,9 +1,9 @@
 """Edits of a tuned matrix that ask what its intruder dimensions cause, beside controls of equal strength.
 
-An intruder y with singular value s is scaled: W' = W + (strength - 1) s u v^T (Shuttleworth et al., arXiv
-2410.21228, section 5), strength 0 removing it. That forgetting falls then says little by itself: any shrinkage
-of the update makes the model more like its base. So the same is done to vectors that are no intruders, to
-random directions, and to the update as a whole, each time with an edit or an update of the same norm.
+An intruder with singular value s is scaled: W' = W + (strength - 1) s u v^T (Shuttleworth et al., arXiv
+2410.21228, section 5), strength 0 removing it. That forgetting falls then says little by itself: whatever
+shrinks the update makes the model more like its base. So the same is done to vectors that are no intruders,
+to random directions, and to the update as a whole, with an edit or an update of the same norm.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Subject:
     run_dir: Path | None = None
     """The run's folder (or the study's ``base`` folder); None for a checkpoint from elsewhere."""
     initial: Path | None = None
-    """The adapter before training, of a method that subtracts it from the base weights, if it lies elsewhere."""
+    """The adapter before training, of a method that subtracts it from the base weights; None: beside it."""
 
     def identity(self) -> dict[str, Any]:
         """Return the identity columns of this checkpoint's rows, in the order of ``IDENTITY``."""

@@ -41,7 +41,8 @@ class Params:
     """Whether each checkpoint's mean-pooled states are stored, ``layer_{i}`` by ``layer_{i}``."""
     gradient_inputs: Path | None = None
     """Parquet file of the rows that gradients are taken on: columns ``task`` (name), ``input_ids`` (unpadded)
-    and ``labels`` (as long; -100 where a token is no target, else the token's id), in a fixed order."""
+    and ``labels`` (as long, -100 where a token is no target, else its id; for a classification head, a list
+    of one class), in a fixed order."""
     workers: int = 0
     """Processes that share the matrices; 0 is one a core. Numbers do not depend on it."""
 
@@ -106,7 +107,7 @@ class Analysis:
 
     def __post_init__(self) -> None:
         ways = [self.compute, self.split and self.measure, self.compute_all]
-        assert any(ways), f"analysis {self.name}: one way to compute it"
+        assert sum(map(bool, ways)) == 1, f"analysis {self.name}: one way to compute it"
         assert (self.per == "study") == (self.compute_all is not None), f"{self.name}: per {self.per}"
 
     @property

@@ -75,7 +75,8 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
     inputs = read_rows(params.gradient_inputs)
     if inputs.classifies and subject.tuned is None:
         return {}
-    found = shard_sums(open_model(subject.base, subject.tuned, inputs.classifies), inputs)
+    model = open_model(subject.base, subject.tuned, inputs.classifies, subject.initial)
+    found = shard_sums(model, inputs)
     places = [
         ({"space": space, "level": level, **dataclasses.asdict(cell)}, sums)
         for space, cells in found.items()

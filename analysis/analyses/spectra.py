@@ -20,7 +20,7 @@ import pandas as pd
 from rankdrift import records
 from rankdrift.analysis import intruders, linalg, nulls, spiked, subspaces
 from rankdrift.analysis.analyses import Analysis, Params, checkpoint_inputs
-from rankdrift.analysis.analyses._comparison import SIDES, Comparison, compare
+from rankdrift.analysis.comparison import SIDES, Comparison, compare
 from rankdrift.analysis.analyses._spectra_columns import RANKS, TABLES
 from rankdrift.analysis.linalg import HalfSystem
 from rankdrift.analysis.sources.adapters import LowRankUpdate
@@ -48,7 +48,7 @@ def split(subject: Subject, params: Params) -> list[str]:
     Raises UserError for a checkpoint that was not tuned from the base model.
     """
     if subject.tuned is not None:
-        _weights(subject)
+        return list(map(unit_name, _weights(subject).projections))
     return list(_units(subject.base, records.fingerprint(subject.base)))
 
 

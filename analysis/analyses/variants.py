@@ -24,6 +24,9 @@ EDIT = {
     "kind": "intervention or interpolation",
     "arm": "what is edited: intruders, or neighbours, random, rescaled (controls); interpolation",
     "at": "intervention: what singular values are multiplied with; interpolation: t of W0 + t (W - W0)",
+    "top_k": "leading vectors among which intruders are looked for; NaN of an interpolation",
+    "threshold": "|cosine| below which a vector is an intruder; NaN of an interpolation",
+    "first_only": "1 where only the largest intruder of a matrix is edited, else 0; NaN of an interpolation",
     "matrices": "matrices that are edited",
     "vectors": "singular vectors edited one by one, over all matrices",
     "relative_edit_norm": "||W' - W||_F / ||W0||_F over the matrices looked at",
@@ -57,7 +60,10 @@ def compute(subject: Subject, params: Params) -> Tables:
         for folder in sorted((run.variants / step_name(step)).iterdir())
         for row in _rows(run, step, RunLayout(folder))
     ]
-    return {TABLE: pd.DataFrame(rows, columns=["step", *COLUMNS])} if rows else {}
+    if not rows:
+        return {}
+    table = pd.DataFrame(rows, columns=["step", *COLUMNS])
+    return {TABLE: table.astype(dict.fromkeys(("top_k", "threshold", "first_only"), "float64"))}
 
 
 def _rows(run: RunLayout, step: int, variant: RunLayout) -> Iterator[dict[str, Any]]:

@@ -82,12 +82,14 @@ class Differentiable:
             yield "image", "", gradients.flatten(1)
 
 
-def open_model(base: Path, tuned: Path | None, classifies: bool) -> Differentiable:
+def open_model(
+    base: Path, tuned: Path | None, classifies: bool, initial: Path | None = None
+) -> Differentiable:
     """Return a tuned model (or the base) with its head, float32, in evaluation mode; an adapter is merged.
 
     Its parameters are all of a whole model's, and those alone that an adapter changes. Where a configuration
     names a padding token, its row of the embedding has no gradient, as in training, and none reaches the
-    factors through it.
+    factors through it. ``initial`` is the adapter before training, as ``open_weights`` takes it.
 
     Raises
     ------
@@ -96,7 +98,7 @@ def open_model(base: Path, tuned: Path | None, classifies: bool) -> Differentiab
 
     """
     if tuned is not None and is_adapter(tuned):
-        weights = open_weights(base, tuned)
+        weights = open_weights(base, tuned, initial)
         return _adapted(weights, _merged(weights, classifies))
     folder = tuned or base
     tensors = model_tensors(folder)

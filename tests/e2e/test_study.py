@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,19 +52,23 @@ def study(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyLayout:
     return StudyLayout(output / "demo")
 
 
-def test_every_table_has_its_columns_and_rows_of_every_run(study: StudyLayout) -> None:
+def test_every_table_has_its_columns_and_rows(study: StudyLayout) -> None:
     identity = ["run", "method", "rank", "tasks", "seed", "step"]
     for name in registry.names("analysis"):
-        for table, columns in registry.load("analysis", name).columns.items():
+        analysis = registry.load("analysis", name)
+        for table, columns in analysis.columns.items():
             found = records.read_table(study.table(table))
-            assert list(found.columns) == [*identity, *columns], table
-            assert {"full-seed42", "lora-r8-seed42"} <= set(found["run"]), table
+            assert list(found.columns) == [*([] if analysis.per == "study" else identity), *columns], table
             assert records.read_json(study.table(table).with_suffix(".meta.json"))["rows"] == len(found)
+            if table not in ("variant_scores", "matched_seeds"):  # nothing edited; one seed, few checkpoints
+                assert len(found), table
+            if analysis.per != "study" and len(found):
+                assert {"full-seed42", "lora-r8-seed42"} <= set(found["run"]), table
 
 
 def test_the_tables_hold_every_checkpoint(study: StudyLayout) -> None:
     svd = records.read_table(study.table("svd_analysis_results"))
-    counts = svd[svd["run"] != "base"].groupby(["run", "step"]).size()
+    counts = svd[(svd["run"] != "base") & (svd["layer"] >= 0)].groupby(["run", "step"]).size()
     assert counts.to_dict() == {(run, step): 3 * 7 for run in study.run_names() for step in (2, 4)}
     lora = svd[svd["method"] == "lora"]
     assert (lora["update_numerical_rank"] <= 8).all()
@@ -164,3 +169,72 @@ def test_folders_from_anywhere_are_analysed(study: StudyLayout, tmp_path: Path) 
     expected = records.read_table(study.table("svd_analysis_results")).query("step == 4")
     key = "relative_update_norm"
     assert sorted(found[found["run"] != "base"][key]) == pytest.approx(sorted(expected[key]))
+
+
+def rankdrift(*arguments: object, launcher: tuple[str, ...] = ("rankdrift",)) -> str:
+    command = [sys.executable, "-m", *launcher, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_a_line_from_the_base_ends_in_the_step(study: StudyLayout) -> None:
+    run = study.run("lora-r8-seed42")
+    rankdrift("analyze", "interpolate", run.root, "--at", 0, 1)
+    for at, expected in ((0, study.base / "scores" / "step-000000.json"), (1, run.score(4))):
+        found = records.read_json(run.variant(4, f"interpolation-{at}").score(4))["tasks"]
+        for task, result in records.read_json(expected)["tasks"].items():
+            for metric in set(result["metrics"]) & {"nll", "accuracy", "f1"}:
+                want = result["metrics"][metric]["value"]
+                # an adapter is merged in an edited model, and added in the step's own scores
+                assert found[task]["metrics"][metric]["value"] == pytest.approx(want, rel=1e-6), (at, metric)
+
+
+def test_intruders_are_edited_beside_controls_of_equal_size(study: StudyLayout) -> None:
+    run = study.run("lora-r8-seed42")
+    chosen = ("--threshold", 0.9995, "--top-k", 3, "--strength", 0.5)  # so that there are some after 4 steps
+    assert "no intruder among" in refused("analyze", "intervene", run.root, "--threshold", 0.01)
+    rankdrift("analyze", "intervene", run.root, *chosen)
+    rankdrift("analyze", "variants", "--study", study.root)
+    table = records.read_table(study.table("variant_scores"))
+    arms = table[table["kind"] == "intervention"].groupby("arm").first()
+    assert set(arms.index) == {"intruders", "neighbours", "random", "rescaled"}
+    assert arms.loc["intruders", "vectors"] == arms.loc["random", "vectors"] > 0
+    sizes = arms["relative_edit_norm"], arms["relative_update_norm"]
+    assert sizes[0]["random"] == pytest.approx(sizes[0]["intruders"], rel=1e-6)
+    assert sizes[1]["rescaled"] == pytest.approx(sizes[1]["intruders"], rel=1e-6)
+    text = table[(table["task"] == "general_text") & (table["metric"] == "nll")]
+    own = records.read_json(run.score(4))["tasks"]["general_text"]["metrics"]["nll"]["value"]
+    assert (text["trained_value"] == own).all()
+    assert (abs(text["difference"] - (text["value"] - own)) < 1e-9).all()
+    assert "up to date" in rankdrift("analyze", "intervene", run.root, *chosen)
+
+
+def refused(*arguments: object) -> str:
+    command = [sys.executable, "-m", "rankdrift", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_runs_are_compared(study: StudyLayout) -> None:
+    runs = [study.run(name).root for name in study.run_names()]
+    printed = rankdrift("analyze", "compare", *runs)
+    for words in ("Learning and forgetting", "Item by item", "one seed: no interval over seeds"):
+        assert words in printed
+    assert "two or more run folders" in refused("analyze", "compare", runs[0])
+
+
+def test_ranks_share_an_analysis_and_change_no_number(study: StudyLayout, tmp_path: Path) -> None:
+    copy = StudyLayout(tmp_path / "copy")
+    for part in ("runs", "base"):
+        shutil.copytree(study.root / part, copy.root / part)
+    launcher = ("torch.distributed.run", "--nproc_per_node", "2", "-m", "rankdrift.cli.analyze")
+    rankdrift("--study", copy.root, "spectra", "checkpoint_gradients", "drift", launcher=launcher)
+    for table in ("svd_analysis_results", "subspace_drift", "intruder_dimensions", "singular_values"):
+        one, other = (records.read_table(layout.table(table)) for layout in (study, copy))
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+    assert len(records.read_table(copy.table("drift_metrics"))) == len(
+        records.read_table(study.table("drift_metrics"))
+    )

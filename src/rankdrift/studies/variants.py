@@ -21,10 +21,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankdrift import records
-from rankdrift.analysis import decomposition, interventions
+from rankdrift.analysis import interventions
+from rankdrift.analysis.analyses import Params
+from rankdrift.analysis.comparison import compare
 from rankdrift.analysis.interventions import ARMS, Edit
-from rankdrift.analysis.intruders import best_cosines
-from rankdrift.analysis.sources.base_spectra import BaseSpectra
 from rankdrift.analysis.sources.naming import Projection
 from rankdrift.analysis.sources.weights import TunedWeights, open_weights
 from rankdrift.checkpoint.consolidate import consolidate
@@ -54,6 +54,12 @@ class Settings:
     """Only the largest intruder of each matrix, as arXiv 2410.21228 does."""
     seed: int = 0
     """Of the random directions."""
+
+    @property
+    def label(self) -> str:
+        """What tells edits of one step apart."""
+        number = "first" if self.first_only else "all"
+        return f"{self.strength:g}-{number}-of-{self.top_k}-below-{self.threshold:g}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def intervene(run: RunLayout, step: int, settings: Settings, say: Say) -> list[P
         raise UserError(f"--strength {settings.strength}: 0 removes an intruder, 1 keeps it; give [0, 1)")
     source = Source.of(run, step)
     inputs = source.inputs(dataclasses.asdict(settings))
-    names = {arm: f"{arm}-{settings.strength:g}" for arm in ARMS}
+    names = {arm: f"{arm}-{settings.label}" for arm in ARMS}
     if not all(_is_current(run.variant(step, name), inputs) for name in names.values()):
         planned = _plan(source, settings, say)
         for arm, name in names.items():
@@ -162,12 +168,12 @@ def _plan(source: Source, settings: Settings, say: Say) -> Planned:
     """Return the edits of every matrix that has an intruder."""
     weights = open_weights(source.base, source.export)
     study = StudyLayout(source.run.root.resolve().parent.parent)
-    spectra = BaseSpectra(weights.base, study.base / "cache")
+    params = Params(study.base / "cache", top_k=SPARE * settings.top_k, vector_counts=(1,))
     generator = np.random.default_rng(settings.seed)
     found: Planned = {}
     inside = _inside(weights)
     for number, projection in enumerate(inside, start=1):
-        edited = _edits(weights, spectra, projection, settings, generator)
+        edited = _edits(weights, projection, params, settings, generator)
         if edited:
             found[projection] = edited
         if number % 50 == 0 or number == len(inside):
@@ -188,23 +194,21 @@ def _inside(weights: TunedWeights) -> list[Projection]:
 
 def _edits(
     weights: TunedWeights,
-    spectra: BaseSpectra,
     projection: Projection,
+    params: Params,
     settings: Settings,
     generator: np.random.Generator,
 ) -> dict[str, Edit]:
-    pair = weights.pair(projection)
-    update = pair.update.dense().numpy()
-    if not update.any():
+    found = compare(weights, projection, params)
+    if not found.update.any():
         return {}
-    system = decomposition.singular_system(pair.tuned.numpy(), SPARE * settings.top_k)
-    base = spectra.system(projection, pair.base.numpy())
-    cosines = best_cosines(base.components(system.left, "left"))
+    cosines = found.cosines["left"]
     chosen = interventions.intruders_of(cosines, settings.threshold, settings.top_k, settings.first_only)
     if not chosen:
         return {}
     neighbours = interventions.neighbours_of(chosen, cosines, settings.threshold)
-    return interventions.edits(system, update, chosen, neighbours, settings.strength, generator)
+    update = found.pair.update.dense().numpy()
+    return interventions.edits(found.tuned, update, chosen, neighbours, settings.strength, generator)
 
 
 def _export_arm(source: Source, arm: str, name: str, planned: Planned, inputs: Mapping[str, Any]) -> None:
@@ -226,7 +230,8 @@ def _export_arm(source: Source, arm: str, name: str, planned: Planned, inputs: M
         "matrices": len(planned),
         "vectors": sum(edited[arm].vectors for edited in planned.values()),
     }
-    document = {"kind": "intervention", "arm": arm, "at": inputs["settings"]["strength"], **counts}
+    chosen = {key: inputs["settings"][key] for key in ("top_k", "threshold", "first_only")}
+    document = {"kind": "intervention", "arm": arm, "at": inputs["settings"]["strength"], **chosen, **counts}
     _write(source, name, model, {**document, **sizes.relative(), "inputs": dict(inputs)})
 
 
@@ -243,7 +248,8 @@ def _export_interpolation(source: Source, position: float, name: str, inputs: Ma
             edited = start + position * (end - start)
             sizes.add(start, end, edited)
             weight.copy_(edited)
-    document = {"kind": "interpolation", "arm": "interpolation", "at": position}
+    chosen = dict.fromkeys(("top_k", "threshold", "first_only"))
+    document = {"kind": "interpolation", "arm": "interpolation", "at": position, **chosen}
     counts = {"matrices": len(shared), "vectors": 0}
     _write(source, name, model, {**document, **counts, **sizes.relative(), "inputs": dict(inputs)})
 

@@ -1,0 +1,335 @@
+"""Published findings on LoRA and full fine-tuning, looked for in one small study on real data.
+
+Runs the recipe ``launch/recipes/sst2_methods.yaml`` (SmolLM2-135M on SST-2: full fine-tuning and LoRA of ranks
+4 and 64, two learning rates each, two seeds), edits intruders of one run, and writes what was observed of each
+finding, whatever it is. A study of two seeds, 32 steps and one task shows directions, it proves none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rankdrift import records
+from rankdrift.analysis.observations import arm_of
+from rankdrift.data.general_text import load_windows
+from rankdrift.layout import StudyLayout
+from rankdrift.models.base import load_model, load_tokenizer, resolve
+from rankdrift.models.exports import load_export
+from rankdrift.spec import read_spec
+
+HERE = Path(__file__).resolve().parent
+RECIPE = HERE.parent / "launch" / "recipes" / "sst2_methods.yaml"
+EDITED = "lora-r4-lr16e-4-seed42"
+WINDOWS = 12
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One published finding beside what this study shows."""
+
+    name: str
+    claim: str
+    observed: str
+    agrees: bool | None
+    """Whether the direction is the claimed one; None where this study cannot say."""
+
+
+class Tables:
+    """A study's tables, with the arm of each run."""
+
+    def __init__(self, study: StudyLayout) -> None:
+        self.study = study
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        table = records.read_table(self.study.table(name))
+        if {"run", "seed"} <= set(table.columns):
+            table["arm"] = [arm_of(run, seed) for run, seed in zip(table["run"], table["seed"], strict=True)]
+        return table
+
+    def plane(self) -> pd.DataFrame:
+        """The learning-forgetting table at the last step."""
+        table = self["learning_forgetting"]
+        return table[table["step"] == table["step"].max()]
+
+    def blocks(self) -> pd.DataFrame:
+        """The spectra of the blocks' matrices, without the base's rows."""
+        table = self["svd_analysis_results"]
+        return table[(table["layer"] >= 0) & (table["run"] != "base")]
+
+
+def learning_rates(tables: Tables) -> Iterator[Finding]:
+    """H1, H2: best learning rates, by validation loss, mean over seeds."""
+    losses = tables.plane().groupby("arm")["task_loss"].mean()
+    text = ", ".join(f"{arm} {loss:.3f}" for arm, loss in losses.items())
+    best = {kind: losses[[arm for arm in losses.index if arm.startswith(kind)]].idxmin() for kind in KINDS}
+    rates = {kind: float(arm.rpartition("-lr")[2]) for kind, arm in best.items()}
+    ratio = {kind: rates[kind] / rates["full"] for kind in KINDS}
+    yield Finding(
+        "H1",
+        "LoRA's best learning rate is 5 to 20 times full fine-tuning's (15 below 100 steps)",
+        f"best of two: {ratio['lora-r4']:g} (r=4), {ratio['lora-r64']:g} (r=64); validation loss: {text}",
+        all(5 <= ratio[kind] <= 20 for kind in ("lora-r4", "lora-r64")),
+    )
+    between = rates["lora-r4"] / rates["lora-r64"]
+    yield Finding(
+        "H2",
+        "ranks differ in their best learning rate by less than 2 to 3",
+        f"r=4 to r=64: {between:g} (the grid's step is 4)",
+        between == 1,
+    )
+
+
+KINDS = ("full", "lora-r4", "lora-r64")
+
+
+def ranks(tables: Tables) -> Iterator[Finding]:
+    """H3, H4: ranks of updates."""
+    blocks = tables.blocks()
+    last = blocks[blocks["step"] == blocks["step"].max()]
+    medians = last.groupby("arm")[["update_entropy_rank", "update_e90_energy"]].median()
+    share = (last["update_e90_energy"] / last["update_e90_energy_null"]).groupby(last["arm"]).median()
+    bounded = bool((last[last["rank"] > 0]["update_numerical_rank"] <= last[last["rank"] > 0]["rank"]).all())
+    full = last[last["method"] == "full"]
+    text = ", ".join(f"{arm} {row.update_entropy_rank:.1f}" for arm, row in medians.iterrows())
+    yield Finding(
+        "H3",
+        "the update's rank is at most r for LoRA; full fine-tuning's is far above, 0.5 to 1 of noise's",
+        f"median entropy rank: {text}; full e90/null {share.filter(like='full').round(2).tolist()}",
+        bounded and bool(full["update_entropy_rank"].median() > 64),
+    )
+    steps = blocks[blocks["method"] == "full"].groupby("step")["update_e90_energy"].median()
+    share_of = full["update_e90_energy"] / full["update_e90_energy_null"]
+    mlp, attention = (share_of[full["module"].isin(names)].median() for names in (MLP, ATTENTION))
+    deepest = full["layer"].max()
+    ends = share_of[full["layer"].isin((0, 1, deepest - 1, deepest))].median()
+    middle = share_of[full["layer"].between(deepest // 3, 2 * deepest // 3)].median()
+    yield Finding(
+        "H4",
+        "full fine-tuning's e90 grows with steps; MLP above attention; end blocks below the middle",
+        f"median e90 by step {steps.round(0).to_dict()}; e90/null MLP {mlp:.2f}, attention {attention:.2f}; "
+        f"ends {ends:.2f}, middle {middle:.2f}",
+        bool(steps.is_monotonic_increasing and mlp > attention and ends < middle),
+    )
+
+
+def intruder_dimensions(tables: Tables) -> Iterator[Finding]:
+    """H5: counts at k = 10, threshold 0.5, left vectors as published."""
+    counts = tables.blocks().groupby(["arm", "seed", "step"])["intruders_left"].sum()
+    means = counts.groupby(["arm", "step"]).mean().unstack()
+    text = "; ".join(f"{arm} " + ", ".join(f"{v:.0f}" for v in row) for arm, row in means.iterrows())
+    last = means[means.columns.max()]
+    full = last[last.index.str.startswith("full")].max()
+    yield Finding(
+        "H5",
+        "no intruders (k=10, 0.5) in full fine-tuning; in LoRA some, more with learning rate and steps",
+        f"sum over 210 matrices, mean over seeds, at each stored step: {text}",
+        bool(full == 0 and last["lora-r4-lr16e-4"] > last["lora-r4-lr4e-4"] > 0),
+    )
+
+
+def predictors(tables: Tables) -> Iterator[Finding]:
+    """H6, H9: what goes with forgetting."""
+    table = tables["forgetting_predictors"]
+
+    def of(scope: str) -> pd.DataFrame:
+        rows = table[(table["scope"] == scope) & (table["points"] == "all")]
+        return rows.set_index("predictor")
+
+    def text(rows: pd.DataFrame) -> str:
+        parts = []
+        for name, row in rows.iterrows():
+            interval = f"[{row['spearman_low']:.2f}, {row['spearman_high']:.2f}]"
+            parts.append(
+                f"{name} {row['spearman']:.2f} {interval if np.isfinite(row['spearman_low']) else ''}"
+            )
+        return "; ".join(parts)
+
+    lora, pooled = of("lora"), of("pooled")
+    energy = lora["spearman"].get("intruder_energy", np.nan)
+    yield Finding(
+        "H6",
+        "within LoRA, forgetting goes with intruder energy (Spearman above 0.5)",
+        text(lora),
+        None if np.isnan(energy) else bool(energy > 0.5),
+    )
+    others = pooled["spearman"].drop("kl_from_base")
+    yield Finding(
+        "H9",
+        "KL from the base predicts forgetting better than ||dW|| (here KL on general text, not the task)",
+        text(pooled),
+        bool(pooled["spearman"]["kl_from_base"] >= others.max()),
+    )
+
+
+def forgetting(tables: Tables) -> Iterator[Finding]:
+    """H7, H8: forgetting at equal loss, and the knob of the rank."""
+    matched = tables["matched_comparison"]
+    rows = matched[(matched["matched"] == "task_loss") & matched["arm"].str.startswith("full")]
+    measured = rows.dropna(subset=["difference"]).groupby(["arm", "other_arm"])["difference"].mean()
+    text = "; ".join(f"{one} - {other} {value:+.4f}" for (one, other), value in measured.items())
+    yield Finding(
+        "H7",
+        "at equal task loss LoRA forgets less, or more at high learning rates: reported, not asserted",
+        (text or "no pair of arms reaches one loss") + " (nats a token, mean over levels)",
+        None,
+    )
+    plane = tables.plane().groupby("arm")[["score", "nll_increase"]].mean()
+    text = "; ".join(f"{arm} {row.score:.3f}, {row.nll_increase:+.4f}" for arm, row in plane.iterrows())
+    small, large = plane.loc["lora-r4-lr4e-4"], plane.loc["lora-r64-lr4e-4"]
+    yield Finding(
+        "H8",
+        "higher rank learns more and forgets more",
+        f"accuracy and forgetting, means over seeds: {text}",
+        bool(large["score"] > small["score"] and large["nll_increase"] > small["nll_increase"]),
+    )
+
+
+def interventions(tables: Tables) -> Iterator[Finding]:
+    """H14: shrinking intruders against controls."""
+    table = tables["variant_scores"]
+    if table.empty:
+        yield Finding(
+            "H14", "shrinking intruders forgets less than its controls", "no intruders to edit", None
+        )
+        return
+    nll = table[(table["task"] == "general_text") & (table["metric"] == "nll")].set_index("arm")
+    score = table[(table["task"] != "general_text")].groupby("arm")["difference"].first()
+    text = "; ".join(
+        f"{arm} {row.difference:+.4f} [{row.difference_low:+.4f}, {row.difference_high:+.4f}], "
+        f"accuracy {score[arm]:+.3f}"
+        for arm, row in nll.iterrows()
+    )
+    controls = nll.drop("intruders")["difference"].min()
+    yield Finding(
+        "H14",
+        "scaling each matrix's first intruder by 0.7 lowers forgetting, more than controls of equal norm",
+        f"{EDITED}, change of general-text NLL (nats a token): {text}",
+        bool(nll.loc["intruders", "difference"] < min(0.0, controls)),
+    )
+
+
+def task_vectors(tables: Tables) -> Iterator[Finding]:
+    """H15: the same arm with another seed, against other arms."""
+    table = tables["task_vectors"]
+    rows = table[(table["pairing"] == "last") & (table["level"] == "global")]
+    other = [arm_of(run, seed) for run, seed in zip(rows["other_run"], rows["other_seed"], strict=True)]
+    same = rows["arm"] == pd.Series(other, index=rows.index)
+    values = rows.groupby(same)["cosine"].median()
+    yield Finding(
+        "H15",
+        "task vectors of one task and other seeds are more alike than others (here: of other arms)",
+        f"median cosine: same arm, other seed {values.get(True, np.nan):.3f}; other arms "
+        f"{values.get(False, np.nan):.3f}; null {rows['cosine_null'].median():.5f}",
+        bool(values.get(True, np.nan) > values.get(False, np.nan)),
+    )
+
+
+def merging(tables: Tables) -> Iterator[Finding]:
+    """H13: logits of an adapter against the merged model in fp32, and rounded to bf16."""
+    run = tables.study.run(EDITED)
+    spec, step = read_spec(run.spec), max(int(p.name[5:]) for p in run.exports.iterdir())
+    base = resolve(spec.model.name, spec.model.revision)
+    windows = load_windows(spec.data, load_tokenizer(base), WINDOWS)
+    adapted = load_export(run.export(step), base, spec.model)
+    own = [_log_probabilities(adapted, window.input_ids) for window in windows]
+    merged = adapted.merge_and_unload()
+    exact = _divergence(own, [_log_probabilities(merged, window.input_ids) for window in windows])
+    with torch.no_grad():
+        for weight in merged.parameters():
+            weight.copy_(weight.bfloat16().float())
+    rounded = [_log_probabilities(merged, window.input_ids) for window in windows]
+    plain = load_model(base, spec.model)
+    moved = _divergence([_log_probabilities(plain, w.input_ids) for w in windows], own)
+    lost = _divergence(own, rounded)
+    yield Finding(
+        "H13",
+        "merging in bf16 changes the model (KL above 0), merging in fp32 does not",
+        f"KL(adapter || merged) fp32 {exact:.1e}, weights rounded to bf16 {lost:.1e} nats a token; "
+        f"KL(base || adapter) {moved:.1e}",
+        bool(lost > 100 * abs(exact)),
+    )
+
+
+@torch.no_grad()
+def _log_probabilities(model: Any, row: Any) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([list(row)])).logits[0]
+    return torch.log_softmax(logits.double(), dim=-1)
+
+
+def _divergence(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    values = [(p.exp() * (p - q)).sum(dim=-1) for p, q in zip(one, other, strict=True)]
+    return float(torch.cat(values).mean())
+
+
+def not_run(tables: Tables) -> Iterator[Finding]:
+    """What this study has no arms for."""
+    for name, claim in {
+        "H10": "LoRA on attention alone learns less than on the MLP alone at equal parameters",
+        "H11": "larger batches hurt LoRA more",
+        "H12": "an unmerged adapter is slower than a merged one",
+    }.items():
+        yield Finding(name, claim, "not in this study", None)
+
+
+QUESTIONS: tuple[Callable[[Tables], Iterator[Finding]], ...] = (
+    learning_rates,
+    ranks,
+    intruder_dimensions,
+    predictors,
+    forgetting,
+    not_run,
+    merging,
+    interventions,
+    task_vectors,
+)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, float]:
+    """Run the study and the interventions; return wall and processor seconds, this process's children."""
+    began = time.perf_counter()
+    rankdrift = [sys.executable, "-m", "rankdrift"]
+    places = [f"data.root={arguments.data}", f"output={arguments.output}"]
+    subprocess.run([*rankdrift, "study", "--experiment", str(RECIPE), *places], check=True)
+    study = StudyLayout(arguments.output / "sst2-methods")
+    edit = ["analyze", "intervene", str(study.run(EDITED).root), "--strength", "0.7", "--first-only"]
+    subprocess.run([*rankdrift, *edit], check=False)  # it may say that there is no intruder
+    subprocess.run([*rankdrift, "analyze", "variants", "--study", str(study.root)], check=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"wall": time.perf_counter() - began, "cpu": used.ru_utime + used.ru_stime}
+
+
+def main() -> None:
+    """Run, and write JSON and a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with glue_sst2/")
+    parser.add_argument("--output", type=Path, default=Path("outputs"))
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "acceptance.json")
+    arguments = parser.parse_args()
+    seconds = run(arguments)
+    tables = Tables(StudyLayout(arguments.output / "sst2-methods"))
+    found = [finding for question in QUESTIONS for finding in question(tables)]
+    found.sort(key=lambda finding: int(finding.name[1:]))
+    document = {"claim": __doc__, "seconds": seconds, "findings": [asdict(finding) for finding in found]}
+    records.write_json(arguments.results, {**document, "environment": records.environment()})
+    verdicts = {True: "yes", False: "no", None: "open"}
+    lines = ["| | published | observed here | agrees |", "|---|---|---|---|"]
+    lines += [f"| {f.name} | {f.claim} | {f.observed} | {verdicts[f.agrees]} |" for f in found]
+    records.write_text(arguments.results.with_suffix(".md"), "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
