@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -79,67 +79,73 @@ def bring_up_to_date(
     analysis: Analysis, parts: Sequence[Part], params: Params, progress: Progress, share: Share
 ) -> None:
     """Compute this rank's share of the parts that are not current; on rank 0, return when all of them are."""
-    wanted = {part.name: part.dependencies(params) for part in parts}
-    stale = [part for part in parts if not part.is_current(wanted[part.name])]
+    work = _Work(analysis, parts, params, progress, share)
     if analysis.split:
-        _measure_units(analysis, parts, stale, wanted, params, progress, share)
+        work.measure_units()
     else:
-        _compute_whole(analysis, parts, stale, wanted, params, progress, share)
+        work.compute_whole()
 
 
-def _compute_whole(
-    analysis: Analysis,
-    parts: Sequence[Part],
-    stale: Sequence[Part],
-    wanted: Mapping[str, Mapping[str, Any]],
-    params: Params,
-    progress: Progress,
-    share: Share,
-) -> None:
-    assert analysis.compute is not None
-    done = len(parts) - len(stale)
-    progress(analysis.name, done, len(parts))
-    for part in (part for part in parts[share.rank :: share.count] if part in stale):
-        part.store(analysis.compute(part.subject, params), wanted[part.name])
-        done += 1
-        progress(analysis.name, done, len(parts))
-    if share.rank == 0:
-        _wait(lambda: [part for part in stale if not part.is_current(wanted[part.name])])
+@dataclass(frozen=True)
+class _Work:
+    """One analysis of all its parts, of which this rank does its share."""
 
+    analysis: Analysis
+    parts: Sequence[Part]
+    params: Params
+    progress: Progress
+    share: Share
 
-def _measure_units(
-    analysis: Analysis,
-    parts: Sequence[Part],
-    stale: Sequence[Part],
-    wanted: Mapping[str, Mapping[str, Any]],
-    params: Params,
-    progress: Progress,
-    share: Share,
-) -> None:
-    portions = {part.name: _portions(part, wanted[part.name], params) for part in stale}
-    every = [portion for part in stale for portion in portions[part.name]]
-    # by position among all parts: ranks that start later find fewer of them stale
-    first = {part.name: index for index, part in enumerate(parts)}
-    mine = [p for p in every if (first[p.part.name] + p.number) % share.count == share.rank]
-    left = [portion for portion in mine if not portion.record.exists()]
-    total = sum(len(portion.units) for portion in mine)
-    done = total - sum(len(portion.units) for portion in left)
-    progress(analysis.name, done, total)
-    for measured in map_unordered(partial(_measure, params=params), left, share.workers(params.workers)):
-        done += measured
-        progress(analysis.name, done, total)
-    if share.rank == 0:
-        _wait(lambda: [portion for portion in every if not portion.record.exists()])
-        for part in stale:
-            _join(part, portions[part.name], wanted[part.name])
+    @cached_property
+    def wanted(self) -> dict[str, dict[str, Any]]:
+        """Part -> all that its rows are to depend on."""
+        return {part.name: part.dependencies(self.params) for part in self.parts}
 
+    @cached_property
+    def stale(self) -> dict[int, Part]:
+        """The parts to compute, by their place among all: ranks that start later find fewer of them."""
+        return {number: part for number, part in enumerate(self.parts) if not self._is_current(part)}
 
-def _portions(part: Part, wanted: Mapping[str, Any], params: Params) -> list[Portion]:
-    assert part.analysis.split is not None
-    units = tuple(part.analysis.split(part.subject, params))
-    digest = records.digest_json({"dependencies": wanted, "units": units})[:16]
-    starts = range(0, len(units), PORTION)
-    return [Portion(part, n, units[at : at + PORTION], digest) for n, at in enumerate(starts)]
+    def compute_whole(self) -> None:
+        """Compute this rank's parts, one after the other."""
+        assert self.analysis.compute is not None
+        mine = [part for number, part in self.stale.items() if number % self.share.count == self.share.rank]
+        before = len(self.parts) - len(self.stale)
+        total = before + len(mine)
+        self.progress(self.analysis.name, before, total)
+        for done, part in enumerate(mine, start=before + 1):
+            part.store(self.analysis.compute(part.subject, self.params), self.wanted[part.name])
+            self.progress(self.analysis.name, done, total)
+        if self.share.rank == 0:
+            _wait(lambda: [part for part in self.stale.values() if not self._is_current(part)])
+
+    def measure_units(self) -> None:
+        """Measure this rank's portions of all parts; on rank 0, join the portions of all ranks."""
+        portions = {number: self._portions(part) for number, part in self.stale.items()}
+        every = [(number, portion) for number, of_part in portions.items() for portion in of_part]
+        mine = [p for number, p in every if (number + p.number) % self.share.count == self.share.rank]
+        left = [portion for portion in mine if not portion.record.exists()]
+        total = sum(len(portion.units) for portion in mine)
+        done = total - sum(len(portion.units) for portion in left)
+        self.progress(self.analysis.name, done, total)
+        workers = self.share.workers(self.params.workers)
+        for measured in map_unordered(partial(_measure, params=self.params), left, workers):
+            done += measured
+            self.progress(self.analysis.name, done, total)
+        if self.share.rank == 0:
+            _wait(lambda: [portion for _, portion in every if not portion.record.exists()])
+            for number, part in self.stale.items():
+                _join(part, portions[number], self.wanted[part.name])
+
+    def _portions(self, part: Part) -> list[Portion]:
+        assert self.analysis.split is not None
+        units = tuple(self.analysis.split(part.subject, self.params))
+        digest = records.digest_json({"dependencies": self.wanted[part.name], "units": units})[:16]
+        starts = range(0, len(units), PORTION)
+        return [Portion(part, n, units[at : at + PORTION], digest) for n, at in enumerate(starts)]
+
+    def _is_current(self, part: Part) -> bool:
+        return part.is_current(self.wanted[part.name])
 
 
 def _measure(portion: Portion, params: Params) -> int:
