@@ -98,6 +98,16 @@ def test_an_unchanged_study_is_not_touched(study: Study) -> None:
     assert {path: path.stat().st_mtime_ns for path in study.tables.rglob("*") if path.is_file()} == before
 
 
+def test_a_setting_of_several_values_is_known_again(study: Study) -> None:
+    object.__setattr__(study.analysis, "parameters", ("vector_counts",))
+    study.run(vector_counts=(1, 5))
+    study.computed.clear()
+    study.run(vector_counts=(1, 5))
+    assert study.computed == []
+    study.run(vector_counts=(1, 6))
+    assert study.computed == ["base", "step-1", "step-2"]
+
+
 def test_only_what_changed_is_computed(study: Study) -> None:
     sizes, _ = study.run()
     study.computed.clear()
@@ -329,3 +339,6 @@ def test_a_study_table_is_made_of_the_others_and_anew_where_they_change(study: S
     run()
     assert made == [4, 4]
     assert pd.read_parquet(study.tables / "sums.parquet")["sum"].tolist() == [50]
+    object.__setattr__(study.analysis, "version", 2)  # its table is written anew, from the same checkpoints
+    run()
+    assert made == [4, 4, 4]
