@@ -30,6 +30,8 @@ from rankdrift.spec import AnalysisSpec, DataSpec, Spec, read_spec
 
 Source = Literal["auto", "exports", "checkpoints"]
 """Where the weights of a step are read from."""
+TEXT_TOKENS = 64
+"""Tokens of each window of general text on which gradients are taken."""
 _NOTHING: dict[Source, str] = {
     "auto": "no run has a complete checkpoint or an export; train first",
     "exports": "no run has an export; run 'rankdrift consolidate' on them, or use --source checkpoints",
@@ -155,11 +157,16 @@ def _with_labels(row: Row, head: str) -> dict[str, Any]:
 
 
 def folder_params(study: StudyLayout, base: Path, settings: AnalysisSpec) -> Params:
-    """Return the analyses' settings for folders from anywhere; drift is measured on the built-in text."""
+    """Return the analyses' settings for folders from anywhere; what needs inputs gets the built-in text."""
     text = DataSpec(general_text="builtin")
     windows = load_windows(text, load_tokenizer(base), settings.drift_rows)
     rows = pd.DataFrame({"input_ids": [list(window.input_ids) for window in windows]})
-    return _params(study, settings, _written(study.base / "drift_inputs.parquet", rows), None)
+    drift = _written(study.base / "drift_inputs.parquet", rows)
+    beginnings = [list(window.input_ids[:TEXT_TOKENS]) for window in windows[: settings.gradient_rows]]
+    labels = [[IGNORED, *ids[1:]] for ids in beginnings]
+    table = pd.DataFrame({"task": "general_text", "input_ids": beginnings, "labels": labels})
+    gradients = _written(study.base / "gradient_inputs.parquet", table) if beginnings else None
+    return _params(study, settings, drift, gradients)
 
 
 def _params(study: StudyLayout, settings: AnalysisSpec, drift: Path, gradients: Path | None) -> Params:

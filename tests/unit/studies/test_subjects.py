@@ -8,11 +8,21 @@ import pandas as pd
 import pytest
 
 from rankdrift import records
+from rankdrift.analysis.analyses import Params
 from rankdrift.checkpoint.record import CheckpointRecord
+from rankdrift.data.dataset import load_rows
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
-from rankdrift.spec import parse_spec
-from rankdrift.studies.subjects import Source, folder_subjects, stored_steps, study_params, study_subjects
+from rankdrift.models.base import load_tokenizer
+from rankdrift.spec import AnalysisSpec, parse_spec
+from rankdrift.studies.subjects import (
+    Source,
+    folder_params,
+    folder_subjects,
+    stored_steps,
+    study_params,
+    study_subjects,
+)
 
 
 def test_folders_are_told_apart_by_their_parents(tmp_path: Path) -> None:
@@ -133,3 +143,53 @@ def test_drift_inputs_are_prompts_and_are_not_rewritten(tiny: Path, tmp_path: Pa
     written = params.drift_inputs.stat().st_mtime_ns
     study_params(study, spec, tiny)
     assert params.drift_inputs.stat().st_mtime_ns == written
+
+
+def gradient_inputs(params: Params) -> pd.DataFrame:
+    assert params.gradient_inputs is not None
+    return records.read_table(params.gradient_inputs)
+
+
+def test_gradients_are_taken_on_the_first_rows_of_every_task(tiny: Path, tmp_path: Path) -> None:
+    tree = {
+        "model": {"name": "tiny"},
+        "data": {"tasks": ["topic", "describe"], "validation_limit": 6},
+        "analysis": {"gradient_rows": 4},
+    }
+    rows = gradient_inputs(study_params(StudyLayout(tmp_path), parse_spec(tree), tiny))
+    assert rows["task"].tolist() == ["topic"] * 4 + ["describe"] * 4
+    for row in rows.itertuples(index=False):
+        labels, ids = row.labels.tolist(), row.input_ids.tolist()
+        prompt = labels.count(-100)
+        assert labels == [-100] * prompt + ids[prompt:]
+        assert 0 < prompt < len(ids)
+
+
+def test_a_classifier_s_label_is_its_class(tiny: Path, tmp_path: Path) -> None:
+    tree = {
+        "model": {"name": "tiny", "head": "classifier"},
+        "data": {"tasks": ["topic"], "validation_limit": 6},
+    }
+    spec = parse_spec(tree)
+    rows = gradient_inputs(study_params(StudyLayout(tmp_path), spec, tiny))
+    loaded = load_rows(spec, "validation", load_tokenizer(tiny)).rows
+    assert [labels.tolist() for labels in rows["labels"]] == [[row.label] for row in loaded]
+    assert [len(ids) for ids in rows["input_ids"]] == [row.prompt_length for row in loaded]
+
+
+def test_no_rows_for_gradients(tiny: Path, tmp_path: Path) -> None:
+    tree = {"model": {"name": "tiny"}, "analysis": {"gradient_rows": 0}}
+    assert study_params(StudyLayout(tmp_path), parse_spec(tree), tiny).gradient_inputs is None
+
+
+def test_folders_get_beginnings_of_general_text(tiny: Path, tmp_path: Path) -> None:
+    settings = AnalysisSpec(gradient_rows=5, drift_rows=8)
+    params = folder_params(StudyLayout(tmp_path), tiny, settings)
+    rows = gradient_inputs(params)
+    assert rows["task"].tolist() == ["general_text"] * 5
+    assert params.drift_inputs is not None
+    whole = records.read_table(params.drift_inputs)["input_ids"]
+    assert len(whole) == 8
+    for row, window in zip(rows.itertuples(index=False), whole, strict=False):
+        assert row.input_ids.tolist() == window.tolist()[:64]
+        assert row.labels.tolist() == [-100, *window.tolist()[1:64]]
