@@ -13,6 +13,8 @@ import pandas as pd
 
 BASE = "base"
 GENERAL_TEXT = "general_text"
+EDIT_SETTINGS = ["at", "top_k", "threshold", "first_only"]
+"""Columns of `variant_scores` that an edit has in common with its controls."""
 RUN_KEYS = ["run", "method", "rank", "seed"]
 
 
@@ -23,6 +25,12 @@ def arm_of(run: str, seed: int) -> str:
     'lora-r8'
     """
     return run.removesuffix(f"-seed{seed}")
+
+
+def with_arms(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with a column ``arm``."""
+    arms = [arm_of(run, seed) for run, seed in zip(table["run"], table["seed"], strict=True)]
+    return table.assign(arm=arms)
 
 
 def rows_of(table: pd.DataFrame) -> Iterator[Any]:
@@ -39,6 +47,25 @@ def last_checkpoints(table: pd.DataFrame) -> pd.DataFrame:
     """Return each trained run's rows at its own last step."""
     rows = tuned_rows(table)
     return rows[rows["step"] == rows.groupby("run")["step"].transform("max")]
+
+
+def of_blocks(spectra: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of matrices inside the blocks, which have a layer; not embeddings and heads."""
+    return spectra[spectra["layer"] >= 0]
+
+
+def mean_states(drift: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a layer of ``drift_metrics``: of mean-pooled states, with all of their features."""
+    return drift[(drift["representation"] == "mean") & (drift["features"] == "all")]
+
+
+def nearest_count(counts: pd.Series, wanted: int = 10) -> int:
+    """Return the number of leading vectors in a table that is nearest to the one wanted.
+
+    >>> nearest_count(pd.Series([1, 2, 8, 32]))
+    8
+    """
+    return int(min(counts.unique(), key=lambda count: (abs(count - wanted), count)))
 
 
 def leading_metrics(performance: pd.DataFrame) -> list[tuple[str, str]]:
@@ -86,9 +113,12 @@ def update_sizes(spectra: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFram
 
 
 def intruder_totals(spectra: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Return intruder counts summed, energy shares averaged, sigma1 ratios maximised over matrices."""
+    """Return intruder counts summed, energy shares averaged, sigma1 ratios maximised, over the blocks.
+
+    Embeddings and heads are left out, as in the published counts (arXiv 2410.21228).
+    """
     return (
-        tuned_rows(spectra)
+        of_blocks(tuned_rows(spectra))
         .groupby([*RUN_KEYS, "step", *by], as_index=False)
         .agg(
             intruders_left=("intruders_left", "sum"),
@@ -99,6 +129,79 @@ def intruder_totals(spectra: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataF
             matrices=("module", "size"),
         )
     )
+
+
+def intruder_shares(grid: pd.DataFrame) -> pd.DataFrame:
+    """Return a row an arm, threshold and k: `count`, `share`, `share_random`, over matrices of the blocks.
+
+    `count` is that of one model, both sides together, mean over the arm's seeds; `share` is how many of the
+    vectors examined are intruders, `share_random` how many of as many random directions would be. Vectors
+    that are not defined are not examined.
+    """
+    keys = ["arm", "threshold", "k"]
+    rows = with_arms(of_blocks(tuned_rows(grid))).dropna(subset=["count"])
+    rows["examined"] = rows["k"]
+    sums = rows.groupby(keys, as_index=False, sort=False).agg(
+        count=("count", "sum"),
+        count_random=("count_random", "sum"),
+        examined=("examined", "sum"),
+        runs=("run", "nunique"),
+    )
+    sums["share"] = sums["count"] / sums["examined"]
+    sums["share_random"] = sums["count_random"] / sums["examined"]
+    sums["count"] = sums["count"] / sums["runs"]
+    return sums.drop(columns=["count_random", "examined", "runs"])
+
+
+def whole_gradients(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `task_gradients` or `gradient_noise` over all tuned weights together."""
+    return table[(table["level"] == "global") & (table["space"] == "weight")]
+
+
+def last_pairs(vectors: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a pair of runs of `task_vectors`: last checkpoints, all matrices, with both `arm`s."""
+    rows = with_arms(vectors[(vectors["pairing"] == "last") & (vectors["level"] == "global")])
+    others = zip(rows["other_run"], rows["other_seed"], strict=True)
+    return rows.assign(other_arm=[arm_of(run, seed) for run, seed in others])
+
+
+def of_contrast(contrasts: pd.DataFrame) -> pd.DataFrame:
+    """Return last checkpoints' rows of `seed_contrasts`: tasks' leading metrics, general text's NLL."""
+    last = contrasts[contrasts["checkpoint"] == "last"]
+    wanted = [*leading_metrics(last), (GENERAL_TEXT, "nll")]
+    named = pd.Series(list(zip(last["task"], last["metric"], strict=True)), last.index)
+    return last[named.isin(wanted)]
+
+
+def edit_outcomes(variants: pd.DataFrame) -> pd.DataFrame:
+    """Return a row an edited last checkpoint and task: changes of `nll` and of `score`, each `_low`, `_high`.
+
+    Of `variant_scores`: `nll` is general text's, nats a token, `score` the task's leading metric; changes are
+    variant - step, NaN ends where there is no interval. Arms of the same EDIT_SETTINGS belong together.
+    """
+    edits = last_checkpoints(variants[variants["kind"] == "intervention"])
+    keys = ["run", "variant", "arm", *EDIT_SETTINGS, "vectors", "relative_edit_norm", "relative_update_norm"]
+    ends = ["difference", "difference_low", "difference_high"]
+    nll = scores_of(edits, GENERAL_TEXT, "nll")[["run", "variant", *ends]]
+    nll = nll.set_axis(["run", "variant", "nll", "nll_low", "nll_high"], axis=1)
+    leading = [scores_of(edits, *named) for named in leading_metrics(edits)]
+    scores = pd.concat(leading or [edits.head(0)])[[*keys, "task", "metric", "higher_is_better", *ends]]
+    names = dict(zip(ends, ("score", "score_low", "score_high"), strict=True))
+    return scores.rename(columns=names).merge(nll, on=["run", "variant"]).dropna(subset=["score", "nll"])
+
+
+def line_scores(variants: pd.DataFrame) -> pd.DataFrame:
+    """Return the interpolated last checkpoints of `variant_scores` with `low`, `high`; t = 1 is added.
+
+    The ends are those of the difference from the step itself, which has none.
+    """
+    rows = last_checkpoints(variants[variants["kind"] == "interpolation"])
+    rows = rows[rows["at"] != 1]
+    rows = rows.assign(low=rows["trained_value"] + rows["difference_low"])
+    rows["high"] = rows["trained_value"] + rows["difference_high"]
+    step = rows.drop_duplicates(["run", "task", "metric"]).assign(at=1.0)
+    step = step.assign(value=step["trained_value"], low=step["trained_value"], high=step["trained_value"])
+    return pd.concat([rows, step], ignore_index=True)
 
 
 def rank_shares(spectra: pd.DataFrame) -> pd.DataFrame:

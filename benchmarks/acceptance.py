@@ -1,8 +1,8 @@
 """Published findings on LoRA and full fine-tuning, looked for in one small study on real data.
 
-Runs the recipe ``launch/recipes/sst2_methods.yaml`` (SmolLM2-135M on SST-2: full fine-tuning and LoRA of ranks
-4 and 64, two learning rates each, two seeds), edits intruders of one run, and writes what was observed of each
-finding, whatever it is. A study of two seeds, 32 steps and one task shows directions, it proves none.
+Runs the recipe ``launch/recipes/sst2_methods.yaml`` (SmolLM2-135M on SST-2: full fine-tuning and LoRA of
+ranks 4 and 64, two learning rates each, two seeds), edits intruders of one run, and writes what was observed
+of each finding, whatever it is. A study of two seeds, 32 steps and one task shows directions, it proves none.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import pandas as pd
 from rankdrift import records
 from rankdrift.analysis import intruders, linalg, nulls, spiked, subspaces
 from rankdrift.analysis.analyses import Analysis, Params, checkpoint_inputs
-from rankdrift.analysis.comparison import SIDES, Comparison, compare
 from rankdrift.analysis.analyses._spectra_columns import RANKS, TABLES
+from rankdrift.analysis.comparison import SIDES, Comparison, compare
 from rankdrift.analysis.linalg import HalfSystem
 from rankdrift.analysis.sources.adapters import LowRankUpdate
 from rankdrift.analysis.sources.base_spectra import BaseSpectra, unit_name

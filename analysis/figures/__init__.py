@@ -22,6 +22,7 @@ SECTIONS = (
     "Against the base spectrum",
     "Representations",
     "Gradients",
+    "Edited models",
 )
 
 

@@ -115,6 +115,12 @@ def in_order(runs: Iterable[Hashable], styles: Mapping[str, RunStyle]) -> list[s
     return [run for run in styles if run in given]
 
 
+def arms_in_order(table: pd.DataFrame, styles: Mapping[str, RunStyle]) -> list[str]:
+    """Return the arms of a table with the columns ``run`` and ``arm`` in the order of the styles."""
+    arms = dict(zip(table["run"], table["arm"], strict=True))
+    return list(dict.fromkeys(arms[run] for run in in_order(arms, styles)))
+
+
 def columns_for(count: int) -> int:
     """Return how many panels stand side by side when there are so many."""
     if count <= 3:
@@ -149,6 +155,23 @@ def draw_band(
     for run in in_order(table["run"].unique(), styles):
         rows = table[table["run"] == run].sort_values(x)
         axes.fill_between(rows[x], rows[low], rows[high], color=styles[run].colour, alpha=0.15, linewidth=0)
+
+
+def draw_errors(
+    axes: Axes, table: pd.DataFrame, x: str, y: str, stderr: str, styles: Mapping[str, RunStyle]
+) -> None:
+    """Add bars of 1.96 standard errors to each run's points."""
+    for run in in_order(table["run"].unique(), styles):
+        rows = table[table["run"] == run]
+        axes.errorbar(
+            rows[x],
+            rows[y],
+            yerr=1.96 * rows[stderr],
+            fmt="none",
+            color=styles[run].colour,
+            linewidth=0.9,
+            capsize=1.5,
+        )
 
 
 def legend(canvas: Canvas, runs: Iterable[Hashable], styles: Mapping[str, RunStyle], *extra: Line2D) -> None:

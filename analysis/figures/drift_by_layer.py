@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._style import (
-    RunStyle,
+    draw_errors,
     draw_runs,
-    in_order,
     legend,
     panels,
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import last_checkpoints
+from rankdrift.analysis.observations import last_checkpoints, mean_states
 
 MEASURES = {
     "cka": "debiased CKA",
@@ -29,7 +27,7 @@ MEASURES = {
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    last = last_checkpoints(tables["drift_metrics"])
+    last = mean_states(last_checkpoints(tables["drift_metrics"]))
     if last.empty:
         raise NothingToDraw("the table drift_metrics has no trained checkpoint")
     styles = run_styles(tables)
@@ -39,25 +37,9 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         ax.set_ylabel(label)
         ax.ticklabel_format(axis="y", useOffset=False)
         whole_numbers(ax, "layer (0 = embeddings)")
-    _draw_errors(axes[0], last, styles)
+    draw_errors(axes[0], last, "layer", "cka", "cka_stderr", styles)
     legend(canvas, last["run"].unique(), styles)
     return canvas
-
-
-def _draw_errors(ax: Axes, last: pd.DataFrame, styles: Mapping[str, RunStyle]) -> None:
-    """Add 1.96 jackknife standard errors of the CKA to each run."""
-    for run in in_order(last["run"].unique(), styles):
-        rows = last[last["run"] == run]
-        bars = 1.96 * rows["cka_stderr"]
-        ax.errorbar(
-            rows["layer"],
-            rows["cka"],
-            yerr=bars,
-            fmt="none",
-            color=styles[run].colour,
-            linewidth=0.9,
-            capsize=1.5,
-        )
 
 
 FIGURE = Figure(

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._style import heatmap, in_order, log_colours, panels, run_styles, shared_bar
-from rankdrift.analysis.observations import tuned_rows
+from rankdrift.analysis.observations import mean_states, tuned_rows
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    drift = tuned_rows(tables["drift_metrics"])
+    drift = mean_states(tuned_rows(tables["drift_metrics"]))
     drift = drift.assign(change=1 - drift["cka"])
     if drift["change"].isna().all():
         raise NothingToDraw("the table drift_metrics has no trained checkpoint with a defined CKA")

@@ -19,13 +19,13 @@ from rankdrift.analysis.figures._style import (
     reference,
     run_styles,
 )
-from rankdrift.analysis.observations import last_checkpoints, rank_shares
+from rankdrift.analysis.observations import last_checkpoints, of_blocks, rank_shares
 
 SHARES = {"null_share": "entropy rank / noise's", "bound_share": "entropy rank / largest possible"}
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    table = rank_shares(last_checkpoints(tables["svd_analysis_results"]))
+    table = rank_shares(of_blocks(last_checkpoints(tables["svd_analysis_results"])))
     if table.empty:
         raise NothingToDraw("the table svd_analysis_results has no trained checkpoint")
     styles = run_styles(tables)

@@ -22,13 +22,13 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import RUN_KEYS, tuned_rows
+from rankdrift.analysis.observations import RUN_KEYS, of_blocks, tuned_rows
 
 RANKS = {"update_entropy_rank": "entropy rank of ΔW", "update_e90_energy": "rank of 90 % of ΔW's energy"}
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    spectra = tuned_rows(tables["svd_analysis_results"])
+    spectra = of_blocks(tuned_rows(tables["svd_analysis_results"]))
     if spectra.empty:
         raise NothingToDraw("the table svd_analysis_results has no trained checkpoint")
     styles = run_styles(tables)
@@ -61,12 +61,12 @@ FIGURE = Figure(
     section="The update",
     tables=("svd_analysis_results",),
     caption=(
-        "Median over all matrices of two rank measures of ΔW, with the quartiles as band: the entropy rank "
-        "(exponential of the entropy of the singular values over their sum, Roy & Vetterli 2007), and the "
-        "number of singular values that carry 90 % of the sum of their squares. Dotted: what Gaussian noise "
-        "of the same shape gives (for LoRA: Gaussian BA of the same r). The gap between LoRA and full "
-        "fine-tuning is there by construction, because LoRA cannot exceed r; what tells something is the "
-        "distance of each method to its own dotted line."
+        "Median over the matrices of the blocks of two rank measures of ΔW, with the quartiles as band: "
+        "the entropy rank (exponential of the entropy of the singular values over their sum, Roy & "
+        "Vetterli 2007), and the number of singular values that carry 90 % of the sum of their squares. "
+        "Dotted: what Gaussian noise of the same shape gives (for LoRA: Gaussian BA of the same r). The "
+        "gap between LoRA and full fine-tuning is there by construction, because LoRA cannot exceed r; "
+        "what tells something is the distance of each method to its own dotted line."
     ),
     draw=_draw,
 )

@@ -18,7 +18,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import RUN_KEYS, last_checkpoints
+from rankdrift.analysis.observations import RUN_KEYS, last_checkpoints, of_blocks
 
 COLUMNS = (
     "spearman_sigma",
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    last = last_checkpoints(tables["svd_analysis_results"])
+    last = of_blocks(last_checkpoints(tables["svd_analysis_results"]))
     if last.empty:
         raise NothingToDraw("the table svd_analysis_results has no trained checkpoint")
     by_layer = last.groupby([*RUN_KEYS, "layer"], as_index=False)[list(COLUMNS)].mean()

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._style import heatmap, in_order, panels, run_styles, shared_bar
-from rankdrift.analysis.observations import last_checkpoints
+from rankdrift.analysis.observations import last_checkpoints, of_blocks
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    last = last_checkpoints(tables["svd_analysis_results"])
+    last = of_blocks(last_checkpoints(tables["svd_analysis_results"]))
     last = last.assign(energy=last["update_norm"] ** 2)
     last = last[last.groupby("run")["energy"].transform("sum") > 0]
     if last.empty:
@@ -40,9 +40,10 @@ FIGURE = Figure(
     section="The update",
     tables=("svd_analysis_results",),
     caption=(
-        "Share of the whole update's squared Frobenius norm in each layer and module at the last "
-        "checkpoint, in per cent of its own run; light grey: no such matrix, or no update there. Larger "
-        "matrices hold more energy for that reason alone."
+        "Share of the squared Frobenius norm of the blocks' update in each layer and module at the last "
+        "checkpoint, in per cent of its own run (embeddings and heads have no layer and are left out); "
+        "light grey: no such matrix, or no update there. Larger matrices hold more energy for that reason "
+        "alone."
     ),
     draw=_draw,
 )

@@ -35,7 +35,8 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         ax.axhline(floor, color=GREY, linestyle="--", linewidth=1.2)
         ax.set_title(module)
         whole_numbers(ax, "optimizer step")
-    log_if_positive(axes[0], sizes["relative_update_norm"])
+    relative = sizes["relative_update_norm"]
+    log_if_positive(axes[0], relative[relative > 0])
     for ax in axes[:: len(axes) if len(axes) <= 3 else 4]:
         ax.set_ylabel(r"$\|\Delta W\| / \|W_0\|$")
     legend(canvas, spectra["run"].unique(), styles, reference("bf16 rounding of W0"))
@@ -48,7 +49,8 @@ FIGURE = Figure(
     section="The update",
     tables=("svd_analysis_results",),
     caption=(
-        "Frobenius norm of the update over that of the base weight, taken over all layers of a module. "
+        "Frobenius norm of the update over that of the base weight, taken over all layers of a module; no "
+        "line where a run leaves the module as it was. "
         "Dashed: the size of the rounding that storing the weights in bf16 would add; an update below it "
         "would be mostly rounding in a bf16 checkpoint, which is why updates here come from fp32 weights or "
         "from the adapters."

@@ -79,7 +79,7 @@ def _summary(study: Study) -> str:
     by_arm = study.arms()
     seeds = sorted({seed for runs in by_arm.values() for seed in runs})
     models = sorted({str(run.spec["model"]["name"]) for run in study.runs if "model" in run.spec})
-    tasks = sorted({task for table in study.tables.values() for task in tuned_rows(table)["tasks"].unique()})
+    tasks = sorted({task for table in study.of_checkpoints() for task in tuned_rows(table)["tasks"].unique()})
     measured = [
         study.tables[name] for name in ("performance_metrics", "svd_analysis_results") if name in study.tables
     ]

@@ -10,17 +10,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from rankdrift.analysis.report import scores_found, weights_found
+from rankdrift.analysis.report import (
+    comparisons_found,
+    edits_found,
+    gradients_found,
+    layers_found,
+    scores_found,
+    weights_found,
+)
 from rankdrift.analysis.report.study import Study
 
 TOPICS: Mapping[str, Callable[[Study], Iterator[str]]] = {
     "Learning": scores_found.on_learning,
     "Forgetting": scores_found.on_forgetting,
+    "Differences over seeds": comparisons_found.on_seeds,
+    "Equal learning, equal update": comparisons_found.on_matched,
+    "What goes with forgetting": comparisons_found.on_predictors,
     "Size of the update": weights_found.on_update_size,
     "Rank of the update": weights_found.on_rank,
+    "Task vectors": weights_found.on_task_vectors,
     "Intruder dimensions": weights_found.on_intruders,
-    "Drift of the representations": weights_found.on_drift,
-    "Gradients": weights_found.on_gradients,
+    "Leading subspaces": weights_found.on_subspaces,
+    "Drift of the representations": layers_found.on_drift,
+    "Gradients": gradients_found.on_gradients,
+    "Gradients of the tasks": gradients_found.on_task_gradients,
+    "Interventions on intruders": edits_found.on_interventions,
+    "Between base and tuned weights": edits_found.on_interpolation,
 }
 
 

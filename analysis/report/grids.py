@@ -41,6 +41,16 @@ def with_error(value: float | None, stderr: float | None) -> str:
     return text if text == MISSING or stderr is None or stderr != stderr else f"{text} ± {number(stderr, 2)}"
 
 
+def percent(share: float) -> str:
+    """Return a share in per cent, to three significant digits."""
+    return f"{number(100 * share)} %"
+
+
+def interval(low: float, high: float) -> str:
+    """Return the ends of a 95 % interval; empty where there is none."""
+    return f"[{number(low)}, {number(high)}]" if low == low and high == high else ""
+
+
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return dotted keys and their values as text; lists stay on one line.
 

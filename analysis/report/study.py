@@ -43,10 +43,14 @@ class Study:
         table = self.tables.get(name)
         return None if table is None or table.empty else table
 
+    def of_checkpoints(self) -> list[pd.DataFrame]:
+        """Return the tables whose rows are each of one checkpoint; others compare runs or arms."""
+        return [table for table in self.tables.values() if set(IDENTITY) <= set(table.columns)]
+
     def arms(self) -> dict[str, dict[int, str]]:
         """Return arm -> seed -> run, over all trained runs of the tables."""
         known = pd.concat(
-            [tuned_rows(table)[["run", "method", "rank", "seed"]] for table in self.tables.values()]
+            [tuned_rows(table)[["run", "method", "rank", "seed"]] for table in self.of_checkpoints()]
         )
         found: dict[str, dict[int, str]] = {}
         for row in rows_of(known.drop_duplicates().sort_values(["method", "rank", "seed"])):
@@ -57,11 +61,12 @@ class Study:
 def read_study(layout: StudyLayout) -> Study:
     """Read a study's folder; raise UserError where it has no tables or an incomplete one."""
     names = [path.stem for path in table_files(layout)]
+    metas = {name: _read_meta(layout.table(name)) for name in names}
     return Study(
         layout=layout,
         recipe=_read_if_there(layout.spec),
-        tables={name: _read_table(layout.table(name)) for name in names},
-        metas={name: _read_meta(layout.table(name)) for name in names},
+        tables={name: _read_table(layout.table(name), metas[name]) for name in names},
+        metas=metas,
         runs=tuple(_read_run(layout.run(name), name) for name in layout.run_names()),
     )
 
@@ -87,14 +92,19 @@ def fact_files(layout: StudyLayout) -> list[Path]:
     return [file for file in files if file.exists()]
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _read_table(path: Path, meta: Mapping[str, Any]) -> pd.DataFrame:
     table = records.read_table(path)
     missing = [column for column in IDENTITY if column not in table]
-    if missing:
+    if missing and not _of_whole_study(meta):
         raise UserError(
             f"{path}: no column {', '.join(missing)}; a table of a study begins with {', '.join(IDENTITY)}"
         )
     return table
+
+
+def _of_whole_study(meta: Mapping[str, Any]) -> bool:
+    """Whether a table was made in one piece from all checkpoints; such a table brings its own columns."""
+    return set(meta.get("parts", {})) == {"study"}
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

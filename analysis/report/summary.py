@@ -14,6 +14,7 @@ from rankdrift.analysis.observations import (
     intruder_totals,
     last_checkpoints,
     leading_metrics,
+    mean_states,
     rank_shares,
     rows_of,
     scores_of,
@@ -95,7 +96,7 @@ def _weights(spectra: pd.DataFrame) -> Columns:
 
 
 def _drift(drift: pd.DataFrame) -> Columns:
-    last = last_checkpoints(drift).dropna(subset=["cka"])
+    last = last_checkpoints(mean_states(drift)).dropna(subset=["cka"])
     lowest = last.loc[last.groupby("run")["cka"].idxmin()]
     return {"lowest CKA (layer)": {row.run: f"{number(row.cka, 4)} ({row.layer})" for row in rows_of(lowest)}}
 

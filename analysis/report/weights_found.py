@@ -1,21 +1,25 @@
-"""Sentences on what happened inside the model: update, rank, intruders, drift, gradients."""
+"""Sentences on what happened to the weights: update, rank, intruders, subspaces, task vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rankdrift.analysis.observations import (
-    gradient_statistics,
+    intruder_shares,
     intruder_totals,
     last_checkpoints,
+    last_pairs,
+    nearest_count,
+    of_blocks,
     rank_shares,
     rows_of,
     update_sizes,
 )
-from rankdrift.analysis.report.grids import number
+from rankdrift.analysis.report.grids import number, percent
 from rankdrift.analysis.report.study import Study
 
 
@@ -27,23 +31,19 @@ def on_update_size(study: Study) -> Iterator[str]:
     last = last_checkpoints(spectra)
     sizes = update_sizes(last).set_index("run")["relative_update_norm"]
     for run, rows in last.groupby("run"):
-        largest = _extreme(rows, "relative_update_norm")
-        rounded = int((rows["bf16_floor_ratio"] < 1).sum())
+        largest = next(rows_of(rows.sort_values("relative_update_norm", ascending=False)))
+        rounded = int(((rows["bf16_floor_ratio"] < 1) & (rows["update_norm"] > 0)).sum())
         yield (
-            f"{run}: the update is {_percent(sizes[run])} of the base weights' norm over all {len(rows)} "
-            f"matrices, largest in {largest.module} of layer {largest.layer} "
-            f"({_percent(largest.relative_update_norm)}); in {rounded or 'none'} of them it is smaller than "
+            f"{run}: the update is {percent(sizes[run])} of the base weights' norm over all {len(rows)} "
+            f"matrices, largest in {_place(largest)} "
+            f"({percent(largest.relative_update_norm)}); in {rounded or 'none'} of them it is smaller than "
             "the rounding of the weight to bf16."
         )
 
 
-def _extreme(table: pd.DataFrame, column: str, largest: bool = True) -> Any:
-    """Return the row with the largest (or smallest) value of a column, as a named tuple."""
-    return next(rows_of(table.sort_values(column, ascending=not largest)))
-
-
-def _percent(share: float) -> str:
-    return f"{number(100 * share)} %"
+def _place(row: Any) -> str:
+    """Return where a matrix is; embeddings and heads have no layer."""
+    return f"{row.module} of layer {row.layer}" if row.layer >= 0 else str(row.module)
 
 
 def on_rank(study: Study) -> Iterator[str]:
@@ -59,7 +59,7 @@ def on_rank(study: Study) -> Iterator[str]:
         noise = f"Gaussian BA of rank {bound}" if bound else "noise of that shape"
         yield (
             f"{run}: its update has a median entropy rank of {number(middle['update_entropy_rank'])}, "
-            f"{_percent(middle['null_share'])} of what {noise} gives "
+            f"{percent(middle['null_share'])} of what {noise} gives "
             f"({number(middle['update_entropy_rank_null'])})"
             + (f"; it is bounded by r = {bound} by construction." if bound else ".")
         )
@@ -79,49 +79,80 @@ def on_intruders(study: Study) -> Iterator[str]:
     for row in rows_of(rows):
         yield (
             f"{row.run}: {row.intruders_left} left and {row.intruders_right} right intruders in "
-            f"{row.matrices} matrices, holding on average {_percent(row.intruder_energy_left)} and "
-            f"{_percent(row.intruder_energy_right)} of the leading energy; the update's largest singular "
+            f"{row.matrices} matrices, holding on average {percent(row.intruder_energy_left)} and "
+            f"{percent(row.intruder_energy_right)} of the leading energy; the update's largest singular "
             f"value is at most {number(row.sigma1_ratio)} times the base's."
         )
+    yield from _over_grid(study)
     if not rows.empty:
         yield "An intruder is spread over many base vectors; whether it causes forgetting is contested."
 
 
-def on_drift(study: Study) -> Iterator[str]:
-    """Yield where each run's representations drifted most."""
-    drift = study.table("drift_metrics")
+def _over_grid(study: Study) -> Iterator[str]:
+    """Yield how the share of intruders depends on the threshold, beside random directions."""
+    grid = study.table("intruder_dimensions")
+    if grid is None:
+        return
+    shares = intruder_shares(last_checkpoints(grid))
+    if shares.empty:
+        return
+    k = nearest_count(shares["k"])
+    for arm, rows in shares[shares["k"] == k].groupby("arm", sort=False):
+        by_threshold = list(rows_of(rows.sort_values("threshold")))
+        first, last = by_threshold[0], by_threshold[-1]
+        yield (
+            f"{arm}: of the {k} leading vectors of both sides, {percent(first.share)} are intruders at the "
+            f"threshold {first.threshold:g} and {percent(last.share)} at {last.threshold:g}; of random "
+            f"directions {percent(first.share_random)} and {percent(last.share_random)} would be."
+        )
+
+
+def on_subspaces(study: Study) -> Iterator[str]:
+    """Yield how far the leading singular vectors turned, and for how many matrices that is well defined."""
+    drift = study.table("subspace_drift")
     if drift is None:
         return
-    for run, rows in last_checkpoints(drift).dropna(subset=["cka"]).groupby("run"):
-        lowest = _extreme(rows, "cka", largest=False)
-        moved = _extreme(rows, "relative_l2")
+    last = of_blocks(last_checkpoints(drift)).dropna(subset=["vector_drift"])
+    k = nearest_count(last["k"]) if len(last) else 0
+    last = last[last["k"] == k]
+    for run, rows in last.groupby("run"):
+        means = rows.groupby("side")["vector_drift"].mean()
+        sides = ", ".join(f"{number(mean)} ({side})" for side, mean in means.items())
         yield (
-            f"{run}: CKA with the base is lowest after layer {lowest.layer}, {number(lowest.cka, 4)} "
-            f"(standard error {number(lowest.cka_stderr, 2)} over {lowest.n} inputs), and "
-            f"{number(rows['cka'].median(), 4)} in the median layer; hidden states move most after layer "
-            f"{moved.layer}, by {_percent(moved.relative_l2)} of their norm."
+            f"{run}: the span of the {k} leading singular vectors turned by {sides} in the mean over "
+            f"matrices, unrelated ones would have {number(np.sqrt(1 - rows['overlap_random']).mean())}; the "
+            f"gap below these values exceeds the update in {percent(rows['reliable'].mean())} of them."
+        )
+    if len(last):
+        yield (
+            f"The naive distance of the same vectors would say {number(last['naive_drift'].min())} to "
+            f"{number(last['naive_drift'].max())}: it depends on signs, which are arbitrary. Where the gap "
+            "is smaller than the update, neighbouring vectors may have changed places without meaning."
         )
 
 
-def on_gradients(study: Study) -> Iterator[str]:
-    """Yield the course of each run's gradient and its largest and smallest layer."""
-    gradients = study.table("gradient_analysis_results")
-    if gradients is None:
+def on_task_vectors(study: Study) -> Iterator[str]:
+    """Yield how alike the updates of two arms are, and of two seeds of one arm."""
+    vectors = study.table("task_vectors")
+    if vectors is None:
         return
-    whole = gradient_statistics(gradients, "global")
-    layers = gradient_statistics(gradients, "layer")
-    for run, rows in whole.sort_values("step").groupby("run"):
-        tenth = max(len(rows) // 10, 1)
-        first, last = rows["l2_norm"].head(tenth).median(), rows["l2_norm"].tail(tenth).median()
-        sentence = (
-            f"{run}: the gradient's norm goes from {number(first)} to {number(last)} (medians of the first "
-            "and last tenth of the probed steps)"
+    pairs = last_pairs(vectors).dropna(subset=["cosine"])
+    names = [tuple(sorted(pair)) for pair in zip(pairs["arm"], pairs["other_arm"], strict=True)]
+    for (arm, other), rows in pairs.groupby(pd.Series(names, pairs.index), sort=False):
+        whose = f"seeds of {arm}" if arm == other else f"{arm} and {other}"
+        conflict = rows["sign_conflict"].mean()
+        differ = (
+            f"; of the entries that are large in both, {percent(conflict)} differ in sign (unrelated: 50 %)"
         )
-        by_layer = layers[layers["run"] == run].groupby("layer")["l2_norm"].median()
-        if not by_layer.empty:
-            sentence += (
-                f"; its median is largest in layer {by_layer.idxmax()}, smallest in {by_layer.idxmin()}"
-            )
-        yield sentence + "."
-    if whole["method"].nunique() > 1:
-        yield "LoRA's factors and whole weights are different spaces: their gradients' sizes do not compare."
+        signs = "" if np.isnan(conflict) else differ
+        yield (
+            f"{whose}: task vectors have a cosine of {_spread(rows['cosine'])}, unrelated directions one "
+            f"within ±{number(1.96 * rows['cosine_null'].mean(), 2)}{signs}."
+        )
+
+
+def _spread(values: pd.Series) -> str:
+    """Return a value, or the mean and the range of several: pairs that share runs give no interval."""
+    mean = number(values.mean())
+    several = f" (mean of {len(values)} pairs of runs, {number(values.min())} to {number(values.max())})"
+    return mean if len(values) == 1 else mean + several

@@ -52,9 +52,7 @@ def score_run(run: RunLayout, steps: Sequence[int], base: bool, progress: Progre
     return score_targets(spec, base_folder, targets, progress)
 
 
-def score_targets(
-    spec: Spec, base_folder: Path, targets: Sequence[Target], progress: Progress
-) -> list[Path]:
+def score_targets(spec: Spec, base_folder: Path, targets: Sequence[Target], progress: Progress) -> list[Path]:
     """Score any model folders as a run's are scored; return the paths of their scores."""
     stale = [target for target in targets if not is_current(spec, target)]
     for target in targets:

@@ -13,7 +13,13 @@ from matplotlib.figure import Figure as Canvas
 from rankdrift import registry
 from rankdrift.analysis.figures import SECTIONS, Figure, NothingToDraw, in_report_order
 from rankdrift.analysis.figures._null_spectra import noise_spectrum
-from rankdrift.analysis.figures._style import FULL_COLOURS, STYLE, heatmap, log_colours, run_styles
+from rankdrift.analysis.figures._style import (
+    FULL_COLOURS,
+    STYLE,
+    heatmap,
+    log_colours,
+    run_styles,
+)
 
 Tables = dict[str, pd.DataFrame]
 NAMES = registry.names("figure")
@@ -32,7 +38,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def two_runs(make_tables: Callable[..., Tables]) -> Tables:
-    return make_tables(TWO, [8, 16, 24], 6)
+    return make_tables(TWO, [8, 16, 24], 6, ["mean", "last_token", "token"])
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,7 @@ def sized(make_tables: Callable[..., Tables]) -> dict[str, Tables]:
 def ten_rows(make_tables: Callable[..., Tables]) -> Tables:
     tables = make_tables(TWO[:1], [1], 1)
     tables["singular_values"] = tables["singular_values"].groupby("matrix").head(4)
+    tables["task_vectors"] = make_tables(TWO, [1], 1)["task_vectors"].query("pairing == 'last'")
     return {name: table.head(10) for name, table in tables.items()}
 
 
@@ -99,6 +106,10 @@ def test_tick_labels_do_not_meet_and_axes_are_labelled(name: str, two_runs: Tabl
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", NAMES)
 def test_renders_whatever_the_size(name: str, size: str, sized: dict[str, Tables]) -> None:
+    if name == "task_vectors" and sized[size]["task_vectors"]["run"].nunique() == 1:
+        with pytest.raises(NothingToDraw, match="no pair of runs"):
+            figure(name).render(sized[size])
+        return
     canvas = figure(name).render(sized[size])
     assert canvas.axes
     assert canvas.get_size_inches()[0] == 9.5
@@ -123,7 +134,10 @@ def test_missing_and_empty_tables_are_named(name: str, two_runs: Tables) -> None
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"training_loss", "training_dynamics"}))
 def test_the_base_alone_is_nothing_to_draw(name: str, two_runs: Tables) -> None:
-    base = {key: table.assign(run="base", method="base", step=0) for key, table in two_runs.items()}
+    of_base = {"run": "base", "method": "base", "step": 0}
+    base = {
+        key: table.assign(**of_base) if "run" in table else table.head(0) for key, table in two_runs.items()
+    }
     if "gradient_analysis_results" in figure(name).tables:
         base["gradient_analysis_results"] = two_runs["gradient_analysis_results"].assign(level="cell")
     with pytest.raises(NothingToDraw):
@@ -240,9 +254,12 @@ def test_a_model_that_did_not_change_is_drawn_or_left_out(name: str, two_runs: T
     changes = spectra.filter(regex="^(update_|angle|intruder|relative|sigma1_ratio)").columns
     spectra[[column for column in changes if not column.endswith("_null")]] = 0.0
     drift[["cka", "cosine", "cosine_centered"]], drift[["cka_stderr", "relative_l2"]] = 1.0, 0.0
-    left_out = {"singular_value_decay", "update_energy"}
+    tables["subspace_drift"][["angle_mean", "angle_max", "vector_drift", "naive_drift"]] = 0.0
+    tables["intruder_dimensions"]["count"] = 0.0
+    tables["task_vectors"]["cosine"] = np.nan
+    left_out = {"singular_value_decay", "update_energy", "task_vectors"}
     if name in left_out:
-        with pytest.raises(NothingToDraw, match="differs from the base"):
+        with pytest.raises(NothingToDraw, match=r"differs? from the base"):
             figure(name).render(tables)
     else:
         assert figure(name).render(tables).axes

@@ -1,4 +1,4 @@
-"""What an intervention does to one matrix, against dense NumPy, and that its controls are of equal strength."""
+"""What an intervention does to one matrix, against dense NumPy; its controls are of equal strength."""
 
 from __future__ import annotations
 

@@ -79,3 +79,83 @@ def test_gradients_of_factors_add_up_once(with_sum: bool) -> None:
     assert (found["numel"], found["l2_norm"]) == (40, 5.0)
     assert (found["mean_abs"], found["zero_fraction"]) == (2.0, 0.75)
     assert found["rms"] == pytest.approx((25 / 40) ** 0.5)
+
+
+def test_rows_that_are_one_a_layer() -> None:
+    drift = pd.DataFrame(
+        {"representation": ["mean", "mean", "token"], "features": ["all", "without_top", "all"]}
+    )
+    assert observations.mean_states(drift).index.tolist() == [0]
+    matrices = pd.DataFrame({"layer": [-1, 0, 1], "module": ["embed_tokens", "q_proj", "q_proj"]})
+    assert observations.of_blocks(matrices)["layer"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("counts", "nearest"), [([1, 10, 32], 10), ([1, 2], 2), ([16], 16), ([8, 12], 8)])
+def test_nearest_count(counts: list[int], nearest: int) -> None:
+    assert observations.nearest_count(pd.Series(counts)) == nearest
+
+
+def test_intruder_shares_are_of_the_vectors_examined() -> None:
+    shared = {"threshold": 0.5, "k": 4, "count_random": 3.0, "module": "q_proj"}
+    rows = [
+        {"run": "l-seed1", "seed": 1, "layer": 0, "side": "left", "count": 3.0},
+        {"run": "l-seed1", "seed": 1, "layer": 0, "side": "right", "count": 1.0},
+        {"run": "l-seed2", "seed": 2, "layer": 0, "side": "left", "count": 2.0},
+        {"run": "l-seed2", "seed": 2, "layer": 0, "side": "right", "count": np.nan},  # not defined
+        {"run": "l-seed2", "seed": 2, "layer": -1, "side": "left", "count": 4.0},  # an embedding
+    ]
+    found = observations.intruder_shares(pd.DataFrame([row | shared for row in rows]))
+    # 6 intruders among 12 vectors of two models; 9 of 12 random directions
+    assert found.to_dict("records") == [
+        {"arm": "l", "threshold": 0.5, "k": 4, "count": 3.0, "share": 0.5, "share_random": 0.75}
+    ]
+
+
+def test_pairs_of_last_checkpoints_name_both_arms() -> None:
+    rows = [("last", "global"), ("last", "layer"), ("consecutive", "global")]
+    vectors = pd.DataFrame(rows, columns=["pairing", "level"]).assign(
+        run="full-seed1", seed=1, other_run="lora-r8-seed2", other_seed=2
+    )
+    found = observations.last_pairs(vectors)
+    assert found[["arm", "other_arm"]].to_numpy().tolist() == [["full", "lora-r8"]]
+
+
+def test_contrasts_are_of_leading_metrics_and_general_text() -> None:
+    rows = [("last", "t", "acc"), ("last", "t", "f1"), ("last", "general_text", "nll")]
+    rows += [("last", "general_text", "perplexity"), ("step", "t", "acc")]
+    found = observations.of_contrast(pd.DataFrame(rows, columns=["checkpoint", "task", "metric"]))
+    assert found.index.tolist() == [0, 2]
+
+
+def variants(rows: list[tuple[int, str, str, float, str, str, float]]) -> pd.DataFrame:
+    names = ["step", "kind", "arm", "at", "task", "metric", "difference"]
+    table = pd.DataFrame(rows, columns=names).assign(run="l-seed1", trained_value=3.0, higher_is_better=True)
+    table["variant"] = table["arm"] + table["at"].astype(str)
+    ends = {"difference_low": table["difference"] - 0.25, "difference_high": table["difference"] + 0.25}
+    sizes = {"vectors": 1, "relative_edit_norm": 0.1, "relative_update_norm": 0.2}
+    sizes |= {"top_k": 10, "threshold": 0.5, "first_only": 0}
+    return table.assign(value=3.0 + table["difference"], **ends, **sizes)
+
+
+def test_edits_put_text_beside_the_leading_metric_at_the_last_step() -> None:
+    edit = ("intervention", "intruders", 0.0)
+    table = variants(
+        [
+            (2, *edit, "t", "acc", 9.0),
+            (4, *edit, "t", "acc", -1.0),
+            (4, *edit, "t", "f1", -2.0),
+            (4, *edit, "general_text", "nll", -0.5),
+            (4, "interpolation", "interpolation", 0.5, "t", "acc", 7.0),
+        ]
+    )
+    (row,) = observations.edit_outcomes(table).to_dict("records")
+    assert (row["metric"], row["score"], row["score_low"], row["score_high"]) == ("acc", -1.0, -1.25, -0.75)
+    assert (row["nll"], row["nll_low"], row["nll_high"]) == (-0.5, -0.75, -0.25)
+
+
+def test_the_line_ends_at_the_step_itself() -> None:
+    line = ("interpolation", "interpolation")
+    table = variants([(4, *line, 0.5, "t", "acc", -1.0), (4, *line, 1.0, "t", "acc", 0.125)])
+    found = observations.line_scores(table)[["at", "value", "low", "high"]].to_numpy().tolist()
+    # at 1 the step's own value, whatever the scored copy of it gave
+    assert found == [[0.5, 2.0, 1.75, 2.25], [1.0, 3.0, 3.0, 3.0]]
