@@ -145,7 +145,7 @@ def base_states(base: Path, inputs: TokenRows, cache: Path) -> States:
     }
     path = cache / f"states-{records.digest_json(key)[:32]}" / "states.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
+    with open(path.with_suffix(".lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # processes with a checkpoint each wait for one pass
         if not path.exists():
             with records.replacing(path) as temporary:

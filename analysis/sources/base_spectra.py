@@ -73,6 +73,6 @@ def _store(path: Path, system: HalfSystem) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file, which is left behind empty; the system releases it if the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as handle:
+    with open(path, "a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

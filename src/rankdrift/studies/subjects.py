@@ -187,7 +187,7 @@ def _params(study: StudyLayout, settings: AnalysisSpec, drift: Path, gradients: 
 def _written(path: Path, table: pd.DataFrame) -> Path:
     """Write rows unless the same are there: an unchanged file keeps what was computed from it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:  # ranks come at the same time
+    with path.with_suffix(".lock").open("a") as lock:  # ranks come at the same time
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists() or _plain(records.read_table(path)) != _plain(table):
             records.write_parquet(path, table)
