@@ -22,7 +22,7 @@ import pandas as pd
 from rankdrift.analysis.analyses import Analysis, Params
 from rankdrift.analysis.gradient_noise import Sample, alignment, noise_scale, reliability, sample
 from rankdrift.analysis.gradients import GradientSums, Shards, levels, statistics
-from rankdrift.analysis.sources.differentiable import open_model
+from rankdrift.analysis.sources.differentiable import has_classifier, open_model
 from rankdrift.analysis.sources.gradients import COLUMNS
 from rankdrift.analysis.sources.loss_gradients import shard_sums
 from rankdrift.analysis.sources.loss_rows import read_rows
@@ -62,7 +62,8 @@ SCALES = (
 def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
     """Return the three tables; nothing without rows to take gradients on.
 
-    Nor are there rows for the base model where labels are classes: its classification head does not exist.
+    Nor are there rows for a model whose head is not the one that the labels are for: the base model where
+    they are classes, and runs of the other head in a study of both.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
     if params.gradient_inputs is None:
         return {}
     inputs = read_rows(params.gradient_inputs)
-    if inputs.classifies and subject.tuned is None:
+    if inputs.classifies != (subject.tuned is not None and has_classifier(subject.tuned)):
         return {}
     model = open_model(subject.base, subject.tuned, inputs.classifies, subject.initial)
     found = shard_sums(model, inputs)

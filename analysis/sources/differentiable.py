@@ -22,7 +22,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from rankdrift.analysis.sources.adapters import Adapter
-from rankdrift.analysis.sources.folders import config_folder, is_adapter, model_tensors
+from rankdrift.analysis.sources.folders import adapter_tensors, config_folder, is_adapter, model_tensors
 from rankdrift.analysis.sources.weights import TunedWeights, open_weights
 from rankdrift.checkpoint import lora
 from rankdrift.errors import UserError
@@ -104,6 +104,12 @@ def open_model(
     tensors = model_tensors(folder)
     model = _headed(folder, {name: tensors.tensor(name) for name in tensors.names}, classifies)
     return Differentiable(model, dict(model.named_parameters()), factors={}, whole=())
+
+
+def has_classifier(tuned: Path) -> bool:
+    """Return whether a tuned model's folder, or an adapter's, holds a classification head."""
+    tensors = adapter_tensors(tuned) if is_adapter(tuned) else model_tensors(tuned)
+    return any(map(_classifies, tensors.names))
 
 
 def _headed(folder: Path, weights: dict[str, Tensor], classifies: bool) -> PreTrainedModel:

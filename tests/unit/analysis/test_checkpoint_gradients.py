@@ -26,6 +26,7 @@ from transformers import (
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.analyses.checkpoint_gradients import ANALYSIS
 from rankdrift.analysis.sources import activations, loss_gradients
+from rankdrift.analysis.sources.differentiable import open_model
 from rankdrift.analysis.subjects import Subject, base_subject
 from rankdrift.errors import UserError
 from rankdrift.training.probes import gradients as probe
@@ -421,13 +422,15 @@ def test_rows_that_cannot_be_used_are_named(
     assert str(path) in str(caught.value)
 
 
-def test_rows_for_another_head_are_refused(base: Path, tmp_path: Path, inputs: Path) -> None:
+def test_a_head_that_the_rows_are_not_for_gives_no_rows(base: Path, tmp_path: Path, inputs: Path) -> None:
     classifier(tmp_path / "classifier", tie_word_embeddings=True)
-    with pytest.raises(UserError, match=r"score.weight .* an LM head"):
-        tables(base, tmp_path / "classifier", inputs)
     LlamaForCausalLM(config()).save_pretrained(tmp_path / "model")
+    assert tables(base, tmp_path / "classifier", inputs) == {}
+    assert tables(base, tmp_path / "model", written(class_rows(), tmp_path)) == {}
+    with pytest.raises(UserError, match=r"score.weight .* an LM head"):
+        open_model(base, tmp_path / "classifier", classifies=False)
     with pytest.raises(UserError, match="a classification head"):
-        tables(base, tmp_path / "model", written(class_rows(), tmp_path))
+        open_model(base, tmp_path / "model", classifies=True)
 
 
 def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path, inputs: Path) -> None:
