@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from rankdrift.analysis.observations import forgetting, intruder_totals, tuned_rows, update_sizes
+from rankdrift.analysis.observations import forgetting, intruder_totals, mean_states, tuned_rows, update_sizes
 from rankdrift.analysis.subjects import IDENTITY
 
 SOURCES = ("performance_metrics", "svd_analysis_results", "drift_metrics", "training_metrics")
@@ -68,9 +68,5 @@ def _intruders(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def _drift(drift: pd.DataFrame) -> pd.DataFrame:
-    rows = tuned_rows(drift)
-    for column, wanted in (("representation", "mean"), ("features", "all")):
-        if column in rows.columns:
-            rows = rows[rows[column] == wanted]
-    means = rows.groupby(["run", "step"], as_index=False)["cka"].mean()
+    means = mean_states(tuned_rows(drift)).groupby(["run", "step"], as_index=False)["cka"].mean()
     return means.assign(drift=1 - means["cka"])

@@ -19,10 +19,11 @@ import pandas as pd
 
 from rankdrift import records
 from rankdrift.analysis import intruders, linalg, nulls, spiked, subspaces
-from rankdrift.analysis.analyses import Analysis, Params, checkpoint_inputs
+from rankdrift.analysis.analyses import Analysis, Params
 from rankdrift.analysis.analyses._spectra_columns import RANKS, TABLES
 from rankdrift.analysis.comparison import SIDES, Comparison, compare
 from rankdrift.analysis.linalg import HalfSystem
+from rankdrift.analysis.opened import weights_of
 from rankdrift.analysis.sources.adapters import LowRankUpdate
 from rankdrift.analysis.sources.base_spectra import BaseSpectra, unit_name
 from rankdrift.analysis.sources.weights import (
@@ -30,8 +31,6 @@ from rankdrift.analysis.sources.weights import (
     DenseUpdate,
     MatrixPair,
     Projection,
-    TunedWeights,
-    open_weights,
 )
 from rankdrift.analysis.subjects import Subject
 
@@ -48,7 +47,7 @@ def split(subject: Subject, params: Params) -> list[str]:
     Raises UserError for a checkpoint that was not tuned from the base model.
     """
     if subject.tuned is not None:
-        return list(map(unit_name, _weights(subject).projections))
+        return list(map(unit_name, weights_of(subject).projections))
     return list(_units(subject.base, records.fingerprint(subject.base)))
 
 
@@ -59,7 +58,7 @@ def measure(subject: Subject, params: Params, unit: str) -> dict[str, pd.DataFra
     if subject.tuned is None:
         spectra = BaseSpectra(_base(subject.base, stamp), params.cache)
         return {"singular_values": _values(projection, {"base": spectra.sigma(projection)})}
-    found = compare(_weights(subject), projection, params)
+    found = compare(weights_of(subject), projection, params)
     spectra_of_checkpoint = {name: found.spectra[name] for name in ("tuned", "update")}
     rows = {
         "svd_analysis_results": [_matrix_row(found, params)],
@@ -70,23 +69,10 @@ def measure(subject: Subject, params: Params, unit: str) -> dict[str, pd.DataFra
     return frames | {"singular_values": _values(projection, spectra_of_checkpoint)}
 
 
-def _weights(subject: Subject) -> TunedWeights:
-    """Return a checkpoint's weights, opened once for all of its matrices."""
-    assert subject.tuned is not None, "the base model has no update"
-    stamp = "".join(records.fingerprint(path) for path in checkpoint_inputs(subject))
-    return _tuned(subject.base, subject.tuned, subject.initial, stamp)
-
-
 @lru_cache(maxsize=2)
 def _base(folder: Path, stamp: str) -> BaseWeights:
     """Open a base model; ``stamp`` tells changed files."""
     return BaseWeights(folder)
-
-
-@lru_cache(maxsize=2)
-def _tuned(base: Path, folder: Path, initial: Path | None, stamp: str) -> TunedWeights:
-    """Open a checkpoint; ``stamp`` tells changed files."""
-    return open_weights(base, folder, initial)
 
 
 @lru_cache(maxsize=2)

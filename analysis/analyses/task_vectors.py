@@ -19,16 +19,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rankdrift import records
 from rankdrift.analysis import task_arithmetic
-from rankdrift.analysis.analyses import Analysis, Params, Tables, checkpoint_inputs
+from rankdrift.analysis.analyses import Analysis, Params, Tables
+from rankdrift.analysis.opened import weights_of
 from rankdrift.analysis.parallel import parallel_map
 from rankdrift.analysis.sources.weights import (
     BaseWeights,
     DenseUpdate,
     Projection,
-    TunedWeights,
-    open_weights,
 )
 from rankdrift.analysis.subjects import IDENTITY, Subject
 from rankdrift.analysis.task_arithmetic import PairSums
@@ -147,7 +145,7 @@ def inner_product(x: Update, y: Update) -> float:
 
 
 def _read(subject: Subject, matrix: Projection) -> Update | None:
-    weights = _weights(subject)
+    weights = weights_of(subject)
     if matrix not in weights.projections:
         return None
     update = weights.update(matrix)
@@ -163,19 +161,6 @@ def _read(subject: Subject, matrix: Projection) -> Update | None:
         else torch.zeros(*update.shape, dtype=torch.int8)
     )
     return Update(factors, None, signs, square)
-
-
-def _weights(subject: Subject) -> TunedWeights:
-    """Return a checkpoint's weights, opened once for all of its matrices."""
-    assert subject.tuned is not None, "the base model has no update"
-    stamp = "".join(records.fingerprint(path) for path in checkpoint_inputs(subject))
-    return _opened(subject.base, subject.tuned, subject.initial, stamp)
-
-
-@functools.lru_cache(maxsize=128)
-def _opened(base: Path, tuned: Path, initial: Path | None, stamp: str) -> TunedWeights:
-    """Open a checkpoint; ``stamp`` tells changed files."""
-    return open_weights(base, tuned, initial)
 
 
 def _rows(

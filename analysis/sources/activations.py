@@ -12,7 +12,6 @@ The base's file is kept for all checkpoints tuned from it: reading it costs litt
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import operator
 import tempfile
@@ -144,9 +143,7 @@ def base_states(base: Path, inputs: TokenRows, cache: Path) -> States:
         "versions": [torch.__version__, transformers.__version__],
     }
     path = cache / f"states-{records.digest_json(key)[:32]}" / "states.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # processes with a checkpoint each wait for one pass
+    with records.locked(path.with_suffix(".lock")):  # processes with a checkpoint each wait for one pass
         if not path.exists():
             with records.replacing(path) as temporary:
                 record_states(models.load_backbone(base), inputs, temporary)

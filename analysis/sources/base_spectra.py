@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +44,7 @@ class BaseSpectra:
         """Return the singular system of W0, whose values (rows, columns) are ``matrix``."""
         path = self._path(projection)
         if not path.exists():
-            with _locked(path.with_suffix(".lock")):
+            with records.locked(path.with_suffix(".lock")):
                 if not path.exists():
                     _store(path, half_system(matrix))
         with safe_open(path, framework="numpy") as handle:
@@ -67,12 +64,3 @@ def _store(path: Path, system: HalfSystem) -> None:
     stored = {"sigma": system.sigma, "vectors": system.vectors}
     with records.replacing(path) as temporary:
         save_file({name: np.ascontiguousarray(value) for name, value in stored.items()}, temporary)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is left behind empty; the system releases it if the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -186,9 +185,7 @@ def _params(study: StudyLayout, settings: AnalysisSpec, drift: Path, gradients: 
 
 def _written(path: Path, table: pd.DataFrame) -> Path:
     """Write rows unless the same are there: an unchanged file keeps what was computed from it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("a") as lock:  # ranks come at the same time
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with records.locked(path.with_suffix(".lock")):  # ranks come at the same time
         if not path.exists() or _plain(records.read_table(path)) != _plain(table):
             records.write_parquet(path, table)
     return path
