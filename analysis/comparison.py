@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rankdrift.analysis import decomposition, intruders, linalg
 from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.linalg import HalfSystem, SingularSystem
-from rankdrift.analysis.lowrank import LowRankSum
 from rankdrift.analysis.sources.adapters import LowRankUpdate
 from rankdrift.analysis.sources.base_spectra import BaseSpectra
 from rankdrift.analysis.sources.weights import DenseUpdate, MatrixPair, Projection, TunedWeights
+from rankdrift.analysis.spectral import decomposition, intruders, linalg
+from rankdrift.analysis.spectral.linalg import HalfSystem, SingularSystem
+from rankdrift.analysis.spectral.lowrank import LowRankSum
 
 SIDES = ("left", "right")
 

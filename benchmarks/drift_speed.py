@@ -28,8 +28,8 @@ from gpu_training import tiny_config
 from transformers import LlamaConfig, LlamaModel, PreTrainedModel
 
 from rankdrift import records
-from rankdrift.analysis import moments
 from rankdrift.analysis.analyses import drift
+from rankdrift.analysis.representation import moments
 from rankdrift.analysis.sources import activations
 from rankdrift.analysis.sources.activations import States, TokenRows
 

@@ -22,9 +22,9 @@ import numpy as np
 from scipy import stats
 
 from rankdrift import records
-from rankdrift.analysis.association import spearman
-from rankdrift.analysis.bootstrap import BootstrapInterval, paired_bootstrap, run_bootstrap
-from rankdrift.analysis.intervals import Interval, t_interval
+from rankdrift.analysis.statistics.association import spearman
+from rankdrift.analysis.statistics.bootstrap import BootstrapInterval, paired_bootstrap, run_bootstrap
+from rankdrift.analysis.statistics.intervals import Interval, t_interval
 
 HERE = Path(__file__).resolve().parent
 CONFIDENCE = 0.95

@@ -37,11 +37,11 @@ from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
 from rankdrift import records
-from rankdrift.analysis import intruders, linalg
 from rankdrift.analysis.analyses import Params, spectra
-from rankdrift.analysis.lowrank import LowRankSum
 from rankdrift.analysis.sources.base_spectra import BaseSpectra
 from rankdrift.analysis.sources.weights import BaseWeights, Projection
+from rankdrift.analysis.spectral import intruders, linalg
+from rankdrift.analysis.spectral.lowrank import LowRankSum
 from rankdrift.analysis.subjects import Subject
 
 HERE = Path(__file__).resolve().parent

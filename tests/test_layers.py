@@ -41,6 +41,7 @@ ALLOWED_MODULES: dict[str, set[str]] = {
     },
 }
 NO_TORCH = {"errors", "layout", "registry", "records", "signals", "spec"}
+MATHEMATICS = ("spectral", "representation", "statistics")  # sub-packages of analysis
 FORBIDDEN: dict[str, set[str]] = {
     "analysis": {"deepspeed", "peft"},
     "checkpoint": {"deepspeed"},
@@ -115,6 +116,23 @@ def test_single_modules_bring_in_nothing_that_their_importer_may_not_have(part: 
     reached = {name.split(".")[1] for name in found if name.startswith("rankdrift.")}
     assert reached - {name.split(".")[1] for name in ALLOWED_MODULES[part]} <= ALLOWED[part]
     assert not {name.split(".")[0] for name in found} & FORBIDDEN[part]
+
+
+@pytest.mark.parametrize("subject", MATHEMATICS)
+def test_mathematics_of_the_analysis_knows_no_other_subject_and_no_files(subject: str) -> None:
+    names = set().union(*(imports(path) for path in (ROOT / "analysis" / subject).glob("*.py")))
+    ours = {name for name in names if name.startswith("rankdrift.")}
+    assert ours
+    assert {name for name in ours if not name.startswith(f"rankdrift.analysis.{subject}")} <= {
+        "rankdrift.errors"
+    }
+    assert not {name.split(".")[0] for name in names} & {
+        "pathlib",
+        "os",
+        "json",
+        "safetensors",
+        "transformers",
+    }
 
 
 def test_deepspeed_is_imported_by_the_engine_alone() -> None:

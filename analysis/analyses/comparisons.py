@@ -17,10 +17,10 @@ import pandas as pd
 from rankdrift.analysis.analyses import Analysis, Params, Tables
 from rankdrift.analysis.arms import Arm, arm_pairs, arms_of, shared_seeds
 from rankdrift.analysis.checkpoint_summary import KEYS, MEASURES, SOURCES, checkpoint_summaries
-from rankdrift.analysis.intervals import paired_t_interval
-from rankdrift.analysis.matching import Trajectory, common_levels
 from rankdrift.analysis.observations import base_score, leading_metrics, rows_of, scores_of
 from rankdrift.analysis.sources.study_tables import read_study_tables
+from rankdrift.analysis.statistics.intervals import paired_t_interval
+from rankdrift.analysis.statistics.matching import Trajectory, common_levels
 from rankdrift.analysis.subjects import Subject
 
 PLANE, MEANS, SEEDS = "learning_forgetting", "matched_comparison", "matched_seeds"

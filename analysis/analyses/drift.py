@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rankdrift import records
-from rankdrift.analysis import moments, similarity
 from rankdrift.analysis.analyses import Analysis, Params
-from rankdrift.analysis.layer_grid import layer_grid_cka
-from rankdrift.analysis.principal import columns_without_top
+from rankdrift.analysis.representation import moments, similarity
+from rankdrift.analysis.representation.layer_grid import layer_grid_cka
+from rankdrift.analysis.representation.principal import columns_without_top
 from rankdrift.analysis.sources import activations, models
 from rankdrift.analysis.sources.activations import REPRESENTATIONS, Representation, States, TokenRows
 from rankdrift.analysis.sources.base_layers import stored_side

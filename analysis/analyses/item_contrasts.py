@@ -18,10 +18,10 @@ import pandas as pd
 from rankdrift import records
 from rankdrift.analysis.analyses import Analysis, Params, Tables
 from rankdrift.analysis.arms import arm_pairs, arms_of, shared_seeds
-from rankdrift.analysis.bootstrap import BootstrapInterval, paired_bootstrap
-from rankdrift.analysis.intervals import mcnemar
 from rankdrift.analysis.observations import BASE, last_checkpoints
 from rankdrift.analysis.sources.study_tables import read_study_tables
+from rankdrift.analysis.statistics.bootstrap import BootstrapInterval, paired_bootstrap
+from rankdrift.analysis.statistics.intervals import mcnemar
 from rankdrift.analysis.subjects import Subject
 from rankdrift.layout import RunLayout
 

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from rankdrift.analysis.analyses import Analysis, Params, Tables
-from rankdrift.analysis.association import Association, associate
-from rankdrift.analysis.bootstrap import MIN_RUNS, BootstrapInterval
 from rankdrift.analysis.checkpoint_summary import MEASURES, SOURCES, checkpoint_summaries
 from rankdrift.analysis.observations import last_checkpoints
 from rankdrift.analysis.sources.study_tables import read_study_tables
+from rankdrift.analysis.statistics.association import Association, associate
+from rankdrift.analysis.statistics.bootstrap import MIN_RUNS, BootstrapInterval
 from rankdrift.analysis.subjects import Subject
 
 TABLE = "forgetting_predictors"

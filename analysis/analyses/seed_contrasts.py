@@ -15,10 +15,10 @@ import pandas as pd
 
 from rankdrift.analysis.analyses import Analysis, Params, Tables
 from rankdrift.analysis.arms import Arm, arm_pairs, arms_of, shared_seeds
-from rankdrift.analysis.intervals import Interval, paired_t_interval, t_interval
 from rankdrift.analysis.observations import GENERAL_TEXT, last_checkpoints, leading_metrics, tuned_rows
-from rankdrift.analysis.seeds import holm, minimum_detectable_difference, seed_control
 from rankdrift.analysis.sources.study_tables import read_study_tables
+from rankdrift.analysis.statistics.intervals import Interval, paired_t_interval, t_interval
+from rankdrift.analysis.statistics.seeds import holm, minimum_detectable_difference, seed_control
 from rankdrift.analysis.subjects import Subject
 
 SOURCE = "performance_metrics"

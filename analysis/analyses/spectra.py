@@ -18,11 +18,9 @@ import numpy as np
 import pandas as pd
 
 from rankdrift import records
-from rankdrift.analysis import intruders, linalg, nulls, spiked, subspaces
 from rankdrift.analysis.analyses import Analysis, Params
 from rankdrift.analysis.analyses._spectra_columns import RANKS, TABLES
 from rankdrift.analysis.comparison import SIDES, Comparison, compare
-from rankdrift.analysis.linalg import HalfSystem
 from rankdrift.analysis.opened import weights_of
 from rankdrift.analysis.sources.adapters import LowRankUpdate
 from rankdrift.analysis.sources.base_spectra import BaseSpectra, unit_name
@@ -32,6 +30,8 @@ from rankdrift.analysis.sources.weights import (
     MatrixPair,
     Projection,
 )
+from rankdrift.analysis.spectral import intruders, linalg, nulls, spiked, subspaces
+from rankdrift.analysis.spectral.linalg import HalfSystem
 from rankdrift.analysis.subjects import Subject
 
 BF16_ROUNDING = 0.0017

@@ -1,7 +1,8 @@
 """Scores of a run's edited models: what removing intruders does beside controls, and the line from the base.
 
 An intervention speaks of intruders only where its arm differs from the controls of equal strength
-(:mod:`rankdrift.analysis.interventions`). Every edited model is compared with the step itself, item by item.
+(:mod:`rankdrift.analysis.spectral.interventions`). Every edited model is compared with the step itself,
+item by item.
 """
 
 from __future__ import annotations

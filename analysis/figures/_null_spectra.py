@@ -2,7 +2,7 @@
 
 A Gaussian m x n matrix has the singular values of a bidiagonal matrix of chi variables (Dumitriu &
 Edelman, Matrix models for beta ensembles, 2002, arXiv math-ph/0206043): O(n^2), not O(m n^2). Products B A
-are drawn by ``analysis/nulls.py``.
+are drawn by ``analysis/spectral/nulls.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import numpy as np
 from scipy.linalg import eigvalsh_tridiagonal
 
-from rankdrift.analysis.nulls import product_spectra
+from rankdrift.analysis.spectral.nulls import product_spectra
 
 
 def noise_spectrum(

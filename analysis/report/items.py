@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rankdrift import records
-from rankdrift.analysis.intervals import paired_difference
 from rankdrift.analysis.observations import BASE, GENERAL_TEXT
+from rankdrift.analysis.statistics.intervals import paired_difference
 from rankdrift.layout import RunLayout, StudyLayout
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rankdrift.analysis.intervals import t_interval
 from rankdrift.analysis.observations import (
     BASE,
     GENERAL_TEXT,
@@ -23,6 +22,7 @@ from rankdrift.analysis.observations import (
 from rankdrift.analysis.report.grids import number, signed
 from rankdrift.analysis.report.items import Change, paired_change
 from rankdrift.analysis.report.study import Study
+from rankdrift.analysis.statistics.intervals import t_interval
 
 
 def on_learning(study: Study) -> Iterator[str]:

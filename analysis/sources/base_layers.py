@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankdrift import records
-from rankdrift.analysis.moments import HsicEstimates
-from rankdrift.analysis.principal import Principal
-from rankdrift.analysis.similarity import Side, side
+from rankdrift.analysis.representation.moments import HsicEstimates
+from rankdrift.analysis.representation.principal import Principal
+from rankdrift.analysis.representation.similarity import Side, side
 
 
 def stored_side(path: Path, rows: Tensor, inputs: Tensor) -> Side:

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from rankdrift import records
-from rankdrift.analysis.decomposition import half_system
-from rankdrift.analysis.linalg import HalfSystem
 from rankdrift.analysis.sources.weights import BaseWeights, Projection
+from rankdrift.analysis.spectral.decomposition import half_system
+from rankdrift.analysis.spectral.linalg import HalfSystem
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankdrift import records
-from rankdrift.analysis import interventions
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.comparison import compare
-from rankdrift.analysis.interventions import ARMS, Edit
 from rankdrift.analysis.sources.naming import Projection
 from rankdrift.analysis.sources.weights import TunedWeights, open_weights
+from rankdrift.analysis.spectral import interventions
+from rankdrift.analysis.spectral.interventions import ARMS, Edit
 from rankdrift.checkpoint.consolidate import consolidate
 from rankdrift.data.dataset import num_labels
 from rankdrift.errors import UserError

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, L
 
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.analyses.drift import ANALYSIS, GRID, TABLE, VERSION
-from rankdrift.analysis.layer_grid import layer_grid_cka
+from rankdrift.analysis.representation.layer_grid import layer_grid_cka
 from rankdrift.analysis.sources import activations, base_layers
 from rankdrift.analysis.sources import models as models_of
 from rankdrift.analysis.sources.activations import REPRESENTATIONS, States, TokenRows

@@ -11,7 +11,7 @@ import pytest
 
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.analyses.item_contrasts import ANALYSIS, TABLE, compute_all
-from rankdrift.analysis.bootstrap import paired_bootstrap
+from rankdrift.analysis.statistics.bootstrap import paired_bootstrap
 from rankdrift.analysis.subjects import Subject, base_subject
 from rankdrift.layout import RunLayout
 

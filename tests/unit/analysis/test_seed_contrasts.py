@@ -12,7 +12,7 @@ from scipy import stats
 
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.analyses.seed_contrasts import ANALYSIS, CONTRASTS, MEANS, compute_all
-from rankdrift.analysis.seeds import minimum_detectable_difference
+from rankdrift.analysis.statistics.seeds import minimum_detectable_difference
 
 Tables = dict[str, pd.DataFrame]
 SEEDS = (1, 2, 3)

@@ -22,9 +22,9 @@ from transformers import LlamaForCausalLM
 
 from rankdrift.analysis.analyses import Params, spectra
 from rankdrift.analysis.analyses._spectra_columns import METRICS
-from rankdrift.analysis.linalg import HalfSystem, half_system
 from rankdrift.analysis.sources import base_spectra
 from rankdrift.analysis.sources.weights import BaseWeights
+from rankdrift.analysis.spectral.linalg import HalfSystem, half_system
 from rankdrift.analysis.subjects import Subject, base_subject
 from rankdrift.errors import UserError
 

@@ -1,0 +1,1 @@
+"""How alike two models represent the same inputs, layer by layer. No I/O."""

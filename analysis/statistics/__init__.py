@@ -1,0 +1,1 @@
+"""What few seeds, runs and items can say: intervals, tests, associations. No I/O."""
