@@ -4,11 +4,11 @@
     python benchmarks/drift_speed.py --folder FOLDER --quick     checks the script itself
 
 A base model of random weights and the same with noise added are given the same inputs of random tokens, in
-the same batches. Timed in one process, in an order that turns round with every repeat: the two forward passes
-alone; the analysis of a first checkpoint (both passes, everything in ``drift_metrics`` and
-``layer_similarity``, and what is kept of the base); the analysis of a next checkpoint (one pass). Loading the
-models is on no side. Memory is the highest resident set, file pages included: after the first passes alone,
-and in the end.
+the same batches. Processor time of one thread (each worker of an analysis has one), in one process, in an
+order that turns round with every repeat: the two forward passes alone; the analysis of a first checkpoint
+(both passes, everything in ``drift_metrics`` and ``layer_similarity``, and what is kept of the base); the
+analysis of a next checkpoint (one pass). Loading the models is on no side. Memory is the highest resident
+set, file pages included: after the first passes alone, and in the end.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def analyse(model: PreTrainedModel, base: States, folder: Path) -> int:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return the wall time of some work."""
-    began = time.perf_counter()
+    """Return the processor time of some work."""
+    began = time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def measure(
@@ -138,6 +138,7 @@ def memory_of(inputs: TokenRows, layers: int, width: int) -> dict[str, Any]:
 
 def main(arguments: argparse.Namespace, folder: Path) -> None:
     """Make models and inputs, measure, write the result."""
+    torch.set_num_threads(1)
     config = shape(arguments.quick)
     inputs = make_inputs(40 if arguments.quick else arguments.inputs, arguments.longest, config.vocab_size)
     base, tuned = make_models(config)
