@@ -16,10 +16,10 @@ MEASURES = {
     "nll_increase": "forgetting: NLL on general text over the base model's, nats a token",
     "kl_from_base": "E[KL(base || tuned)] on general text, nats a token",
     "relative_update_norm": "sqrt(sum ||dW||_F^2 / sum ||W0||_F^2) over all matrices",
-    "sigma1_ratio": "largest sigma_1(dW) / sigma_1(W0) of all matrices",
-    "intruders": "intruder dimensions, left and right, summed over matrices",
-    "intruder_energy": "energy share of intruders, mean over matrices and both sides",
-    "drift": "1 - debiased CKA of mean-pooled states with the base model's, mean over layers",
+    "sigma1_ratio": "largest sigma_1(dW) / sigma_1(W0) of the blocks' matrices",
+    "intruders": "intruder dimensions, left and right, summed over the blocks' matrices",
+    "intruder_energy": "energy share of intruders, mean over the blocks' matrices and both sides",
+    "drift": "1 - debiased CKA of mean-pooled states with the base model's, mean over layers that have it",
 }
 KEYS = list(IDENTITY)
 

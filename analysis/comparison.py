@@ -11,8 +11,9 @@ import numpy as np
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.sources.adapters import LowRankUpdate
 from rankdrift.analysis.sources.base_spectra import BaseSpectra
-from rankdrift.analysis.sources.weights import DenseUpdate, MatrixPair, Projection, TunedWeights
-from rankdrift.analysis.spectral import decomposition, intruders, linalg
+from rankdrift.analysis.sources.weights import MatrixPair, Projection, TunedWeights
+from rankdrift.analysis.spectral import intruders, linalg
+from rankdrift.analysis.spectral.decomposition import DenseSum, DeviceSum, dense_sum
 from rankdrift.analysis.spectral.linalg import HalfSystem, SingularSystem
 from rankdrift.analysis.spectral.lowrank import LowRankSum
 
@@ -29,6 +30,8 @@ class Comparison:
     """All values of W and its leading vectors."""
     update: np.ndarray
     """Singular values of dW: min(m, n), or those of an adapter's factors."""
+    total: DenseSum | DeviceSum | None = None
+    """W0 + dW where the update is dense; None where it is factors."""
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -45,6 +48,21 @@ class Comparison:
     def start(self) -> SingularSystem:
         """The base's leading vectors, as many as of W."""
         return self.base.leading(self.tuned.left.shape[1])
+
+    @cached_property
+    def gains(self) -> np.ndarray:
+        """|u_i^T W v_i| (k,) = |sigma_i + u_i^T dW v_i|: how W acts along the base's directions.
+
+        Sorted singular values of W and W0 would correlate perfectly whatever W is. The change is 0 for values
+        lost in rounding.
+        """
+        if self.total is not None:
+            return np.abs(self.base.sigma + self.total.changes())
+        update = self.pair.update
+        assert isinstance(update, LowRankUpdate), "a dense update comes with its sum"
+        left = self.base.components(update.left.double().numpy(), "left")
+        right = self.base.components(update.right.double().numpy().T, "right")
+        return np.abs(self.base.sigma + update.scale * np.einsum("ij,ij->i", left, right))
 
     @cached_property
     def update_norm(self) -> float:
@@ -76,23 +94,22 @@ def compare(weights: TunedWeights, projection: Projection, params: Params) -> Co
     pair = weights.pair(projection)
     base = BaseSpectra(weights.base, params.cache).system(projection, pair.base.numpy())
     top = max(params.top_k, *params.vector_counts)
-    update = _update_values(pair.update)
     # where nothing was changed, W0's own: a second decomposition would turn vectors of close values
-    tuned = _tuned_system(pair, base, top) if update.any() else base.leading(top)
-    return Comparison(pair, base, tuned, update)
+    if isinstance(pair.update, LowRankUpdate):
+        update = _product_values(pair.update)
+        tuned = _adapted_system(pair.update, base, top) if update.any() else base.leading(top)
+        return Comparison(pair, base, tuned, update)
+    total = dense_sum(base, pair.update.values.numpy())
+    update = total.update_values()
+    tuned = total.singular_system(top) if update.any() else base.leading(top)
+    return Comparison(pair, base, tuned, update, total)
 
 
-def _tuned_system(pair: MatrixPair, base: HalfSystem, top: int) -> SingularSystem:
-    """Return all singular values and the leading vectors of W, which is not formed for an adapter."""
-    if isinstance(pair.update, DenseUpdate):
-        return decomposition.singular_system(pair.tuned.numpy(), top)
-    left, right = pair.update.left.double().numpy(), pair.update.right.double().numpy()
-    return LowRankSum(base, pair.update.scale * left, right).singular_system(top)
+def _adapted_system(update: LowRankUpdate, base: HalfSystem, top: int) -> SingularSystem:
+    """Return all singular values and the leading vectors of W, which is not formed."""
+    left, right = update.left.double().numpy(), update.right.double().numpy()
+    return LowRankSum(base, update.scale * left, right).singular_system(top)
 
 
-def _update_values(update: DenseUpdate | LowRankUpdate) -> np.ndarray:
-    if isinstance(update, DenseUpdate):
-        return decomposition.singular_values(update.values.numpy())
-    if update.rank == 0:
-        return np.zeros(0)
+def _product_values(update: LowRankUpdate) -> np.ndarray:
     return abs(update.scale) * linalg.product_singular_values(update.left.numpy(), update.right.numpy())

@@ -157,9 +157,10 @@ def reliability(found: Sample) -> Alignment:
     """Return a task's alignment with itself: with the gradient that as many other rows of it would give.
 
     The inner product is |G|² and the cosine |G|² / |g|²: the square root of two tasks' product is what their
-    observed cosine is short by. The corrected cosine is 1 wherever it can be known.
+    observed cosine is short by. The corrected cosine is 1 wherever it can be known, whichever shard is left
+    out.
     """
-    known = found.square[0] > 0
+    known, reason = found.square[0] > 0, _reason(found)
     return Alignment(
         found.square[0],
         jackknife_stderr(found.square[1:]),
@@ -167,7 +168,7 @@ def reliability(found: Sample) -> Alignment:
         1.0 if known else math.nan,
         0.0 if known else math.nan,
         conflict=False,
-        reason=_reason(found),
+        reason="" if reason == FRAGILE else reason,
     )
 
 

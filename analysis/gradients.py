@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 Level = Literal["cell", "layer", "group", "global"]
 
 NO_LAYER = -1
-LAYER = re.compile(r"\.(?:layers|h|blocks?)\.(\d+)\.")
+LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 HEADS = frozenset({"lm_head", "score", "classifier"})
 CHUNK = 2**16  # elements of each gradient that are float64 at once
 
@@ -48,7 +48,8 @@ def cell_of(parameter: str, factor: str = "") -> Cell:
 
 def _group_of(parameter: str) -> str:
     parts = set(parameter.split("."))
-    if "norm" in parameter:  # first, because "post_attention_layernorm" is a norm
+    # norms first: "post_attention_layernorm" is a norm, and so is GPT-2's "ln_1"
+    if "norm" in parameter.lower() or any(part.startswith("ln_") for part in parts):
         return "norm"
     if "embed" in parameter or parts & {"wte", "wpe"}:
         return "embed"

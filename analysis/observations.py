@@ -115,20 +115,25 @@ def update_sizes(spectra: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFram
 def intruder_totals(spectra: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
     """Return intruder counts summed, energy shares averaged, sigma1 ratios maximised, over the blocks.
 
-    Embeddings and heads are left out, as in the published counts (arXiv 2410.21228).
+    Embeddings and heads are left out, as in the published counts (arXiv 2410.21228). A sum is NaN where a
+    count is undefined: what is left would not be the model's.
     """
     return (
         of_blocks(tuned_rows(spectra))
         .groupby([*RUN_KEYS, "step", *by], as_index=False)
         .agg(
-            intruders_left=("intruders_left", "sum"),
-            intruders_right=("intruders_right", "sum"),
+            intruders_left=("intruders_left", _whole_sum),
+            intruders_right=("intruders_right", _whole_sum),
             intruder_energy_left=("intruder_energy_left", "mean"),
             intruder_energy_right=("intruder_energy_right", "mean"),
             sigma1_ratio=("sigma1_ratio", "max"),
             matrices=("module", "size"),
         )
     )
+
+
+def _whole_sum(counts: pd.Series) -> float:
+    return counts.sum(skipna=False)
 
 
 def intruder_shares(grid: pd.DataFrame) -> pd.DataFrame:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from multiprocessing import forkserver
+from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
 
+import torch
 from threadpoolctl import threadpool_limits
 
 Item = TypeVar("Item")
@@ -25,12 +30,13 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], work
 
 
 def map_unordered(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, place: int = 0
 ) -> Iterator[Result]:
     """Yield ``function(item)`` of every item as it is done, by ``workers`` processes (0: one a core).
 
     Every result is computed on one thread, so it does not depend on the number of workers. The function and
-    the items must be picklable. What has not begun when one fails is not begun.
+    the items must be picklable. What has not begun when one fails is not begun. The processes take the
+    machine's GPUs in turn, beginning with the one at ``place``.
     """
     workers = min(workers or len(os.sched_getaffinity(0)), len(items))
     if workers <= 1:
@@ -39,13 +45,62 @@ def map_unordered(
     # Forking a server that has done nothing but imports is quick, and safe where this process has threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        under_way = [pool.submit(_on_one_thread, function, item) for item in items]
+    _start_server()
+    places = context.Value("i", place)
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(places,)) as pool:
         try:
+            with _interrupts_kept():
+                pool.submit(os.getpid).result()  # the first process waits for the server's imports
+            with _interrupts_kept():
+                under_way = [pool.submit(_on_one_thread, function, item) for item in items]
             for future in as_completed(under_way):
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def take_gpu(place: int) -> None:
+    """Make the GPU at a place this process's own, counted round those of the machine, if there are several.
+
+    The first one is every process's already, and a process that sets it would open it without need.
+    """
+    number = place % max(1, torch.cuda.device_count())
+    if number:
+        torch.cuda.set_device(number)
+
+
+def _start_server() -> None:
+    """Start the processes' common parent, deaf to Ctrl-C: else that ends its imports with a traceback."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a program that is started inherits
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Act on Ctrl-C behind the block: processes half started when this one ends fail with a traceback."""
+    kept: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: kept.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if kept:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _begin(places: Synchronized[int]) -> None:
+    """Prepare a process of the pool: Ctrl-C ends it without a traceback, and its GPU is the next one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _take_next_gpu(places)
+
+
+def _take_next_gpu(places: Synchronized[int]) -> None:
+    with places.get_lock():
+        place, places.value = places.value, places.value + 1
+    take_gpu(place)
 
 
 def _numbered(function: Callable[[Item], Result], numbered: tuple[int, Item]) -> tuple[int, Result]:

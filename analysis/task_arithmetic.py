@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankdrift.analysis.spectral import linalg
+
 LARGE = 0.2
 """Share of a matrix's entries, by magnitude, whose signs are compared (the share TIES keeps, 2306.01708)."""
 
@@ -86,6 +88,16 @@ def factor_inner(
     left = first[0].double().T @ second[0].double()  # (r1, r2)
     right = first[1].double() @ second[1].double().T  # (r1, r2)
     return first[2] * second[2] * dense_inner(left, right)
+
+
+def factor_square(left: Tensor, right: Tensor, scale: float) -> float:
+    """Return ||s B A||_F^2 of B (m, r), A (r, n), from the singular values.
+
+    The inner product with itself has an error of eps ||B||^2 ||A||^2, which is all there is where factors
+    nearly cancel, as those of an adapter beside its start at first.
+    """
+    sigma = linalg.product_singular_values(left.numpy(force=True), right.numpy(force=True))
+    return scale**2 * float(np.square(sigma).sum())
 
 
 def large_signs(x: Tensor, share: float = LARGE) -> Tensor:

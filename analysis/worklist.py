@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from rankdrift import records
 from rankdrift.analysis.analyses import Analysis, Params, Tables
-from rankdrift.analysis.parallel import map_unordered
+from rankdrift.analysis.parallel import map_unordered, take_gpu
 from rankdrift.analysis.parts import Part
 
 PORTION = 8
 """Units computed between two files: few enough to lose little, enough not to spend the time on files."""
 POLL = 0.2  # seconds
+GPU_PROCESSES = 4
+"""Processes that share a GPU: while one reads, the others compute. Each holds a context and its matrices."""
 
 Progress = Callable[[str, int, int], None]
 """(analysis, units or parts that are done, all of them) -> None."""
@@ -46,9 +49,20 @@ class Share:
         names = {"rank": "RANK", "count": "WORLD_SIZE", "neighbours": "LOCAL_WORLD_SIZE"}
         return cls(**{field: int(os.environ[name]) for field, name in names.items() if name in os.environ})
 
+    @property
+    def place(self) -> int:
+        """Which of the ranks on this machine it is: launchers number them machine by machine."""
+        return self.rank % self.neighbours
+
     def workers(self, wanted: int) -> int:
-        """Return the processes to use: as many as wanted, or for 0 this rank's part of the cores."""
-        return wanted or max(1, len(os.sched_getaffinity(0)) // self.neighbours)
+        """Return the processes to use: as many as wanted, or for 0 this rank's part of the cores.
+
+        Where there are GPUs, no more than ``GPU_PROCESSES`` for each, so that their memory suffices.
+        """
+        processes = len(os.sched_getaffinity(0))
+        if gpus := torch.cuda.device_count():
+            processes = min(processes, GPU_PROCESSES * gpus)
+        return wanted or max(1, processes // self.neighbours)
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,7 @@ def bring_up_to_date(
     analysis: Analysis, parts: Sequence[Part], params: Params, progress: Progress, share: Share
 ) -> None:
     """Compute this rank's share of the parts that are not current; on rank 0, return when all of them are."""
+    take_gpu(share.place)
     work = _Work(analysis, parts, params, progress, share)
     if analysis.split:
         work.measure_units()
@@ -129,7 +144,8 @@ class _Work:
         done = total - sum(len(portion.units) for portion in left)
         self.progress(self.analysis.name, done, total)
         workers = self.share.workers(self.params.workers)
-        for measured in map_unordered(partial(_measure, params=self.params), left, workers):
+        place = self.share.place * workers
+        for measured in map_unordered(partial(_measure, params=self.params), left, workers, place):
             done += measured
             self.progress(self.analysis.name, done, total)
         if self.share.rank == 0:

@@ -44,7 +44,8 @@ class Params:
     and ``labels`` (as long, -100 where a token is no target, else its id; for a classification head, a list
     of one class), in a fixed order."""
     workers: int = 0
-    """Processes that share the matrices; 0 is one a core. Numbers do not depend on it."""
+    """Processes that share the matrices; 0 is one a core, at most four a GPU where there are GPUs. Numbers do
+    not depend on it."""
 
 
 def checkpoint_inputs(subject: Subject) -> list[Path]:

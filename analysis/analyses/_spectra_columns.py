@@ -21,20 +21,21 @@ SIZES = {"norm": "Frobenius norm", "sigma1": "largest singular value"}
 METRICS = {**SIZES, **RANKS, "nuclear_norm": "sum of singular values"}
 MATRICES = {"base": "W0", "tuned": "W", "update": "dW = W - W0"}
 NULLS = {
-    "tuned": "iid Gaussian noise of that shape",
-    "update": "iid Gaussian noise of that shape, or Gaussian B A of the same r; NaN where not adapted",
+    "tuned": "iid Gaussian noise of that shape (threshold_rank: and norm)",
+    "update": "iid Gaussian noise of that shape, or Gaussian B A of the same r (threshold_rank: and norm); "
+    "NaN where not adapted",
 }
 PLACE = {
     "layer": "block, 0-based; -1 outside the blocks",
     "module": "projection: q_proj ... down_proj; embed_tokens, lm_head outside the blocks",
 }
-SIDE = {"side": "left (outputs) or right (inputs) singular vectors"}
-REASON = "why values are NaN, or noise; empty otherwise"
+SIDE = {"side": "left (rows: outputs, or tokens of embed_tokens) or right (columns) singular vectors"}
+REASON = "why values are NaN, noise, or not of all of W; empty otherwise"
 
 MATRIX: dict[str, str] = {
     **PLACE,
-    "rows": "outputs of the matrix",
-    "columns": "inputs of the matrix",
+    "rows": "outputs of the matrix; of embed_tokens, tokens",
+    "columns": "inputs of the matrix; of embed_tokens, the width",
     **{f"{m}_{key}": f"{meaning}, of {MATRICES[m]}" for m in MATRICES for key, meaning in METRICS.items()},
     **{f"{m}_{key}_null": f"{m}_{key} of {null}" for m, null in NULLS.items() for key in RANKS},
     "relative_update_norm": "||dW||_F / ||W0||_F",
@@ -63,9 +64,10 @@ MATRIX: dict[str, str] = {
     "Tracy-Widom scales",
     "update_hard_threshold": "optimal hard threshold of Gavish and Donoho for dW in that noise",
     "update_hard_rank": "singular values of dW above that threshold",
-    "stored_dtype": "format the tuned weights are stored in",
-    "noise_floor_ratio": "||dW||_F over the expected norm of the rounding that storing W left: 1 or less for "
-    "rounding alone; infinite where storing loses nothing",
+    "stored_dtype": "format that W, or DoRA's lengths, are stored in; float32 for factors alone, whose "
+    "rounding is in proportion to dW",
+    "noise_floor_ratio": "||dW||_F over the expected norm of the rounding that storing left in W: 1 or less "
+    "for rounding alone; infinite where storing loses nothing",
     "bf16_floor_ratio": "||dW||_F / (0.0017 ||W0||_F): below 1, bfloat16 weights lose the update",
     "reason": REASON,
 }
@@ -73,7 +75,8 @@ VALUES: dict[str, str] = {
     **PLACE,
     "matrix": "base (W0), tuned (W) or update (dW; r values for an adapter of rank r)",
     "index": "0-based, by size",
-    "sigma": "singular value",
+    "sigma": "singular value; 0 where it is lost in rounding: below 1e-7 of the largest, or of factors below "
+    "r eps times their norms",
 }
 SUBSPACES: dict[str, str] = {
     **PLACE,
@@ -90,7 +93,7 @@ SUBSPACES: dict[str, str] = {
     "gap": "sigma_k - sigma_{k+1} of W0",
     "wedin_bound": "upper bound of sin(angle_max): ||dW||_2 / (sigma_k - sigma_{k+1}), one of W, one of W0; "
     "at most 1, which says nothing",
-    "reliable": "whether gap > ||dW||_2; if not, vectors k and k+1 may have changed places",
+    "reliable": "whether gap > 2 ||dW||_2; if not, vectors k and k+1 may have changed places",
     "reason": REASON,
 }
 INTRUDERS: dict[str, str] = {

@@ -42,7 +42,7 @@ ALIGNMENT = {
     "cosine_corrected": "cosine of the gradients without noise, g_i · g_j / (|G_i| |G_j|), not cut off at 1",
     "cosine_corrected_stderr": "its jackknife standard error over the shards of both tasks",
     "conflict": "whether g_i · g_j < 0 (arXiv 2001.06782)",
-    "reason": "why cosine_corrected, or else its standard error, is NaN; empty otherwise",
+    "reason": "why values are NaN, or why standard errors alone are, as it then says; empty where none is",
 }
 PAIRS = {"task": "i", "other_task": "j"} | PLACE | ALIGNMENT | N | {"n_other": "rows of the other task"}
 NOISE = {
@@ -146,4 +146,5 @@ ANALYSIS = Analysis(
     per="checkpoint",
     compute=compute,
     parameters=("gradient_inputs",),
+    version=2,
 )

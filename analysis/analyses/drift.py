@@ -37,7 +37,7 @@ from rankdrift.layout import step_name
 
 TABLE = "drift_metrics"
 GRID = "layer_similarity"
-VERSION = 2
+VERSION = 3
 """Raised whenever the numbers change; part of the names of what is kept of the base."""
 FEATURES = ("all", "without_top")
 COLUMNS = {
@@ -46,14 +46,15 @@ COLUMNS = {
     f"{activations.TOKENS_PER_WIDTH} d of them, evenly spread over every input; padding is never one",
     "features": "all; without_top: without the 1 % of the dimensions (at least 1) of largest variance in "
     "this layer and representation of the base",
-    "cka": "debiased linear CKA (arXiv 2010.15327); NaN where a representation is constant over the rows",
+    "cka": "debiased linear CKA (arXiv 2010.15327); of tokens without the bias that those of one input "
+    "bring (jackknife over inputs); NaN where a representation is constant over the rows",
     "cka_stderr": f"jackknife standard error of cka over {moments.SHARDS} shards of the inputs",
     "cka_biased": "linear CKA as in arXiv 1905.00414; tends to 1 for few rows whatever the representations",
     "cosine": "mean over rows of cos(base, tuned)",
     "cosine_centered": "the same after subtracting each model's mean over the rows",
     "relative_l2": "||tuned - base||_F / ||base||_F over all rows",
     "procrustes": "orthogonal Procrustes distance sqrt(2 - 2 ||XᵀY||_*) of centred X, Y of norm 1 (arXiv "
-    "2110.14739), 0 to sqrt(2); below 3e-8 is rounding",
+    "2110.14739), 0 to sqrt(2); below 3e-8 is rounding; for n << d unrelated rows give sqrt(n / (2 d)) or so",
     "svcca": "mean canonical correlation of the directions with 99 % of each one's variance (arXiv "
     "1706.05806); NaN with fewer than 10 rows a direction; blind to every invertible linear map",
     "pwcca": "the same, weighted by what each variate accounts for of the base (arXiv 1806.05759)",

@@ -36,11 +36,11 @@ COLUMNS = {
     "task": "task, or general_text, whose items are windows of text",
     "metric": "metric that is a mean over items (on general text: over tokens)",
     "items": "items scored by both",
-    "resampled": "what is drawn by the bootstrap: items, or documents where the items name theirs",
+    "resampled": "how many the bootstrap draws from: items, or documents where the items name theirs",
     "difference": "metric of the first - of the second",
     "low": "lower end of the 95 % BCa interval, items (or documents) drawn in pairs",
     "high": "upper end",
-    "gained": "items only the first gets right; NaN where the metric is not right or wrong",
+    "gained": "items only the first gets right; NaN where the metric is not right or wrong, or of text",
     "lost": "items only the second gets right; NaN likewise",
     "mcnemar_p": "exact two-sided p-value of McNemar's test; NaN likewise",
     "reason": "why values are NaN; else empty",
@@ -150,7 +150,7 @@ def _values(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict[str, An
     found = bootstrap(one, other, metric)
     low, high = (np.nan if end is None else end for end in (found.low, found.high))
     numbers = {"resampled": found.n, "difference": found.value, "low": low, "high": high}
-    return {"items": len(one), **numbers, **_mcnemar(one[metric], other[metric]), "reason": found.reason}
+    return {"items": len(one), **numbers, **_mcnemar(one, other, metric), "reason": found.reason}
 
 
 def same_items(one: pd.DataFrame, other: pd.DataFrame) -> bool:
@@ -171,10 +171,12 @@ def bootstrap(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> BootstrapI
     )
 
 
-def _mcnemar(one: pd.Series, other: pd.Series) -> dict[str, float]:
-    if not (one.isin((0, 1)).all() and other.isin((0, 1)).all()):
+def _mcnemar(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Return the columns of McNemar's test. A window's sum may be 0, of KL say, but is not right or wrong."""
+    answers = pd.concat([one[metric], other[metric]])
+    if "tokens" in one.columns or not answers.isin((0, 1)).all():
         return dict.fromkeys(("gained", "lost", "mcnemar_p"), np.nan)
-    found = mcnemar(other, one)
+    found = mcnemar(other[metric], one[metric])
     return {"gained": found.gained, "lost": found.lost, "mcnemar_p": found.p_value}
 
 
@@ -185,4 +187,5 @@ ANALYSIS = Analysis(
     compute_all=compute_all,
     parameters=(),
     reads=(SOURCE,),
+    version=2,
 )

@@ -6,7 +6,8 @@ intermediate steps are many looks at the same runs: what is claimed should rest 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rankdrift.analysis.analyses import Analysis, Params, Tables
 from rankdrift.analysis.arms import Arm, arm_pairs, arms_of, shared_seeds
 from rankdrift.analysis.observations import GENERAL_TEXT, last_checkpoints, leading_metrics, tuned_rows
 from rankdrift.analysis.sources.study_tables import read_study_tables
-from rankdrift.analysis.statistics.intervals import Interval, paired_t_interval, t_interval
+from rankdrift.analysis.statistics.intervals import Interval, SeedDifference, paired_t_interval, t_interval
 from rankdrift.analysis.statistics.seeds import holm, minimum_detectable_difference, seed_control
 from rankdrift.analysis.subjects import Subject
 
@@ -25,7 +26,7 @@ SOURCE = "performance_metrics"
 MEANS, CONTRASTS = "seed_means", "seed_contrasts"
 PLACE = {
     "checkpoint": "step (all runs at this step) or last (every run at its own last step)",
-    "step": "optimizer step; of last, the largest of these steps",
+    "step": "optimizer step; of last, the largest of these runs' last steps",
     "task": "task, or general_text",
     "metric": "metric of performance_metrics",
 }
@@ -72,9 +73,9 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
     arms = arms_of(performance)
     means: list[Mapping[str, Any]] = []
     contrasts: list[dict[str, Any]] = []
-    for place, values in _cells(performance):
-        means += [_mean(arm, place, values) for arm in arms if _of(arm, values)]
-        contrasts += [_contrast(pair, place, values) for pair in arm_pairs(arms) if _seeds(pair, values)]
+    for cell in _cells(performance):
+        means += [_mean(arm, cell) for arm in arms if _of(arm, cell)]
+        contrasts += [_contrast(pair, cell) for pair in arm_pairs(arms) if _seeds(pair, cell)]
     frame = pd.DataFrame(contrasts, columns=[name for name in CONTRASTS_COLUMNS if name != "p_holm"])
     return {
         MEANS: pd.DataFrame(means, columns=list(MEANS_COLUMNS)),
@@ -83,17 +84,40 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
 
 
 def with_holm(contrasts: pd.DataFrame, family: set[tuple[str, str]]) -> pd.DataFrame:
-    """Return the contrasts with ``p_holm``: a family is a pair of arms at a checkpoint, over the tasks."""
+    """Return the contrasts with ``p_holm``: a family is a pair of arms at a checkpoint, over the tasks.
+
+    Last checkpoints are one family whatever their steps: runs may end, or a score be undefined, at different
+    ones.
+    """
     named = pd.Series(list(zip(contrasts["task"], contrasts["metric"], strict=True)), contrasts.index)
     members = contrasts[named.isin(family) & contrasts["p_value"].notna()]
     adjusted = pd.Series(np.nan, contrasts.index)
-    for _, rows in members.groupby(["arm", "other_arm", "checkpoint", "step"]):
+    steps = members["step"].where(members["checkpoint"] == "step", -1)
+    for _, rows in members.groupby(["arm", "other_arm", "checkpoint", steps]):
         adjusted[rows.index] = holm(rows["p_value"])
     return contrasts.assign(p_holm=adjusted)
 
 
-def _cells(performance: pd.DataFrame) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    """Yield each place (see PLACE) with run -> value there."""
+@dataclass(frozen=True)
+class Cell:
+    """One metric at one checkpoint of every run that was scored there."""
+
+    checkpoint: str
+    """``step`` or ``last``."""
+    task: str
+    metric: str
+    values: Mapping[str, float]
+    """Run -> its score."""
+    steps: Mapping[str, int]
+    """Run -> the step of that score."""
+
+    def place(self, runs: Iterable[str]) -> dict[str, Any]:
+        """Return the columns of PLACE for some of its runs."""
+        step = max(self.steps[run] for run in runs)
+        return {"checkpoint": self.checkpoint, "step": step, "task": self.task, "metric": self.metric}
+
+
+def _cells(performance: pd.DataFrame) -> Iterator[Cell]:
     known = tuned_rows(performance).dropna(subset=["value"])
     metrics = ["task", "metric"]
     for checkpoint, rows, keys in (
@@ -101,43 +125,43 @@ def _cells(performance: pd.DataFrame) -> Iterator[tuple[dict[str, Any], dict[str
         ("last", last_checkpoints(performance).dropna(subset=["value"]), metrics),
     ):
         for _, cell in rows.groupby(keys, sort=False):
-            first = cell.iloc[0]
-            place = {"checkpoint": checkpoint, "step": int(cell["step"].max())}
-            place |= {"task": first["task"], "metric": first["metric"]}
-            yield place, dict(zip(cell["run"], cell["value"], strict=True))
+            first, runs = cell.iloc[0], cell["run"]
+            values = dict(zip(runs, cell["value"], strict=True))
+            steps = dict(zip(runs, cell["step"].astype(int), strict=True))
+            yield Cell(checkpoint, first["task"], first["metric"], values, steps)
 
 
-def _of(arm: Arm, values: Mapping[str, float]) -> list[float]:
-    """Return an arm's values, by seed."""
-    return [values[run] for _, run in sorted(arm.runs.items()) if run in values]
+def _of(arm: Arm, cell: Cell) -> dict[str, float]:
+    """Return an arm's values, run by run in the order of the seeds."""
+    return {run: cell.values[run] for _, run in sorted(arm.runs.items()) if run in cell.values}
 
 
-def _seeds(pair: tuple[Arm, Arm], values: Mapping[str, float]) -> list[int]:
+def _seeds(pair: tuple[Arm, Arm], cell: Cell) -> list[int]:
     one, other = pair
-    return [s for s in shared_seeds(one, other) if one.runs[s] in values and other.runs[s] in values]
+    scored = cell.values
+    return [s for s in shared_seeds(one, other) if one.runs[s] in scored and other.runs[s] in scored]
 
 
-def _mean(arm: Arm, place: Mapping[str, Any], values: Mapping[str, float]) -> dict[str, Any]:
-    observed = _of(arm, values)
-    found = t_interval(observed)
-    stdev = float(np.std(observed, ddof=1)) if found.n > 1 else np.nan
-    identity = {**arm.identity(), **place, "seeds": found.n, "mean": found.mean, "stdev": stdev}
-    return identity | _ends(found) | {"reason": found.reason}
+def _mean(arm: Arm, cell: Cell) -> dict[str, Any]:
+    observed = _of(arm, cell)
+    found = t_interval(list(observed.values()))
+    stdev = float(np.std(list(observed.values()), ddof=1)) if found.n > 1 else np.nan
+    place = {**arm.identity(), **cell.place(observed), "seeds": found.n, "mean": found.mean, "stdev": stdev}
+    return place | _ends(found) | {"reason": found.reason}
 
 
-def _contrast(pair: tuple[Arm, Arm], place: Mapping[str, Any], values: Mapping[str, float]) -> dict[str, Any]:
+def _contrast(pair: tuple[Arm, Arm], cell: Cell) -> dict[str, Any]:
     one, other = pair
-    seeds = _seeds(pair, values)
-    first, second = ([values[arm.runs[seed]] for seed in seeds] for arm in pair)
+    seeds = _seeds(pair, cell)
+    runs = [[arm.runs[seed] for seed in seeds] for arm in pair]
+    first, second = ([cell.values[run] for run in of_arm] for of_arm in runs)
     found = paired_t_interval(second, first)
     interval = found.interval
-    control = seed_control([_of(arm, values) for arm in pair], interval.mean)
-    detectable = (
-        np.nan if not found.stdev else found.stdev * minimum_detectable_difference(len(seeds))
-    )  # without spread there is nothing to scale it by
+    control = seed_control([list(_of(arm, cell).values()) for arm in pair], interval.mean)
     numbers = {
         "stdev": found.stdev,
         "p_value": found.p_value,
+        "minimum_detectable": _detectable(found),
         "control_median": control.median,
         "control_largest": control.largest,
         "control_share": control.share,
@@ -145,15 +169,21 @@ def _contrast(pair: tuple[Arm, Arm], place: Mapping[str, Any], values: Mapping[s
     return {
         "arm": one.name,
         "other_arm": other.name,
-        **place,
+        **cell.place([*runs[0], *runs[1]]),
         "seeds": len(seeds),
         "difference": interval.mean,
         **_ends(interval),
         **{name: np.nan if value is None else value for name, value in numbers.items()},
-        "minimum_detectable": detectable,
         "control_pairs": control.pairs,
         "reason": "; ".join(reason for reason in (interval.reason, control.reason) if reason),
     }
+
+
+def _detectable(found: SeedDifference) -> float | None:
+    """Return the smallest difference that would show; None without a spread, rounding aside, to scale it."""
+    if found.stdev is None or found.interval.reason:
+        return None
+    return found.stdev * minimum_detectable_difference(found.interval.n)
 
 
 def _ends(interval: Interval) -> dict[str, float]:
@@ -168,4 +198,5 @@ ANALYSIS = Analysis(
     compute_all=compute_all,
     parameters=(),
     reads=(SOURCE,),
+    version=2,
 )

@@ -26,12 +26,10 @@ from rankdrift.analysis.sources.adapters import LowRankUpdate
 from rankdrift.analysis.sources.base_spectra import BaseSpectra, unit_name
 from rankdrift.analysis.sources.weights import (
     BaseWeights,
-    DenseUpdate,
-    MatrixPair,
     Projection,
 )
 from rankdrift.analysis.spectral import intruders, linalg, nulls, spiked, subspaces
-from rankdrift.analysis.spectral.linalg import HalfSystem
+from rankdrift.analysis.spectral.linalg import RankMetrics
 from rankdrift.analysis.subjects import Subject
 
 BF16_ROUNDING = 0.0017
@@ -88,7 +86,7 @@ def _matrix_row(found: Comparison, params: Params) -> dict[str, Any]:
         "rows": found.shape[0],
         "columns": found.shape[1],
         **_sizes_and_ranks(found.spectra, *found.shape),
-        **_null_ranks(found.pair),
+        **_null_ranks(found),
         **_relative_size(found),
         **_spectral_distance(found),
         **_bulk(found),
@@ -108,15 +106,22 @@ def _sizes_and_ranks(spectra: dict[str, np.ndarray], rows: int, columns: int) ->
     }
 
 
-def _null_ranks(pair: MatrixPair) -> dict[str, float]:
-    rows, columns = pair.base.shape
-    noise = nulls.gaussian_null(rows, columns)
-    tuned = {f"tuned_{key}_null": getattr(noise, key) for key in RANKS}
-    if isinstance(pair.update, LowRankUpdate):
-        if pair.update.rank == 0:
+def _null_ranks(found: Comparison) -> dict[str, float]:
+    """Return the ranks of noise of the shape of W and dW, and of their norms where that matters."""
+    shape, update = found.shape, found.pair.update
+    noise, draws = nulls.gaussian_null(*shape), nulls.gaussian_singular_values(*shape)[None]
+    tuned = _null_of("tuned", found, noise, draws)
+    if isinstance(update, LowRankUpdate):
+        if update.rank == 0:
             return tuned | {f"update_{key}_null": NAN for key in RANKS}
-        noise = nulls.product_null(rows, columns, pair.update.rank)
-    return tuned | {f"update_{key}_null": getattr(noise, key) for key in RANKS}
+        noise, draws = nulls.product_null(*shape, update.rank), nulls.product_draws(*shape, update.rank)
+    return tuned | _null_of("update", found, noise, draws)
+
+
+def _null_of(name: str, found: Comparison, noise: RankMetrics, draws: np.ndarray) -> dict[str, float]:
+    values = {f"{name}_{key}_null": getattr(noise, key) for key in RANKS}
+    norm = float(np.linalg.norm(found.spectra[name]))
+    return values | {f"{name}_threshold_rank_null": nulls.threshold_rank_null(draws, norm)}
 
 
 def _relative_size(found: Comparison) -> dict[str, float]:
@@ -134,29 +139,10 @@ def _spectral_distance(found: Comparison) -> dict[str, float]:
     """Return how the spectrum of W moved, in units of sigma_1(W0); NaN where that is 0."""
     largest, change = float(found.base.sigma[0]), found.tuned.sigma - found.base.sigma
     return {
-        "spearman_sigma": linalg.spearman(_gains(found.pair.update, found.base), found.base.sigma),
+        "spearman_sigma": linalg.spearman(found.gains, found.base.sigma),
         "wasserstein_sigma": float(np.mean(np.abs(change))) / largest if largest else NAN,
         "wasserstein2_sigma": float(np.sqrt(np.mean(change**2))) / largest if largest else NAN,
     }
-
-
-def _gains(update: DenseUpdate | LowRankUpdate, base: HalfSystem) -> np.ndarray:
-    """Return |u_i^T W v_i| (k,) = |sigma_i + u_i^T dW v_i|: how W acts along the base's directions.
-
-    Sorted singular values of W and W0 would correlate perfectly whatever W is. With u_i = W0 v_i / sigma_i
-    the change is v_i^T (W0^T dW) v_i / sigma_i (or the same of the transposes), which needs no long vectors;
-    0 for values lost in rounding.
-    """
-    if isinstance(update, LowRankUpdate):
-        left = base.components(update.left.double().numpy(), "left")
-        right = base.components(update.right.double().numpy().T, "right")
-        return np.abs(base.sigma + update.scale * np.einsum("ij,ij->i", left, right))
-    tall, change = base.matrix, update.values.float().numpy()
-    product = tall @ change.T if base.wide else tall.T @ change
-    vectors = base.vectors.astype(np.float32)
-    changes = np.einsum("ij,ij->j", vectors, product @ vectors, dtype=np.float64)
-    defined = base.sigma > linalg.UNDEFINED * base.sigma[0]
-    return np.abs(base.sigma + np.divide(changes, base.sigma, out=np.zeros_like(changes), where=defined))
 
 
 def _bulk(found: Comparison) -> dict[str, float]:
@@ -232,7 +218,6 @@ def _subspace_rows(found: Comparison, params: Params) -> Iterator[dict[str, Any]
         for k in counts:
             angles = _angles(found, side, k)
             first, second = getattr(found.start, side)[:, :k], getattr(found.tuned, side)[:, :k]
-            gap = subspaces.spectral_gap(found.base.sigma, k)
             yield {
                 **found.place,
                 "side": side,
@@ -243,11 +228,11 @@ def _subspace_rows(found: Comparison, params: Params) -> Iterator[dict[str, Any]
                 "overlap_random": k / dimension,
                 "vector_drift": subspaces.vector_drift(angles),
                 "naive_drift": NAN if k > found.defined else subspaces.naive_drift(first, second),
-                "gap": gap,
+                "gap": subspaces.spectral_gap(found.base.sigma, k),
                 "wedin_bound": subspaces.wedin_bound(
                     found.base.sigma, found.tuned.sigma, found.update_norm, k
                 ),
-                "reliable": gap > found.update_norm,
+                "reliable": subspaces.keeps_its_place(found.base.sigma, found.update_norm, k),
                 "reason": _undefined(found, k),
             }
 
@@ -282,9 +267,13 @@ def _undefined(found: Comparison, k: int) -> str:
 
 
 def _reasons(found: Comparison, k: int) -> Iterator[str]:
-    """Yield why values of ``svd_analysis_results`` are NaN, or noise."""
+    """Yield why values of ``svd_analysis_results`` are NaN, noise, or not of all of W."""
     if not found.base.sigma[0]:
         yield "W0 is zero"
+    elif not np.ptp(found.base.sigma):
+        yield "spearman_sigma: all singular values of W0 are equal"
+    elif not np.median(found.base.sigma):
+        yield "onset_ratio: half of W0's singular values are 0, which is no bulk of noise"
     if isinstance(found.pair.update, LowRankUpdate) and found.pair.update.rank == 0:
         yield "not adapted: dW is zero"
     elif not found.update.any():
@@ -292,12 +281,14 @@ def _reasons(found: Comparison, k: int) -> Iterator[str]:
     elif isinstance(found.pair.update, LowRankUpdate):
         yield "dW is a product of factors: no bulk of noise to fit"
     elif _noise_floor_ratio(found) < MOSTLY_ROUNDING:
-        yield f"rounding to {found.pair.stored_dtype} is the larger part of dW: its values are noise"
+        yield f"rounding to {found.pair.stored_dtype} may be the larger part of dW: its values are noise"
     for name, sigma in found.spectra.items():
         if sigma.any() and sigma[-1] <= linalg.UNDEFINED * sigma[0]:
             yield f"{name}_condition_number: smallest singular value below 1e-7 sigma_1"
     if undefined := _undefined(found, k):
         yield undefined
+    if found.pair.new_rows:
+        yield f"{found.pair.new_rows} rows of new tokens are left out"
 
 
 def _values(projection: Projection, spectra: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -319,6 +310,6 @@ ANALYSIS = Analysis(
     split=split,
     measure=measure,
     parameters=("top_k", "intruder_threshold", "intruder_thresholds", "vector_counts"),
-    version=2,
+    version=3,
     parquet_only=frozenset({"singular_values", "intruder_dimensions"}),
 )

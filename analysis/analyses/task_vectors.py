@@ -153,7 +153,7 @@ def _read(subject: Subject, matrix: Projection) -> Update | None:
         square = task_arithmetic.dense_inner(update.values, update.values)
         return Update(None, update.values, task_arithmetic.large_signs(update.values), square)
     factors = (update.left, update.right, update.scale)
-    square = max(0.0, task_arithmetic.factor_inner(factors, factors))
+    square = task_arithmetic.factor_square(*factors)
     # what an adapter leaves alone, embeddings above all, is not formed to find no signs in it
     signs = (
         task_arithmetic.large_signs(update.dense())
@@ -206,5 +206,10 @@ def _level(
 
 
 ANALYSIS = Analysis(
-    name="task_vectors", columns={TABLE: COLUMNS}, per="study", compute_all=compute_all, parameters=()
+    name="task_vectors",
+    columns={TABLE: COLUMNS},
+    per="study",
+    compute_all=compute_all,
+    parameters=(),
+    version=2,
 )

@@ -23,7 +23,7 @@ def noise_spectrum(
     ``rank`` = 0 is iid Gaussian noise of that shape, (draws, min(rows, columns)); otherwise Gaussian B A of
     that rank, (draws, min(rows, columns, rank)).
     """
-    if 0 < rank < min(rows, columns):
+    if rank > 0:
         sigma = np.stack(list(itertools.islice(product_spectra(rows, columns, rank, seed), draws)))
     else:
         generator, (small, large) = np.random.default_rng(seed), sorted((rows, columns))

@@ -76,7 +76,7 @@ def table_files(layout: StudyLayout) -> list[Path]:
     found = sorted(layout.tables.glob("*.parquet"))
     if not found:
         raise UserError(
-            f"{layout.tables}: no tables to report on; run 'rankdrift analyze {layout.root}' first, "
+            f"{layout.tables}: no tables to report on; run 'rankdrift analyze --study {layout.root}' first, "
             "or give the folder of a study, the one that holds 'tables'"
         )
     return found

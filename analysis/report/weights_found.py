@@ -121,13 +121,13 @@ def on_subspaces(study: Study) -> Iterator[str]:
         yield (
             f"{run}: the span of the {k} leading singular vectors turned by {sides} in the mean over "
             f"matrices, unrelated ones would have {number(np.sqrt(1 - rows['overlap_random']).mean())}; the "
-            f"gap below these values exceeds the update in {percent(rows['reliable'].mean())} of them."
+            f"gap below these values exceeds twice the update in {percent(rows['reliable'].mean())} of them."
         )
     if len(last):
         yield (
             f"The naive distance of the same vectors would say {number(last['naive_drift'].min())} to "
             f"{number(last['naive_drift'].max())}: it depends on signs, which are arbitrary. Where the gap "
-            "is smaller than the update, neighbouring vectors may have changed places without meaning."
+            "is smaller than twice the update, neighbouring vectors may have changed places without meaning."
         )
 
 

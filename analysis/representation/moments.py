@@ -126,11 +126,23 @@ class HsicEstimates:
     """Over all rows, a scalar."""
 
     @classmethod
-    def of(cls, total: CrossMoments, shards: Sequence[CrossMoments]) -> HsicEstimates:
-        """Return the estimates from the sums of all rows and of each shard; UserError for n < 4."""
+    def of(
+        cls, total: CrossMoments, shards: Sequence[CrossMoments], clustered: bool = False
+    ) -> HsicEstimates:
+        """Return the estimates from the sums of all rows and of each shard; UserError for n < 4.
+
+        HSIC1 is unbiased for independent rows: it leaves out the products of a row with itself. Where several
+        rows are of one input (``clustered``), their products with each other add a bias that falls as one
+        over the number of inputs. Quenouille's estimate G h - (G - 1) mean h_g, from the h_g without each of
+        G shards of inputs, is without it (Efron & Tibshirani, eq. 10.27); NaN where no shard can be left out.
+        """
         enough = len(shards) > 1 and all(total.count - shard.count >= MIN_ROWS for shard in shards)
         left = [(total - shard).hsic() for shard in shards] if enough else []
-        return cls(debiased=torch.stack([total.hsic(), *left]), biased=total.hsic_biased())
+        value = total.hsic()
+        if clustered:
+            count = len(left)
+            value = count * value - (count - 1) * torch.stack(left).mean() if left else value * math.nan
+        return cls(debiased=torch.stack([value, *left]), biased=total.hsic_biased())
 
 
 def shard_moments(x: Tensor, y: Tensor, inputs: Tensor) -> list[CrossMoments]:
@@ -145,6 +157,11 @@ def shard_moments(x: Tensor, y: Tensor, inputs: Tensor) -> list[CrossMoments]:
     count = min(SHARDS, len(inputs.unique()))
     shard = inputs % count
     return [CrossMoments.of(x[shard == index], y[shard == index]) for index in range(count)]
+
+
+def share_inputs(inputs: Tensor) -> bool:
+    """Return whether several rows belong to one input, where ``inputs`` (n,) says which each belongs to."""
+    return len(inputs.unique()) < len(inputs)
 
 
 def total_moments(shards: Sequence[CrossMoments]) -> CrossMoments:

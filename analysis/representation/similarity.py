@@ -25,6 +25,7 @@ from rankdrift.analysis.representation.moments import (
     centred,
     cka,
     shard_moments,
+    share_inputs,
     total_moments,
 )
 from rankdrift.analysis.representation.principal import Principal, principal_directions, subspace_overlap
@@ -88,7 +89,7 @@ def _centred_side(x: Tensor, inputs: Tensor) -> Side:
     kept = principal.leading(VARIANCE_SHARE)
     usable = len(x) >= ROWS_PER_DIRECTION * kept
     principal = principal.truncated(max(OVERLAP_DIRECTIONS, kept if usable else 0))
-    return Side(hsic=HsicEstimates.of(total, shards), principal=principal)
+    return Side(hsic=HsicEstimates.of(total, shards, share_inputs(inputs)), principal=principal)
 
 
 def compare(x: Tensor, y: Tensor, inputs: Tensor, base: Side) -> Similarity:
@@ -140,7 +141,7 @@ def _together(x: Tensor, y: Tensor, inputs: Tensor, base: Side, tuned: Side) -> 
     shards = shard_moments(x, y, inputs)
     total = total_moments(shards)
     distance = procrustes_distance(total.products, base.principal.norm, tuned.principal.norm)
-    return HsicEstimates.of(total, shards), distance
+    return HsicEstimates.of(total, shards, share_inputs(inputs)), distance
 
 
 def _canonical(x: Tensor, y: Tensor, base: Side, tuned: Side) -> CanonicalMeans:
@@ -163,7 +164,8 @@ def _reason(values: Mapping[str, float], n: int, base: Side, tuned: Side) -> str
     found = min(len(of.principal.squares) for of in (base, tuned))
     rows = f"{n} rows, {needed} needed ({ROWS_PER_DIRECTION} for each direction kept)"
     why = {
-        "cka": "the debiased variance of a representation is not above zero",
+        "cka": "the debiased variance of a representation is not above zero, or rows share inputs of which "
+        "no shard can be left out",
         "cka_stderr": "cka is undefined without some shard of the inputs",
         "cosine": "a row is zero",
         "cosine_centered": "a row is the mean of all",

@@ -33,6 +33,8 @@ from rankdrift.errors import UserError
 
 BATCH_TOKENS = 512
 """Tokens put through the model at once, padding included; one row may be longer."""
+VERSION = 2
+"""Raised whenever the states change; part of the name of what is kept of the base."""
 PAD_ID = 0
 """Any id will do: padding is masked."""
 TOKENS_PER_WIDTH = 4
@@ -140,6 +142,7 @@ def base_states(base: Path, inputs: TokenRows, cache: Path) -> States:
         "device": device().type,
         "batch_tokens": BATCH_TOKENS,
         "tokens_per_width": TOKENS_PER_WIDTH,
+        "version": VERSION,
         "versions": [torch.__version__, transformers.__version__],
     }
     path = cache / f"states-{records.digest_json(key)[:32]}" / "states.npy"
@@ -235,6 +238,7 @@ def _batch_states(
 ) -> Tensor:
     """Return the states of rows put through the model together, (layers, rows kept, d), on the CPU."""
     tensors = padded(rows)
+    tensors["position_ids"] += first_position(model)
     mask = tensors["attention_mask"].bool()
     lengths = [len(row) for row in rows]
     places = [
@@ -250,6 +254,13 @@ def _batch_states(
     with _recorded(model, taken) as states:
         model(**tensors, use_cache=False)
     return torch.stack(states).cpu()
+
+
+def first_position(model: PreTrainedModel) -> int:
+    """Return the position of a first token: 0, but behind that of padding where it has one (RoBERTa)."""
+    tables = (getattr(module, "position_embeddings", None) for module in model.modules())
+    paddings = [table.padding_idx for table in tables if isinstance(table, nn.Embedding)]
+    return next((index + 1 for index in paddings if index is not None), 0)
 
 
 @contextlib.contextmanager

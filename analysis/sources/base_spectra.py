@@ -20,8 +20,9 @@ from rankdrift.analysis.spectral.linalg import HalfSystem
 class BaseSpectra:
     """All singular values and the vectors of the shorter side (float64) of every matrix of a base model.
 
-    One file a matrix, made when it is first asked for, in a folder named after the fingerprint of the
-    weights: 8 k (k + 1) bytes each, k = min(m, n); 0.6 GB for a model of 135 million parameters.
+    One file a matrix, made when it is first asked for, in a folder named after the weights' fingerprint and
+    the configuration, by which fused ones are cut: 8 k (k + 1) bytes each, k = min(m, n); 0.6 GB for a model
+    of 135 million parameters.
     """
 
     base: BaseWeights
@@ -30,7 +31,8 @@ class BaseSpectra:
     @cached_property
     def folder(self) -> Path:
         """Where this base model's systems are kept."""
-        return self.cache / f"base-spectra-{self.base.tensors.fingerprint()[:16]}"
+        made_of = {"weights": self.base.tensors.fingerprint(), "config": self.base.config}
+        return self.cache / f"base-spectra-{records.digest_json(made_of)[:16]}"
 
     def sigma(self, projection: Projection) -> np.ndarray:
         """Return the singular values (k,) of W0, descending, float64."""

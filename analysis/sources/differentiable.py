@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
@@ -118,12 +120,16 @@ def _headed(folder: Path, weights: dict[str, Tensor], classifies: bool) -> PreTr
     settings = config_folder(folder)
     try:
         config = AutoConfig.from_pretrained(settings)
-        if classifies and (heads := [weights[name] for name in weights if _classifies(name)]):
-            config.num_labels = heads[0].shape[0]
+        if not classifies:
+            _require_causal(folder, config)
+        if classifies and (heads := sorted(filter(_classifies, weights))):
+            config.num_labels = weights[heads[-1]].shape[0]  # of two layers, dense and out_proj, the second
         architecture: Any = mapping[type(config)]
         model, info = architecture.from_pretrained(
             None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
         )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder}: cannot be loaded ({error}); is it a complete model folder?") from None
     if odd := [*info["missing_keys"], *filter(_classifies, info["unexpected_keys"])]:
@@ -136,6 +142,21 @@ def _headed(folder: Path, weights: dict[str, Tensor], classifies: bool) -> PreTr
     if classifies:  # rows end in the last column, where no padding is, whatever token they end with
         model.config.pad_token_id = -1
     return model.eval()
+
+
+def _require_causal(folder: Path, config: PreTrainedConfig) -> None:
+    """Raise UserError where every token's state is computed from those after it, which are to be predicted.
+
+    Transformers gives such models an LM head, too, with a warning. Of the families that have a masked LM
+    head, those are causal that are configured as decoders (XLM calls it ``causal``), and the decoders of
+    sequence-to-sequence models.
+    """
+    causal = any(getattr(config, name, False) for name in ("is_decoder", "causal", "is_encoder_decoder"))
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not causal:
+        raise UserError(
+            f"{folder}: a model of type {config.model_type!r} sees the tokens it would predict, so it has no "
+            "next-token gradients; name the other analyses, or give rows with classes"
+        )
 
 
 def _classifies(name: str) -> bool:

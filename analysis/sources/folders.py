@@ -19,6 +19,7 @@ from rankdrift.analysis.sources.tensors import (
     Tensors,
 )
 from rankdrift.checkpoint.record import CheckpointRecord
+from rankdrift.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,14 @@ def config_folder(folder: Path) -> Path:
 
 
 def model_config(folder: Path) -> Mapping[str, Any]:
-    """Return a model's ``config.json``, or an empty mapping where there is none."""
+    """Return a model's ``config.json``, or an empty mapping where there is none.
+
+    Raises UserError where the file is anything but a JSON object.
+    """
     path = config_folder(folder) / MODEL_CONFIG
-    config: dict[str, Any] = records.read_json(path) if path.is_file() else {}
+    config = records.read_json(path) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object, but {type(config).__name__}; restore the model's own")
     return config
 
 

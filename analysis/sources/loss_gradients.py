@@ -6,6 +6,7 @@ it does not depend on how rows are put together. Padding is masked.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -88,20 +89,49 @@ def _held(
     for shard, rows in enumerate(groups):
         for name, value in chosen.items():
             value.grad = held[name][shard]  # backward adds to it in place
-        for batch in length_batches([len(row.input_ids) for row in rows]):
-            loss_sum(subject.model, [rows[index] for index in batch]).backward()
+        for batch in _batches(subject.model, rows):
+            loss_sum(subject.model, batch).backward()
     for value in chosen.values():
         value.grad = None
     return held
 
 
+def _batches(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Yield the rows put through the model together: of one length where its head cannot take padding."""
+    for batch in length_batches([len(row.input_ids) for row in rows]):
+        chosen = [rows[index] for index in batch]
+        if rows[0].classifies and not _reads_the_last_token(model):
+            yield from (list(alike) for _, alike in itertools.groupby(chosen, lambda row: len(row.input_ids)))
+        else:
+            yield chosen
+
+
+def _reads_the_last_token(model: PreTrainedModel) -> bool:
+    """Return whether a classifier's head is on the last token, as transformers' ``score`` of decoders is.
+
+    Heads of encoders are called otherwise, and read the first token: behind padding on the left it is one.
+    """
+    return hasattr(model, "score")
+
+
 def loss_sum(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
     """Return the cross-entropy summed over the targets of rows put through the model together, in nats."""
+    return _class_loss(model, rows) if rows[0].classifies else _token_loss(model, rows)
+
+
+def _class_loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
+    ids, where = [row.input_ids for row in rows], model.device
+    classes = torch.tensor([row.labels[0] for row in rows], device=where)
+    if _reads_the_last_token(model):
+        logits = model(**padded(ids), use_cache=False).logits
+    else:  # encoders count positions in ways of their own, and have no cache to be told of
+        logits = model(input_ids=torch.tensor(ids, device=where)).logits
+    return cross_entropy(logits, classes, reduction="sum")
+
+
+def _token_loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
     inputs = padded([row.input_ids for row in rows])
     width, where = inputs["input_ids"].shape[1], model.device
-    if rows[0].classifies:
-        classes = torch.tensor([row.labels[0] for row in rows], device=where)
-        return cross_entropy(model(**inputs, use_cache=False).logits, classes, reduction="sum")
     # a row's first label is left out: what is before it is padding
     labels = torch.tensor(
         [[IGNORED] * (width + 1 - len(row.labels)) + list(row.labels[1:]) for row in rows], device=where

@@ -16,6 +16,9 @@ from rankdrift.analysis.sources.folders import config_folder, is_adapter, model_
 from rankdrift.analysis.sources.weights import open_weights
 from rankdrift.errors import UserError
 
+POOLER = "pooler."
+"""Encoders saved with a masked LM head have none: it is built on the last state, which it does not change."""
+
 
 def load_backbone(folder: Path) -> PreTrainedModel:
     """Return the transformer of a model, without its head, fp32, in evaluation mode.
@@ -25,7 +28,8 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     Raises
     ------
     UserError
-        If the folder cannot be loaded, or lacks weights, which would be drawn at random.
+        If the folder cannot be loaded, or lacks weights that states depend on, which would be drawn at
+        random.
 
     """
     tensors, settings = model_tensors(folder), config_folder(folder)
@@ -38,9 +42,9 @@ def load_backbone(folder: Path) -> PreTrainedModel:
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder}: cannot be loaded ({error}); is it a complete model folder?") from None
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"{folder}: weights are missing ({missing}, ...); export the checkpoint again")
+    if missing := sorted(name for name in info["missing_keys"] if not name.startswith(POOLER)):
+        some = ", ".join(missing[:3])
+        raise UserError(f"{folder}: weights are missing ({some}, ...); export the checkpoint again")
     model.name_or_path = str(folder)  # for messages
     return model.eval()
 

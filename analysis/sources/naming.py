@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,20 +49,27 @@ PLAIN = {
     "fc_out": "down_proj",
     "dense_h_to_4h": "up_proj",  # GPT-NeoX, BLOOM, Falcon
     "dense_4h_to_h": "down_proj",
-    "attn.c_proj": "o_proj",  # GPT-2
-    "mlp.c_fc": "up_proj",
+    "attn.c_proj": "o_proj",  # GPT-2, GPT-BigCode
+    "mlp.c_fc": "up_proj",  # these two, GPT-Neo, StarCoder2
     "mlp.c_proj": "down_proj",
 }
 """End of a weight's path in its block -> the matrix it is; the longest end that fits decides."""
 FUSED = {
-    "attn.c_attn": MODULES[:3],  # GPT-2
-    "query_key_value": MODULES[:3],  # GPT-NeoX, BLOOM, Falcon
-    "qkv_proj": MODULES[:3],  # Phi-3
-    "gate_up_proj": MODULES[4:6],  # Phi-3
+    "attn.c_attn": MODULES[:3],
+    "query_key_value": MODULES[:3],
+    "qkv_proj": MODULES[:3],
+    "gate_up_proj": MODULES[4:6],
 }
 """End of a weight's path in its block -> the matrices whose rows it holds."""
-CONV1D = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-"""GPT-2's weights, (inputs, outputs)."""
+DIVIDED = {
+    "attn.c_attn": ("gpt2", "gpt_bigcode"),
+    "query_key_value": ("gpt_neox", "bloom", "falcon", "persimmon"),
+    "qkv_proj": ("phi3",),
+    "gate_up_proj": ("phi3", "glm", "glm4"),
+}
+"""The same -> the types of model of which it is known how the rows are divided; others differ (CodeGen)."""
+TURNED = {"gpt2": True, "gpt_bigcode": False, "gpt_neo": False, "starcoder2": False}
+"""Types of model whose weights are called ``c_...`` -> whether these are stored (inputs, outputs)."""
 OUTER = {
     "embed_tokens": "embed_tokens",
     "wte": "embed_tokens",  # GPT-2, GPT-J
@@ -171,7 +178,8 @@ def locate(names: Iterable[str], config: Mapping[str, Any], folder: Path) -> dic
     Raises
     ------
     UserError
-        Where two weights are the same matrix, a fused one cannot be cut, or blocks are mixtures of experts.
+        Where two weights are the same matrix, blocks are mixtures of experts, or it is not known how a weight
+        is cut or which way round it is stored.
 
     """
     found: dict[Projection, Place] = {}
@@ -190,44 +198,61 @@ def locate(names: Iterable[str], config: Mapping[str, Any], folder: Path) -> dic
 
 def _places(name: str, config: Mapping[str, Any], folder: Path) -> list[tuple[Projection, Place]]:
     """Return the matrices in a stored weight: none, one, or the parts of a fused one."""
+    if ".experts." in name:
+        raise UserError(f"{folder}: {name} is one of many experts; mixtures of experts are not read")
     block = _IN_BLOCK.search(name)
     if not block:
         outer = _OUTER.search(name)
         return [(Projection(OUTSIDE, OUTER[outer[1]]), Place(name))] if outer else []
     layer, path = int(block[1]), block[2]
-    if ".experts." in f".{path}":
-        raise UserError(f"{folder}: {name} is one of many experts; mixtures of experts are not read")
     ends = [end for end in (*PLAIN, *FUSED) if f".{path}".endswith(f".{end}")]
     if not ends:
         return []
-    end = max(ends, key=len)
+    end, whole = max(ends, key=len), f"{folder}: {name}"
+    turned = ".c_" in end and TURNED[_kind(config, TURNED, whole)]
     if end in PLAIN:
-        return [(Projection(layer, PLAIN[end]), Place(name, end in CONV1D))]
-    whole = f"{folder}: {name}"
+        return [(Projection(layer, PLAIN[end]), Place(name, turned))]
     groups, shares = _division(end, config, whole)
     cuts = (Cut(whole, groups, shares, part) for part in range(len(shares)))
     return [
-        (Projection(layer, module), Place(name, end in CONV1D, cut))
+        (Projection(layer, module), Place(name, turned, cut))
         for module, cut in zip(FUSED[end], cuts, strict=True)
     ]
 
 
 def _division(end: str, config: Mapping[str, Any], what: str) -> tuple[int, tuple[int, ...]]:
     """Return the groups of a fused weight's rows, and how each is divided between its parts."""
+    kind = _kind(config, DIVIDED[end], what)
     if end == "gate_up_proj":
         return 1, (1, 1)
-    if end == "attn.c_attn":
+    if kind == "gpt2":
         return 1, (1, 1, 1)
     heads = _heads(config, what, "num_attention_heads", "n_head")
-    if end == "qkv_proj":
+    if kind == "phi3":
         shared = _heads(config, what, "num_key_value_heads") if "num_key_value_heads" in config else heads
         return 1, (heads, shared, shared)
-    if config.get("new_decoder_architecture"):  # Falcon 40B: queries with the keys and values they share
+    if kind == "falcon" and config.get("new_decoder_architecture"):  # 40B: queries with what they share
         shared = _heads(config, what, "num_kv_heads")
         return shared, (heads // shared, 1, 1)
-    if config.get("model_type") == "falcon" and config.get("multi_query", True):
+    if kind in ("falcon", "gpt_bigcode") and config.get("multi_query", True):
         return 1, (heads, 1, 1)
     return heads, (1, 1, 1)
+
+
+def _kind(config: Mapping[str, Any], known: Collection[str], what: str) -> str:
+    """Return the type of model; raise UserError unless it is one of those whose layout is known."""
+    kind = config.get("model_type")
+    if kind is None:
+        raise UserError(
+            f"{what}: its layout is that of its type of model, and no config.json beside it states "
+            "model_type; give the complete model folder"
+        )
+    if kind not in known:
+        raise UserError(
+            f"{what}: its layout in models of type {kind!r} is not known, only in {', '.join(known)}; "
+            "convert it to a weight for each projection"
+        )
+    return str(kind)
 
 
 def _heads(config: Mapping[str, Any], what: str, *keys: str) -> int:

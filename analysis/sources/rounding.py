@@ -30,7 +30,22 @@ def rounding_norm(weights: Tensor, dtype: torch.dtype) -> float:
     """
     if dtype not in COARSE:
         return 0.0
-    parts = weights.reshape(-1).split(CHUNK)
+    return _error_norm(weights, dtype)
+
+
+def length_rounding_norm(lengths: Tensor, dtype: torch.dtype) -> float:
+    """Return the norm of the error that rounding DoRA's lengths m to a format left in dW = m V / ||V|| - W0.
+
+    An error of m_i is that of an output's whole row, so unlike that of the factors it is in proportion to W0,
+    not to dW: in bfloat16 as large as that of the whole matrix. In float32 it counts as well: before training
+    m = ||W0|| up to rounding, and dW is nothing else.
+    """
+    return _error_norm(lengths, dtype)
+
+
+def _error_norm(values: Tensor, dtype: torch.dtype) -> float:
+    """Return sqrt(sum of u^2 / 12) over the spacings u."""
+    parts = values.reshape(-1).split(CHUNK)
     return math.sqrt(sum(float(_spacing(part, dtype).square_().sum()) for part in parts) / 12)
 
 

@@ -54,7 +54,10 @@ class TensorFolder:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """Tensor name -> file; raises UserError for a folder without weights, a shard absent or cut."""
+        """Tensor name -> file.
+
+        Raises UserError for a folder without weights and an absent shard, IntegrityError for a damaged one.
+        """
         single, index = self.folder / self.stem, self.folder / f"{self.stem}.index.json"
         if single.is_file():
             return dict.fromkeys(_names(single), single)
@@ -122,12 +125,17 @@ def finite(value: Tensor, path: Path, name: str) -> Tensor:
 
 
 def _open(path: Path) -> safe_open:
+    """Open a file; raise UserError if it is absent or cannot be read, IntegrityError if it is damaged."""
     try:
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
+    except SafetensorError as error:
+        raise IntegrityError(
             f"{path}: not a complete safetensors file ({error}); copy or export it again"
         ) from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: absent; copy or export it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}); make it a readable file") from None
 
 
 def _names(path: Path) -> list[str]:
@@ -144,4 +152,13 @@ def _remedy(folder: Path, stem: str) -> str:
         return "it has .bin weights, save them with safe_serialization=True"
     if stem == MODEL and (folder / "zero_to_fp32.py").exists():
         return "sharded checkpoints lie below it, give one of their folders (step-NNNNNN)"
+    if below := _models_below(folder):
+        some = ", ".join(below[:3]) + ", ..." * (len(below) > 3)
+        return f"models or adapters lie below it, give one of their folders ({some})"
     return "give the folder of a saved model or adapter"
+
+
+def _models_below(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder that hold a model's or an adapter's settings."""
+    found = [path for name in (MODEL_CONFIG, ADAPTER_CONFIG) for path in folder.glob(f"*/{name}")]
+    return sorted({path.parent.name for path in found})

@@ -18,7 +18,7 @@ from rankdrift import records
 from rankdrift.analysis.sources.adapters import Adapter
 from rankdrift.analysis.sources.folders import is_adapter, model_config, model_tensors, recorded_base
 from rankdrift.analysis.sources.naming import MODULES, OUTSIDE, Place, Projection, locate
-from rankdrift.analysis.sources.rounding import rounding_norm
+from rankdrift.analysis.sources.rounding import length_rounding_norm, rounding_norm
 from rankdrift.analysis.sources.tensors import TensorFolder, Tensors
 from rankdrift.analysis.sources.updates import DenseUpdate, LowRankUpdate, Update, untouched
 from rankdrift.errors import IntegrityError, UserError
@@ -44,9 +44,10 @@ class MatrixPair:
     """W0 (rows, columns), float32."""
     update: Update
     stored_dtype: str = "float32"
-    """Format the tuned weights are stored in ("bfloat16", ...); "float32" for factors, which lose nothing."""
+    """Format that W, or DoRA's lengths, are stored in ("bfloat16", ...); "float32" for factors alone, whose
+    rounding is in proportion to dW."""
     rounding_norm: float = 0.0
-    """Expected ||e||_F of the error e that rounding W to that format left; 0 for float32 and factors."""
+    """Expected ||e||_F of the error e that rounding to it left in W; 0 for W in float32 and factors alone."""
     new_rows: int = 0
     """Rows of new tokens that W has and W0 has not; they are left out of the update."""
 
@@ -167,7 +168,8 @@ class TunedWeights:
         self._require_shared(projection)
         if projection in self.replaced:
             return self._dense_pair(projection)
-        return MatrixPair(projection, self.base.matrix(projection), self._adapted(projection))
+        base, update = self.base.matrix(projection), self._adapted(projection)
+        return MatrixPair(projection, base, update, *self._length_rounding(projection))
 
     def update(self, projection: Projection) -> Update:
         """Return the exact update alone, and raise, as ``pair`` does; for factors W0 is not read."""
@@ -203,12 +205,26 @@ class TunedWeights:
         shape = self.base.tensors.shape(place.weight)
         if self.adapter is None or projection not in self.factored:
             return place.update(untouched(*shape))
-        module = self.factored[projection].weight.removesuffix(".weight")
         update = self.adapter.update(
-            module, partial(self.base.tensors.tensor, place.weight), place.transposed
+            self._module(projection), partial(self.base.tensors.tensor, place.weight), place.transposed
         )
         self._require_shape(str(projection), update.shape, shape)
         return place.update(update)
+
+    def _length_rounding(self, projection: Projection) -> tuple[str, float]:
+        """Return the format of DoRA's lengths, and what rounding to it left in dW; else of exact weights."""
+        stored = self.adapter and self.adapter.factored.get(self._module(projection))
+        if not stored or not stored.magnitude:
+            return "float32", 0.0
+        lengths, dtype = self.dense.tensor(stored.magnitude), self.dense.dtype(stored.magnitude)
+        place = self.base.places[projection]
+        own = place.matrix(lengths.reshape((1, -1) if place.transposed else (-1, 1)))
+        return str(dtype).removeprefix("torch."), length_rounding_norm(own, dtype)
+
+    def _module(self, projection: Projection) -> str:
+        """Return the adapter's module that updates a matrix; empty where it has none."""
+        found = self.factored.get(projection)
+        return found.weight.removesuffix(".weight") if found else ""
 
     def _dense_pair(self, projection: Projection) -> MatrixPair:
         name, place = self._stored_name(projection), self.replaced[projection]
@@ -292,6 +308,12 @@ def open_weights(base: Path, tuned: Path, initial: Path | None = None) -> TunedW
         if not weights.adapter.factored and not weights.adapter.replaced:
             raise UserError(f"{tuned}: the adapter holds no tensors; export it again")
     _ = weights.replaced, weights.factored, weights.projections
+    if weights.adapter and not weights.replaced and not weights.factored:
+        module = next(iter([*weights.adapter.factored, *weights.adapter.replaced]))
+        raise UserError(
+            f"{tuned}: adapts {module}, and no matrix that is read ({', '.join(MODULES)}, or what other "
+            "families call them; a head that is the embedding is none of its own); merge it with peft"
+        )
     if weights.adapter:
         _require_recorded_base(base, tuned)
     return weights

@@ -2,7 +2,8 @@
 
 Singular values come from the Gram matrix of the smaller side. In float64 that is both faster and, for
 data stored in float32, more accurate than a float32 SVD: eigenvalues carry an absolute error of about
-eps sigma_1^2, so singular values are good down to 1e-7 sigma_1, below which float32 data hold nothing.
+eps sigma_1^2, so singular values are good down to 1e-7 sigma_1, below which float32 data hold nothing: they
+are 0 there, as those of matrices of lower rank have to be.
 """
 
 from __future__ import annotations
@@ -128,8 +129,10 @@ def product_singular_values(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
     Q_L R_L = left and Q_R R_R = right^T give left right = Q_L (R_L R_R^T) Q_R^T, whose core is at most r x r.
     Values below the rounding of that product, r eps ||R_L||_F ||R_R||_F, are 0: factors that cancel, as those
-    of an adapter beside its start, leave nothing else.
+    of an adapter beside its start, leave nothing else. There are none for factors of rank 0.
     """
+    if not left.shape[1]:
+        return np.zeros(0)
     first, second = _triangle(left), _triangle(right.T)
     sigma = svdvals(first @ second.T)
     rounding = len(sigma) * np.finfo(np.float64).eps * np.linalg.norm(first) * np.linalg.norm(second)
@@ -180,8 +183,8 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def roots(eigenvalues: np.ndarray) -> np.ndarray:
-    """Return singular values from Gram eigenvalues; rounding can leave the smallest of these below 0."""
-    return np.sqrt(np.clip(eigenvalues, 0, None))
+    """Return singular values from Gram eigenvalues, both descending; 0 for those lost in rounding."""
+    return np.sqrt(np.where(eigenvalues > UNDEFINED**2 * eigenvalues[0], eigenvalues, 0.0))
 
 
 def _tall(matrix: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from scipy.linalg import svdvals
 
-from rankdrift.analysis.spectral.linalg import RankMetrics, rank_metrics
+from rankdrift.analysis.spectral.linalg import THRESHOLD, RankMetrics, rank_metrics
 
 GRID = 100_000
 """Points of the quadrature of the Marchenko-Pastur law."""
@@ -38,6 +38,16 @@ def gaussian_null(rows: int, columns: int) -> RankMetrics:
     return replace(metrics, condition_number=float(sigma[0] * np.sqrt(rows) / EDELMAN_MEDIAN))
 
 
+def threshold_rank_null(draws: np.ndarray, norm: float) -> float:
+    """Return the mean threshold rank of noise of a Frobenius norm, by its singular values (draws, k).
+
+    The threshold is absolute: alone among the ranks this one is not the same for c W.
+    """
+    scales = norm / np.linalg.norm(draws, axis=1, keepdims=True)
+    return float(np.count_nonzero(draws * scales > THRESHOLD, axis=1).mean())
+
+
+@cache
 def gaussian_singular_values(rows: int, columns: int) -> np.ndarray:
     """Return the singular values (k,), descending, that an iid standard normal matrix has in the limit."""
     small = min(rows, columns)
@@ -64,10 +74,16 @@ def product_null(rows: int, columns: int, rank: int) -> RankMetrics:
 
     Of the condition number it is the median: it has no mean where the rank is that of the matrix.
     """
-    draws = [rank_metrics(sigma, rows, columns) for sigma in product_spectra(rows, columns, rank)]
+    draws = [rank_metrics(sigma, rows, columns) for sigma in product_draws(rows, columns, rank)]
     values = {field.name: [getattr(draw, field.name) for draw in draws] for field in fields(RankMetrics)}
     means = {name: float(np.mean(drawn)) for name, drawn in values.items()}
     return RankMetrics(**means | {"condition_number": float(np.nanmedian(values["condition_number"]))})
+
+
+@cache
+def product_draws(rows: int, columns: int, rank: int) -> np.ndarray:
+    """Return the singular values of all draws of B A, (draws, min(rows, columns, rank))."""
+    return np.stack(list(product_spectra(rows, columns, rank)))
 
 
 def product_spectra(rows: int, columns: int, rank: int, seed: int = 0) -> Iterator[np.ndarray]:

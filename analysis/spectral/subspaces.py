@@ -57,6 +57,15 @@ def spectral_gap(sigma: np.ndarray, k: int) -> float:
     return float(sigma[k - 1] - (sigma[k] if k < len(sigma) else 0.0))
 
 
+def keeps_its_place(base: np.ndarray, update_norm: float, k: int) -> bool:
+    """Return whether the k leading vectors of W0 cannot have changed places with those behind them.
+
+    Each singular value moves by ||dW||_2 at most (Weyl 1912), so the gap behind sigma_k stays open on the
+    whole way from W0 to W where it is more than twice that. ``base`` are all values, descending.
+    """
+    return spectral_gap(base, k) > 2 * update_norm
+
+
 def wedin_bound(base: np.ndarray, tuned: np.ndarray, update_norm: float, k: int) -> float:
     """Return an upper bound of the sine of the largest angle between the k leading subspaces, in [0, 1].
 

@@ -186,7 +186,7 @@ class AnalysisSpec(_Section):
     gradient_rows: NonNegativeInt = 32
     """Validation rows of each task on which gradients are taken at every checkpoint; 0 is none."""
     workers: NonNegativeInt = 0
-    """Processes of the spectra; 0 is one a core."""
+    """Processes that share the matrices; 0 is one a core, at most four a GPU where there are GPUs."""
 
 
 class Spec(_Section):

@@ -8,6 +8,7 @@ damaged, 75 stopped on request and resumable, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -24,6 +25,9 @@ from rankdrift.errors import INTERRUPTED, Preempted, RankError, UserError
 
 GRACE = 5.0  # seconds
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")  # NVIDIA, AMD
+REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
+"""What a machine refuses: a full disk, a permission. Any other OSError may be a mistake of ours and keeps
+its traceback, as all of them do in a rank's log."""
 
 
 def program(argv: Sequence[str] | None = None) -> NoReturn:
@@ -50,7 +54,7 @@ def leave(status: int) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     _quieten_libraries()
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         status: int = _command(arguments.command).run(arguments)
         return status
@@ -63,11 +67,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RankError as error:  # of each rank another one, and rank 0 may be the one that is lost
         print(f"rankdrift {arguments.command}: failed: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in REFUSALS or "RANK" in os.environ:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"rankdrift {arguments.command}: failed: {where}{error.strerror}", file=sys.stderr)
+        return 1
     except Preempted as stop:
         if _speaks_for_all():
             print(f"rankdrift {arguments.command}: stopped: {stop}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
+        if arguments.command == "analyze" and _speaks_for_all():
+            print("\nrankdrift analyze: interrupted; the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -90,6 +102,20 @@ def _quieten_libraries() -> None:
 def commands() -> list[str]:
     """Return the names of the commands."""
     return sorted(module.name for module in pkgutil.iter_modules(cli.__path__) if module.name != "main")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments; end the process with 2 where they cannot be understood.
+
+    argparse takes positional arguments in one piece, and says of those behind it no more than that they are
+    unrecognized.
+    """
+    parser = _parser()
+    arguments, left = parser.parse_known_args(argv)
+    if left:
+        advice = "" if left[0].startswith("-") else " (names and folders go before the options)"
+        parser.error(f"not understood: {' '.join(left)}{advice}")
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

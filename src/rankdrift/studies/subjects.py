@@ -13,6 +13,7 @@ import pandas as pd
 
 from rankdrift import records
 from rankdrift.analysis.analyses import Params
+from rankdrift.analysis.observations import BASE
 from rankdrift.analysis.sources.folders import config_folder, is_adapter
 from rankdrift.analysis.sources.tensors import ADAPTER_CONFIG
 from rankdrift.analysis.subjects import Subject, base_subject
@@ -107,7 +108,7 @@ def _folder_subject(base: Path, initial: Path | None, folder: Path, name: str) -
     return Subject(
         run=name,
         method="lora" if adapter else "full",
-        rank=int(records.read_json(config_folder(folder) / ADAPTER_CONFIG).get("r", 0)) if adapter else 0,
+        rank=_adapter_rank(config_folder(folder) / ADAPTER_CONFIG) if adapter else 0,
         tasks=(),
         seed=0,
         step=0,
@@ -117,14 +118,31 @@ def _folder_subject(base: Path, initial: Path | None, folder: Path, name: str) -
     )
 
 
+def _adapter_rank(path: Path) -> int:
+    """Return the rank in an adapter's settings, 0 where there is none; raise UserError if it is no number."""
+    config = records.read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object, but {type(config).__name__}; restore the adapter's own")
+    rank = config.get("r", 0)
+    if type(rank) is not int or rank < 0:
+        raise UserError(f"{path}: r={rank!r} is no rank; restore the number the adapter was trained with")
+    return rank
+
+
 def _distinct_names(folders: list[Path]) -> list[str]:
-    """Return the folders' names, with as many parents before them as it takes to tell them apart."""
+    """Return the folders' names, with as many parents before them as it takes to tell them apart.
+
+    None is ``base``, the name of the base model's rows. Raises UserError where no number of parents will do.
+    """
     parts = [folder.resolve().parts[1:] for folder in folders]
     for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["-".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(names) and BASE not in names:
             return names
-    raise UserError(f"the same folder is given twice: {', '.join(map(str, folders))}")
+    raise UserError(
+        f"{', '.join(map(str, folders))}: a folder is given twice, or no name tells it from the others and "
+        f"from {BASE!r}; give each once, or rename it"
+    )
 
 
 def study_params(study: StudyLayout, spec: Spec, base: Path) -> Params:

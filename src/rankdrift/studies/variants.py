@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankdrift import records
@@ -54,6 +54,15 @@ class Settings:
     """Only the largest intruder of each matrix, as arXiv 2410.21228 does."""
     seed: int = 0
     """Of the random directions."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value that is no edit, or finds what is no intruder."""
+        if not 0 <= self.strength < 1:
+            raise UserError(f"--strength {self.strength:g}: 0 removes an intruder, 1 keeps it; give [0, 1)")
+        if self.top_k < 1:
+            raise UserError(f"--top-k {self.top_k}: how many leading vectors are looked at; give 1 or more")
+        if not 0 < self.threshold < 1:
+            raise UserError(f"--threshold {self.threshold:g}: a cosine; give one between 0 and 1")
 
     @property
     def label(self) -> str:
@@ -105,15 +114,13 @@ def intervene(run: RunLayout, step: int, settings: Settings, say: Say) -> list[P
         If the step is missing, or no matrix of the blocks has an intruder.
 
     """
-    if not 0 <= settings.strength < 1:
-        raise UserError(f"--strength {settings.strength}: 0 removes an intruder, 1 keeps it; give [0, 1)")
     source = Source.of(run, step)
     inputs = source.inputs(dataclasses.asdict(settings))
     names = {arm: f"{arm}-{settings.label}" for arm in ARMS}
     if not all(_is_current(run.variant(step, name), inputs) for name in names.values()):
         planned = _plan(source, settings, say)
         for arm, name in names.items():
-            say(f"{name}: {ARMS[arm]}")
+            say(f"{name}: {ARMS[arm]}{_shortfall(arm, planned)}")
             _export_arm(source, arm, name, planned, inputs)
     return _score(source, list(names.values()), say)
 
@@ -122,17 +129,31 @@ def interpolate(run: RunLayout, step: int, positions: Sequence[float], say: Say)
     """Export and score W0 + t (W - W0) for every position t; return the scores' paths.
 
     All parameters that the base has are interpolated; a new classification head stays as trained.
+
+    Raises
+    ------
+    UserError
+        If the step is missing, or a position is no number, or twice there.
+
     """
+    names = _line_names(positions)
     source = Source.of(run, step)
-    names = []
-    for position in positions:
-        name = f"interpolation-{position:g}"
-        names.append(name)
+    for position, name in zip(positions, names, strict=True):
         inputs = source.inputs({"position": position})
         if not _is_current(run.variant(step, name), inputs):
             say(f"{name}: W0 + {position:g} (W - W0)")
             _export_interpolation(source, position, name, inputs)
     return _score(source, names, say)
+
+
+def _line_names(positions: Sequence[float]) -> list[str]:
+    """Return the folder names of points on the line from base to step."""
+    if odd := [position for position in positions if not math.isfinite(position)]:
+        raise UserError(f"--at {odd[0]}: not a point between or beyond base (0) and step (1); give numbers")
+    names = [f"interpolation-{position:g}" for position in positions]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--at {' '.join(map(str, positions))}: two are {twice[0]}; give each once")
+    return names
 
 
 Planned = dict[Projection, dict[str, Edit]]
@@ -187,6 +208,14 @@ def _plan(source: Source, settings: Settings, say: Say) -> Planned:
     return found
 
 
+def _shortfall(arm: str, planned: Planned) -> str:
+    """Return what is to be said of the control that scales other vectors where there are too few of them."""
+    wanted, found = (sum(edits[of].vectors for edits in planned.values()) for of in ("intruders", arm))
+    if arm != "neighbours" or found == wanted:
+        return ""
+    return f"; only {found} for {wanted} intruders, so it is the weaker edit: lower --threshold"
+
+
 def _inside(weights: TunedWeights) -> list[Projection]:
     """Return the matrices of the blocks."""
     return [projection for projection in weights.projections if projection.layer >= 0]
@@ -202,7 +231,7 @@ def _edits(
     found = compare(weights, projection, params)
     if not found.update.any():
         return {}
-    cosines = found.cosines["left"]
+    cosines = found.cosines["left"][: found.defined]  # other vectors are arbitrary, their cosines 0
     chosen = interventions.intruders_of(cosines, settings.threshold, settings.top_k, settings.first_only)
     if not chosen:
         return {}
@@ -214,7 +243,7 @@ def _edits(
 def _export_arm(source: Source, arm: str, name: str, planned: Planned, inputs: Mapping[str, Any]) -> None:
     weights = open_weights(source.base, source.export)
     model = source.model()
-    parameters = dict(model.named_parameters())
+    parameters = _parameters(model, weights.base.tensors.names)
     sizes = Sizes()
     with torch.no_grad():
         for projection in _inside(weights):
@@ -238,13 +267,13 @@ def _export_arm(source: Source, arm: str, name: str, planned: Planned, inputs: M
 def _export_interpolation(source: Source, position: float, name: str, inputs: Mapping[str, Any]) -> None:
     plain = source.spec.model.model_copy(update={"gradient_checkpointing": False})
     model = source.model()
-    base = load_model(source.base, plain, num_labels(source.spec)).state_dict()
     stored = open_weights(source.base, source.export).base.tensors.names
+    base = _parameters(load_model(source.base, plain, num_labels(source.spec)), stored)
     sizes = Sizes()
-    shared = [(key, weight) for key, weight in model.named_parameters() if key in stored]
+    shared = _parameters(model, stored)
     with torch.no_grad():
-        for key, weight in shared:
-            start, end = base[key].double(), weight.double()
+        for name_in_base, weight in shared.items():
+            start, end = base[name_in_base].double(), weight.double()
             edited = start + position * (end - start)
             sizes.add(start, end, edited)
             weight.copy_(edited)
@@ -252,6 +281,17 @@ def _export_interpolation(source: Source, position: float, name: str, inputs: Ma
     document = {"kind": "interpolation", "arm": "interpolation", "at": position, **chosen}
     counts = {"matrices": len(shared), "vectors": 0}
     _write(source, name, model, {**document, **counts, **sizes.relative(), "inputs": dict(inputs)})
+
+
+def _parameters(model: PreTrainedModel, stored: Collection[str]) -> dict[str, nn.Parameter]:
+    """Return a model's parameters by their names in the base, which lack a prefix in a backbone's folder."""
+    prefix = f"{model.base_model_prefix}."
+    found = {}
+    for name, parameter in model.named_parameters():
+        for own in (name, name.removeprefix(prefix)):
+            if own in stored:
+                found[own] = parameter
+    return found
 
 
 def _write(source: Source, name: str, model: PreTrainedModel, edit: Mapping[str, Any]) -> None:

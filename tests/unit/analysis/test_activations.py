@@ -8,11 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    OPTConfig,
+    OPTModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from rankdrift.analysis.sources import activations
 from rankdrift.analysis.sources.activations import States, TokenRows
 
 WIDTH = 32
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
 
 
 @pytest.mark.parametrize(
@@ -50,3 +70,30 @@ def test_batches_hold_every_row_once_within_the_budget(monkeypatch: pytest.Monke
     assert sorted(itertools.chain(*batches)) == list(range(8))
     assert all(len(each) * max(lengths[i] for i in each) <= 20 for each in batches if 2 not in each)
     assert batches[0] == [3, 1, 7, 4]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        (LlamaModel, LlamaConfig(**SIZES)),
+        (BertModel, BertConfig(**SIZES)),
+        (RobertaModel, RobertaConfig(**SIZES, pad_token_id=1)),
+        (OPTModel, OPTConfig(**SIZES, word_embed_proj_dim=WIDTH, ffn_dim=48, pad_token_id=1)),
+    ],
+)
+def test_padding_moves_no_positions(
+    tmp_path: Path, architecture: type[PreTrainedModel], config: PreTrainedConfig
+) -> None:
+    """The library's own states of each row alone; RoBERTa counts positions from behind its padding token."""
+    torch.manual_seed(0)
+    model = architecture(config).eval()
+    inputs = TokenRows(tmp_path, ((5, 9, 17, 30, 8), (44, 3), (7,), (21, 2, 50, 51, 52, 53, 54)))
+    states = States(tmp_path / "states.npy", inputs)
+    activations.record_states(model, inputs, states.path)
+    kept, start = inputs.kept_tokens(WIDTH), 0
+    for row, positions in zip(inputs.rows, kept, strict=True):
+        with torch.no_grad():
+            alone = model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[1][0]
+        found = states.rows(1, "token")[start : start + len(positions)]
+        torch.testing.assert_close(found, alone[positions], rtol=1e-4, atol=1e-5)
+        start += len(positions)

@@ -445,6 +445,6 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path, inputs: Path) ->
 def test_an_adapter_on_a_head_that_is_the_embedding_is_refused(
     base: Path, tmp_path: Path, inputs: Path
 ) -> None:
-    folder, _ = saved(base, tmp_path / "lora", target_modules=["lm_head"])
+    folder, _ = saved(base, tmp_path / "lora", target_modules=["q_proj", "lm_head"])
     with pytest.raises(UserError, match=r"lm_head.weight.*of its own"):
         tables(base, folder, inputs)

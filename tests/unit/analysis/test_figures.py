@@ -228,7 +228,9 @@ def test_colour_scale(values: list[float], limits: tuple[float, float]) -> None:
     assert (norm.vmin, norm.vmax) == pytest.approx(limits)
 
 
-@pytest.mark.parametrize(("rows", "columns", "rank"), [(96, 64, 0), (64, 64, 0), (64, 96, 0), (96, 64, 8)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "rank"), [(96, 64, 0), (64, 64, 0), (64, 96, 0), (96, 64, 8), (96, 64, 80)]
+)
 def test_noise_has_the_spectrum_of_dense_gaussian_matrices(rows: int, columns: int, rank: int) -> None:
     generator = np.random.default_rng(3)
 
@@ -237,7 +239,7 @@ def test_noise_has_the_spectrum_of_dense_gaussian_matrices(rows: int, columns: i
             matrix = generator.standard_normal((rows, columns))
         else:
             matrix = generator.standard_normal((rows, rank)) @ generator.standard_normal((rank, columns))
-        sigma = np.linalg.svd(matrix, compute_uv=False)[: rank or None]
+        sigma = np.linalg.svd(matrix, compute_uv=False)[: rank or None]  # below are zeros
         return sigma / np.linalg.norm(sigma)
 
     expected = np.mean([dense() for _ in range(200)], axis=0)

@@ -101,6 +101,16 @@ def test_text_is_compared_per_token(study: Study) -> None:
     assert np.isnan(row["mcnemar_p"])
 
 
+def test_text_that_nothing_changed_is_not_answered_right_or_wrong(study: Study) -> None:
+    """KL from the base is 0 in every window of a model that is the base: zeros, but no wrong answers."""
+    for run in ("full-seed1", "lora-r4-seed1"):
+        study.write(run, "general_text", tokens=np.arange(N) + 20, kl_from_base=np.zeros(N))
+    row = pick(study.compute(), "full-seed1", "lora-r4-seed1", "general_text")
+    assert (row["metric"], row["difference"]) == ("kl_from_base", 0)
+    assert row[["gained", "lost", "mcnemar_p"]].isna().all()
+    assert "nothing varies" in row["reason"]
+
+
 def test_items_are_paired_by_index_not_by_place(study: Study) -> None:
     wanted = pick(study.compute(), "full-seed1", "base", "topic")
     path = study.file("full-seed1", "topic")

@@ -159,3 +159,13 @@ def test_the_line_ends_at_the_step_itself() -> None:
     found = observations.line_scores(table)[["at", "value", "low", "high"]].to_numpy().tolist()
     # at 1 the step's own value, whatever the scored copy of it gave
     assert found == [[0.5, 2.0, 1.75, 2.25], [1.0, 3.0, 3.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("counts", "total"), [([2.0, 1.0], 3.0), ([2.0, np.nan], np.nan), ([np.nan] * 2, np.nan)]
+)
+def test_a_sum_of_intruders_is_undefined_where_a_count_is(counts: list[float], total: float) -> None:
+    table = spectra([(1.0, 2.0), (1.0, 2.0)]).assign(layer=0, tasks="topic", sigma1_ratio=0.1)
+    names = [f"intruder{kind}_{side}" for kind in ("s", "_energy") for side in ("left", "right")]
+    found = observations.intruder_totals(table.assign(**dict.fromkeys(names, counts)))
+    np.testing.assert_array_equal(found[["intruders_left", "intruders_right"]].to_numpy(), [[total] * 2])

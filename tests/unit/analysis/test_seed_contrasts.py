@@ -84,6 +84,33 @@ def test_p_values_are_adjusted_over_the_tasks(performance: pd.DataFrame, tmp_pat
     assert others["p_holm"].isna().all()
 
 
+def test_runs_of_other_tasks_leave_a_comparison_alone(performance: pd.DataFrame, tmp_path: Path) -> None:
+    """One that ends later, and was scored on general text there: its step and family are its own."""
+    whole = compute(performance, tmp_path)[CONTRASTS]
+    later = performance[performance["run"] == "full-seed1"].assign(run="long-seed1", tasks="other")
+    later = later[later["task"] == "general_text"].assign(step=later["step"] * 10)
+    found = compute(pd.concat([performance, later]), tmp_path)
+    for metric in ("accuracy", "nll"):
+        row, alone = (pick(table, metric, arm="full") for table in (found[CONTRASTS], whole))
+        assert (row["p_holm"], row["step"]) == (alone["p_holm"], 12)
+    assert pick(found[MEANS], "nll", arm="long")["step"] == 120
+    assert pick(found[MEANS], "nll", arm="full")["step"] == 12
+
+
+def test_last_checkpoints_are_one_family_whatever_their_steps(
+    performance: pd.DataFrame, tmp_path: Path
+) -> None:
+    """At a run's last step its accuracy is undefined: the others' are of step 12, general text's of 18."""
+    more = performance[(performance["run"] == "full-seed1") & (performance["step"] == 12)].assign(step=18)
+    more.loc[more["metric"] == "accuracy", "value"] = np.nan
+    contrasts = compute(pd.concat([performance, more]), tmp_path)[CONTRASTS]
+    accuracy, nll = (pick(contrasts, metric) for metric in ("accuracy", "nll"))
+    assert (accuracy["step"], accuracy["seeds"], nll["step"], nll["seeds"]) == (12, 2, 18, 3)
+    assert [accuracy["p_holm"], nll["p_holm"]] == pytest.approx(
+        sorted([2 * accuracy["p_value"], nll["p_value"]]), rel=1e-12
+    )
+
+
 def test_the_control_is_between_seeds_of_one_arm(performance: pd.DataFrame, tmp_path: Path) -> None:
     """Accuracies differ by .04, .05, .01 between full's seeds and by .05, .07, .02 between LoRA's."""
     contrasts = compute(performance, tmp_path)[CONTRASTS]
@@ -103,6 +130,18 @@ def test_every_step_and_the_last_are_compared(performance: pd.DataFrame, tmp_pat
     assert np.isnan(alike["p_value"])
     assert "same value" in alike["reason"]
     assert np.isnan(alike["minimum_detectable"])
+
+
+def test_a_spread_of_rounding_alone_detects_nothing(performance: pd.DataFrame, tmp_path: Path) -> None:
+    """Differences of .1 by three seeds, which differ in their last digits: stdev 1e-17 is no spread."""
+    for arm, scores in (("full", [0.2, 0.3, 0.4]), ("lora-r4", [0.1, 0.2, 0.3])):
+        for seed, score in zip(SEEDS, scores, strict=True):
+            rows = (performance["run"] == f"{arm}-seed{seed}") & (performance["metric"] == "accuracy")
+            performance.loc[rows, "value"] = score
+    row = pick(compute(performance, tmp_path)[CONTRASTS], "accuracy")
+    assert 0 < row["stdev"] < 1e-16
+    assert np.isnan(row["minimum_detectable"])
+    assert "same value" in row["reason"]
 
 
 def test_a_run_that_ended_early_is_last_where_it_ended(performance: pd.DataFrame, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -59,7 +60,7 @@ def test_bad_settings(
     [
         (["consolidate", "{}"], "no complete checkpoint"),
         (["score", "{}"], "spec.json: no such file"),
-        (["report", "{}"], "{}"),
+        (["report", "{}"], "run 'rankdrift analyze --study {}' first"),
         (["analyze", "spectra"], "give either --study FOLDER, or --base MODEL"),
         (["analyze", "spektra", "--study", "x"], "unknown analysis 'spektra': did you mean 'spectra'?"),
         (["analyze", "--study", "{}"], "no runs there"),
@@ -112,6 +113,8 @@ def test_what_only_training_can_see_ends_it_before_the_first_step(
         (RankError("rank 1 has lost another rank"), 1, "failed: rank 1 has lost another rank"),
         (Preempted("run again"), 75, "stopped: run again"),
         (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "failed: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "failed: a/b: Permission denied"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -128,6 +131,62 @@ def test_how_a_command_ended_is_its_exit_code(
     monkeypatch.setattr("rankdrift.cli.report.run", end)
     assert main(["report", "x"]) == status
     assert capsys.readouterr().err == (f"rankdrift report: {message}\n" if message else "")
+
+
+@pytest.mark.parametrize(
+    ("error", "rank"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file", "a/b"), None),
+        (OSError("a library's"), None),
+        (OSError(errno.ENOSPC, "No space left on device"), "0"),
+    ],
+)
+def test_mistakes_of_ours_and_ranks_keep_their_traceback(
+    error: OSError, rank: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("rankdrift.cli.report.run", end)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    with pytest.raises(OSError, match=str(error.args[-1])) as caught:
+        main(["report", "x"])
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [(None, True), ("0", True), ("1", False)])
+def test_an_analysis_that_was_interrupted_can_go_on(
+    rank: str | None, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankdrift.cli.analyze.run", end)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    assert main(["analyze"]) == 130
+    message = "\nrankdrift analyze: interrupted; the same command goes on from there\n"
+    assert capsys.readouterr().err == (message if speaks else "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["intervene", "--step", "2", "runs/x", "runs/y"],
+            "not understood: runs/x runs/y (names and folders go before the options)",
+        ),
+        (["spectra", "--study", "x", "--wrokers", "2"], "not understood: --wrokers 2"),
+    ],
+)
+def test_words_that_no_command_takes(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["analyze", *arguments])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: {message}\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

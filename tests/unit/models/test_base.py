@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -163,8 +164,26 @@ def test_a_hub_id_is_fetched_through_the_hub_library(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_names_that_lead_nowhere(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^base model '{name}'.*{message}"):
         base.resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [(None, "there is no tokenizer_config.json"), ({"tokenizer_class": "PreTrainedTokenizerFast"}, ".+")],
+)
+def test_a_tokenizer_that_cannot_be_loaded_takes_one_line(
+    tiny: Path, tmp_path: Path, settings: dict[str, str] | None, reason: str
+) -> None:
+    shutil.copy(tiny / "config.json", tmp_path)
+    if settings:
+        records.write_json(tmp_path / "tokenizer_config.json", settings)
+    with pytest.raises(UserError) as caught:
+        base.load_tokenizer(tmp_path)
+    assert re.fullmatch(
+        f"{tmp_path}: no tokenizer can be loaded \\({reason}\\); save the model's own into it",
+        str(caught.value),
+    )
 
 
 def test_folders_without_config_or_weights_are_refused(tiny: Path, tmp_path: Path) -> None:

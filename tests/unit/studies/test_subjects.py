@@ -42,6 +42,34 @@ def test_the_same_folder_twice_is_refused(tmp_path: Path) -> None:
         folder_subjects(tmp_path, [tmp_path, tmp_path])
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": "four"}, "r='four' is no rank"),
+        ({"r": None}, "r=None is no rank"),
+        ({"r": True}, "r=True is no rank"),
+        ({"r": -4}, "r=-4 is no rank"),
+        ([], "not a JSON object, but list"),
+    ],
+)
+def test_settings_of_an_adapter_that_are_none(tmp_path: Path, settings: object, message: str) -> None:
+    path = tmp_path / "adapter_config.json"
+    records.write_json(path, settings)
+    with pytest.raises(UserError, match=f"^{path}: {message}"):
+        folder_subjects(tmp_path, [tmp_path])
+
+
+def test_only_the_base_model_is_called_base(tmp_path: Path) -> None:
+    """Its rows are told from all others by that name."""
+    folders = [tmp_path / "mine" / "base", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    found = folder_subjects(tmp_path, folders)
+    assert [subject.run for subject in found] == ["base", "mine-base", f"{tmp_path.name}-other"]
+    with pytest.raises(UserError, match=r"^/base: .* no name tells it from .* 'base'"):
+        folder_subjects(tmp_path, [Path("/base")])
+
+
 def test_a_study_gives_its_base_once_and_every_export(tiny: Path, tmp_path: Path) -> None:
     study = StudyLayout(tmp_path)
     for arm, method in (("full", "full"), ("lora-r4", "lora")):

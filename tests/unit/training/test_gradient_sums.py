@@ -18,6 +18,8 @@ from rankdrift.training.probes.gradients import Cell, _aggregates, cell_of, shar
         ("model.layers.0.mlp.down_proj.weight", Cell(0, "mlp", "")),
         ("model.layers.3.post_attention_layernorm.weight", Cell(3, "norm", "")),
         ("model.norm.weight", Cell(-1, "norm", "")),
+        ("transformer.h.1.ln_2.weight", Cell(1, "norm", "")),
+        ("bert.encoder.layer.3.output.LayerNorm.weight", Cell(3, "norm", "")),
         ("model.embed_tokens.weight", Cell(-1, "embed", "")),
         ("lm_head.weight", Cell(-1, "head", "")),
         ("score.weight", Cell(-1, "head", "")),

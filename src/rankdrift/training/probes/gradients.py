@@ -20,7 +20,7 @@ from torch import Tensor
 from rankdrift.training.engine import Engine, sum_over_ranks
 from rankdrift.training.probes import Probe
 
-LAYER = re.compile(r"\.(?:layers|h|blocks?)\.(\d+)\.")
+LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])\b")
 SQUARES, ABSOLUTES, VALUES, ZEROS = range(4)
 NO_LAYER = -1
@@ -50,8 +50,8 @@ def cell_of(name: str) -> Cell:
 
 def _group_of(name: str) -> str:
     parts = set(name.split("."))
-    # norms first: "post_attention_layernorm" is a norm
-    if "norm" in name:
+    # norms first: "post_attention_layernorm" is a norm, and so is GPT-2's "ln_1"
+    if "norm" in name.lower() or any(part.startswith("ln_") for part in parts):
         return "norm"
     if "embed" in name or parts & {"wte", "wpe"}:
         return "embed"

@@ -18,6 +18,7 @@ from rankdrift.analysis.representation.moments import (
     centred,
     cka,
     shard_moments,
+    share_inputs,
     total_moments,
 )
 from rankdrift.errors import UserError
@@ -58,7 +59,7 @@ def hsic_estimates(x: Tensor, y: Tensor, inputs: Tensor | None = None) -> HsicEs
     """HSIC of x and y with the jackknife's shards; without ``inputs`` every row is one."""
     inputs = torch.arange(len(x)) if inputs is None else inputs
     shards = shard_moments(centred(x), centred(y), inputs)
-    return HsicEstimates.of(total_moments(shards), shards)
+    return HsicEstimates.of(total_moments(shards), shards, share_inputs(inputs))
 
 
 def estimate(x: Tensor, y: Tensor, inputs: Tensor | None = None) -> tuple[float, float, float]:
@@ -117,6 +118,37 @@ def by_hand(x: Tensor, y: Tensor, shard: np.ndarray) -> float:
 def test_jackknife_equals_leaving_shards_out_by_hand(n: int):
     x, y = rows(0, n), mixture(rows(0, n), 1)
     assert estimate(x, y)[1] == pytest.approx(by_hand(x, y, np.arange(n) % min(SHARDS, n)), rel=1e-8)
+
+
+def alike_tokens(seed: int, inputs: Tensor, d: int, share: float = 0.3) -> Tensor:
+    """Rows of unit variance a feature, of which ``share`` is common to the rows of an input."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(int(inputs.max()) + 1, d, generator=generator, dtype=torch.float64)
+    own = torch.randn(len(inputs), d, generator=generator, dtype=torch.float64)
+    return share**0.5 * common[inputs] + (1 - share) ** 0.5 * own
+
+
+@pytest.mark.parametrize(("shared", "cka_of_all"), [(0.0, 0.0), (0.9, 0.81)])
+def test_tokens_of_one_input_do_not_make_representations_alike(shared: float, cka_of_all: float):
+    """Y = a X + sqrt(1 - a²) Z with X, Z independent has the CKA a² (d features of equal covariance)."""
+    inputs = torch.arange(64).repeat_interleave(torch.arange(64) % 7 + 5)
+    corrected, plain = [], []
+    for seed in range(8):
+        x, z = alike_tokens(seed, inputs, 100), alike_tokens(1000 + seed, inputs, 100)
+        y = shared * x + (1 - shared**2) ** 0.5 * z
+        corrected.append(estimate(x, y, inputs)[0])
+        plain.append(dense_cka(x.numpy(), y.numpy()))
+    error = np.std(corrected) / np.sqrt(len(corrected))
+    assert abs(np.mean(corrected) - cka_of_all) < 3 * error
+    assert error < 0.005
+    assert np.mean(plain) - cka_of_all > 0.015  # HSIC1 takes the tokens of an input for independent
+
+
+def test_tokens_whose_inputs_cannot_be_left_out_have_no_estimate():
+    inputs = torch.tensor([0, 0, 0, 0, 1])
+    estimates = hsic_estimates(rows(0, 5), rows(1, 5), inputs)
+    assert estimates.debiased.isnan().tolist() == [True]
+    assert np.isfinite(float(estimates.biased))
 
 
 @pytest.mark.parametrize("d", [12, 80])

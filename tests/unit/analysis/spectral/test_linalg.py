@@ -93,6 +93,24 @@ def test_more_rows_than_one_block_give_the_same(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(linalg.singular_values(matrix), whole.sigma, rtol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+@pytest.mark.parametrize("shape", [(300, 100), (100, 300), (120, 120)])
+def test_values_that_rounding_hides_are_zero(shape: tuple[int, int], scale: float) -> None:
+    """A dense update of a few rows, as of an embedding: its Gram matrix has further values of 1e-16."""
+    matrix = np.zeros(shape)
+    matrix[:20] = scale * gaussian(20, shape[1])
+    sigma = linalg.singular_values(matrix)
+    np.testing.assert_allclose(sigma[:20], np.linalg.svd(matrix, compute_uv=False)[:20], rtol=1e-12)
+    assert not sigma[20:].any()
+    assert linalg.rank_metrics(sigma, *shape).threshold_rank == 20
+    for system in (linalg.half_system(matrix), linalg.singular_system(matrix, 5)):
+        assert np.count_nonzero(system.sigma) == 20
+
+
+def test_factors_of_rank_0_have_no_values() -> None:
+    assert linalg.product_singular_values(np.zeros((5, 0)), np.zeros((0, 4))).shape == (0,)
+
+
 def test_factors_that_cancel_leave_exact_zeros() -> None:
     # the update of an adapter at its own start, [B, -B][A; A]: exactly nothing, not 1e-16 of the factors
     left, right = gaussian(40, 4, seed=1), gaussian(4, 30, seed=2)

@@ -83,6 +83,22 @@ def _condition(matrix: np.ndarray, rank: int) -> float:
     return float(sigma[0] / sigma[rank - 1])
 
 
+@pytest.mark.parametrize("rank", [0, 6])
+@pytest.mark.parametrize("share", [0.3, 1.0, 30.0])
+def test_how_much_noise_is_above_an_absolute_threshold_depends_on_its_norm(rank: int, share: float) -> None:
+    """Of an update whose mean singular value is a share of 1e-5 the threshold cuts noise as well."""
+    shape, generator = (90, 60), np.random.default_rng(5)
+    norm = share * 1e-5 * np.sqrt(rank or 60)
+    counts = []
+    for _ in range(300):
+        inner = generator.standard_normal((rank, 60)) if rank else np.eye(60)
+        drawn = generator.standard_normal((90, rank or 60)) @ inner
+        sigma = np.linalg.svd(norm * drawn / np.linalg.norm(drawn), compute_uv=False)
+        counts.append(np.count_nonzero(sigma > 1e-5))
+    draws = nulls.product_draws(*shape, rank) if rank else nulls.gaussian_singular_values(*shape)[None]
+    assert nulls.threshold_rank_null(draws, norm) == pytest.approx(np.mean(counts), rel=0.05, abs=0.3)
+
+
 def test_gaussian_null_has_the_norm_of_noise() -> None:
     # E ||X||_F^2 = m n for unit variance
     assert nulls.gaussian_null(300, 200).norm == pytest.approx((300 * 200) ** 0.5, rel=1e-3)

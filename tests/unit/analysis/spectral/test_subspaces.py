@@ -87,5 +87,30 @@ def test_the_separation_is_between_a_value_of_one_matrix_and_one_of_the_other() 
     assert subspaces.wedin_bound(base, tuned, 2.0, 2) == pytest.approx(2 / 3)
 
 
+def test_a_gap_above_the_update_is_not_enough_to_keep_vectors_in_place() -> None:
+    """One value falls and the next one rises by ||dW||: they pass each other unless the gap is twice that."""
+    base, update = np.diag([2.0, 1.0]), np.diag([-0.9, 0.9])
+    left, _, _ = np.linalg.svd(base + update)
+    size = float(np.linalg.norm(update, 2))
+    assert abs(left[0, 0]) < 1e-12  # the first vector is the former second one
+    assert subspaces.spectral_gap(np.array([2.0, 1.0]), 1) > size  # the naive criterion
+    assert not subspaces.keeps_its_place(np.array([2.0, 1.0]), size, 1)
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_vectors_that_keep_their_place_are_bounded(k: int) -> None:
+    kept = []
+    for seed in range(20):
+        base = gaussian(9, 6, seed=seed) * np.geomspace(3, 0.1, 6)
+        update = gaussian(9, 6, seed=seed + 50)
+        s0 = np.linalg.svd(base, compute_uv=False)
+        update *= 0.49 * subspaces.spectral_gap(s0, k) / np.linalg.norm(update, 2)
+        size = float(np.linalg.norm(update, 2))
+        kept.append(subspaces.keeps_its_place(s0, size, k))
+        s1 = np.linalg.svd(base + update, compute_uv=False)
+        assert subspaces.wedin_bound(s0, s1, size, k) < 1
+    assert all(kept)
+
+
 def test_without_separation_nothing_is_bounded() -> None:
     assert subspaces.wedin_bound(np.ones(3), np.ones(3), 0.1, 2) == 1.0

@@ -19,15 +19,20 @@ from transformers import (
     BertConfig,
     BloomConfig,
     FalconConfig,
+    GlmConfig,
     GPT2Config,
+    GPTBigCodeConfig,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     OPTConfig,
+    PersimmonConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedModel,
     Qwen3Config,
     RobertaConfig,
+    Starcoder2Config,
 )
 
 from rankdrift.analysis.sources import naming
@@ -39,18 +44,26 @@ from rankdrift.errors import UserError
 WIDTH, HIDDEN, HEADS, TOKENS = 32, 48, 4, 64
 NAMES = {"num_hidden_layers": 2, "num_attention_heads": HEADS, "hidden_size": WIDTH, "vocab_size": TOKENS}
 LLAMA = NAMES | {"intermediate_size": HIDDEN, "num_key_value_heads": 2, "pad_token_id": 0}
+GPT = {"n_embd": WIDTH, "n_layer": 2, "n_head": HEADS, "n_inner": HIDDEN, "vocab_size": TOKENS}
+NEO = {"num_layers": 2, "num_heads": HEADS, "attention_types": [[["global"], 2]]}
 FALCON = NAMES | {"ffn_hidden_size": HIDDEN, "alibi": False, "bias": False}
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaConfig(**LLAMA, tie_word_embeddings=False),
     "llama tied": lambda: LlamaConfig(**LLAMA, tie_word_embeddings=True),
     "qwen3": lambda: Qwen3Config(**LLAMA, head_dim=16),
-    "gpt2": lambda: GPT2Config(
-        n_embd=WIDTH, n_layer=2, n_head=HEADS, n_inner=HIDDEN, vocab_size=TOKENS, n_positions=8
+    "gpt2": lambda: GPT2Config(**GPT, n_positions=8),
+    "bigcode multi-query": lambda: GPTBigCodeConfig(**GPT, n_positions=8),
+    "bigcode heads": lambda: GPTBigCodeConfig(**GPT, n_positions=8, multi_query=False),
+    "gpt neo": lambda: GPTNeoConfig(
+        **NEO, hidden_size=WIDTH, intermediate_size=HIDDEN, vocab_size=TOKENS, max_position_embeddings=8
     ),
+    "starcoder2": lambda: Starcoder2Config(**LLAMA),
     "neox": lambda: GPTNeoXConfig(**NAMES, intermediate_size=HIDDEN),
+    "persimmon": lambda: PersimmonConfig(**NAMES, intermediate_size=HIDDEN),
     "phi": lambda: PhiConfig(**NAMES, intermediate_size=HIDDEN),
     "phi3": lambda: Phi3Config(**LLAMA),
+    "glm": lambda: GlmConfig(**LLAMA, head_dim=8),
     "opt": lambda: OPTConfig(**NAMES, ffn_dim=HIDDEN, word_embed_proj_dim=WIDTH),
     "bloom": lambda: BloomConfig(n_layer=2, n_head=HEADS, hidden_size=WIDTH, vocab_size=TOKENS),
     "falcon multi-query": lambda: FalconConfig(**FALCON),
@@ -60,8 +73,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "roberta": lambda: RobertaConfig(**NAMES, intermediate_size=HIDDEN),
 }
 ENCODERS = ("bert", "roberta")
-GATED = ("llama", "llama tied", "qwen3", "phi3")
-UNTIED = ("llama", "qwen3", "neox", "phi", "phi3")
+GATED = ("llama", "llama tied", "qwen3", "phi3", "glm")
+UNTIED = ("llama", "qwen3", "neox", "persimmon", "phi", "phi3", "glm")
 
 
 def build(family: str) -> PreTrainedModel:
@@ -121,6 +134,8 @@ def attention_inputs(model: PreTrainedModel) -> list[tuple[torch.Tensor, ...]]:
 
 FUSED = {
     "gpt2": ("transformer.h.1.attn.c_attn", 4),
+    "bigcode multi-query": ("transformer.h.1.attn.c_attn", 1),
+    "bigcode heads": ("transformer.h.1.attn.c_attn", 4),
     "neox": ("gpt_neox.layers.1.attention.query_key_value", 4),
     "phi3": ("model.layers.1.self_attn.qkv_proj", 2),
 }
@@ -144,7 +159,9 @@ def test_fused_weights_are_cut_as_their_model_does(family_folder: Any, family: s
         torch.testing.assert_close(matrix @ inputs[0], heads.flatten())
 
 
-@pytest.mark.parametrize("family", ["bloom", "falcon multi-query", "falcon groups", "falcon heads"])
+@pytest.mark.parametrize(
+    "family", ["bloom", "persimmon", "falcon multi-query", "falcon groups", "falcon heads"]
+)
 def test_families_with_their_own_attention_are_cut_as_they_split(family_folder: Any, family: str) -> None:
     """Against the method by which the model's attention splits the output of its fused projection."""
     model = build(family)
@@ -161,15 +178,37 @@ def test_families_with_their_own_attention_are_cut_as_they_split(family_folder: 
         torch.testing.assert_close(rows, heads.flatten())
 
 
-def test_gates_are_the_first_half_of_the_rows(family_folder: Any) -> None:
-    mlp = build("phi3").get_submodule("model.layers.0.mlp")
+@pytest.mark.parametrize("family", ["phi3", "glm"])
+def test_gates_are_the_first_half_of_the_rows(family_folder: Any, family: str) -> None:
+    mlp = build(family).get_submodule("model.layers.0.mlp")
     mlp.activation_fn = nn.Threshold(float("inf"), 2.0)  # 2 whatever the gate
-    inputs, base = torch.randn(WIDTH), BaseWeights(family_folder("phi3"))
+    inputs, base = torch.randn(WIDTH), BaseWeights(family_folder(family))
     up, down = (base.matrix(Projection(0, module)) for module in ("up_proj", "down_proj"))
     with torch.no_grad():
         torch.testing.assert_close(mlp(inputs), down @ (2 * up @ inputs))
     gate = base.matrix(Projection(0, "gate_proj"))
     assert torch.equal(torch.cat([gate, up]), mlp.gate_up_proj.weight)
+
+
+@pytest.mark.parametrize(
+    ("family", "block"),
+    [
+        ("gpt2", "transformer.h.1"),
+        ("bigcode heads", "transformer.h.1"),
+        ("gpt neo", "transformer.h.1"),
+        ("starcoder2", "model.layers.1"),
+    ],
+)
+def test_weights_of_one_name_are_turned_in_gpt2_alone(family_folder: Any, family: str, block: str) -> None:
+    """c_fc and c_proj are stored (inputs, outputs) by GPT-2 and the other way round by its successors."""
+    model, base = build(family), BaseWeights(family_folder(family))
+    for path, module in (("mlp.c_fc", "up_proj"), ("mlp.c_proj", "down_proj")):
+        layer = model.get_submodule(f"{block}.{path}")
+        assert isinstance(layer.bias, nn.Parameter)
+        matrix = base.matrix(Projection(1, module))
+        inputs = torch.randn(matrix.shape[1])
+        with torch.no_grad():
+            torch.testing.assert_close(matrix @ inputs, layer(inputs[None])[0] - layer.bias)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -196,6 +235,8 @@ def test_the_update_of_a_tuned_model_is_the_difference_of_the_parts(
 TARGETS = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "neox": ["query_key_value", "dense", "dense_4h_to_h"],
+    "bigcode multi-query": ["c_attn", "c_proj", "c_fc"],
+    "gpt neo": ["q_proj", "c_fc", "c_proj"],
     "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
     "opt": ["q_proj", "out_proj", "fc1", "fc2"],
     "falcon groups": ["query_key_value", "dense"],
@@ -284,7 +325,13 @@ QKV = "gpt_neox.layers.0.attention.query_key_value.weight"
 @pytest.mark.parametrize(
     ("names", "config", "message"),
     [
-        ([QKV], {}, "query_key_value.weight is fused, and no config.json .*num_attention_heads"),
+        ([QKV], {}, "query_key_value.weight: its layout .* no config.json beside it states model_type"),
+        ([QKV], {"model_type": "gpt_neox"}, "is fused, and no config.json .*num_attention_heads"),
+        # ChatGLM keeps q, k and v apart, CodeGen interleaves four groups of q, v and k
+        ([QKV], {"model_type": "chatglm"}, "in models of type 'chatglm' is not known, only in gpt_neox"),
+        (["h.0.attn.qkv_proj.weight"], {"model_type": "codegen", "n_head": 4}, "'codegen' is not known"),
+        (["h.0.mlp.c_fc.weight"], {"model_type": "nanogpt"}, "'nanogpt' is not known, only in gpt2, "),
+        (["layers.0.mlp.experts.gate_up_proj"], {}, "mixtures of experts are not read"),
         (["h.0.mlp.experts.3.down_proj.weight"], {}, "mixtures of experts are not read"),
         (["layers.0.q_proj.weight", "encoder.layers.0.q_proj.weight"], {}, "are both layer 0 q_proj"),
     ],

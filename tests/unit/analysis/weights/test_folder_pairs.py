@@ -22,9 +22,13 @@ from transformers import (
 )
 
 from rankdrift import records
+from rankdrift.analysis.analyses import Params
+from rankdrift.analysis.analyses.spectra import measure
+from rankdrift.analysis.sources.base_spectra import unit_name
 from rankdrift.analysis.sources.tensors import TensorFolder
 from rankdrift.analysis.sources.updates import DenseUpdate
 from rankdrift.analysis.sources.weights import Projection, open_weights
+from rankdrift.analysis.subjects import Subject
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout
 
@@ -162,6 +166,17 @@ def test_rows_of_new_tokens_are_cut_off(untied: Path, tmp_path: Path) -> None:
     assert not pair.update.values[50:].any()
     assert weights.pair(HEAD).new_rows == 6
     assert weights.pair(QUERY).new_rows == 0
+
+
+def test_what_is_left_out_is_said(untied: Path, tmp_path: Path) -> None:
+    tuned = grown(untied, tmp_path / "grown", 70)
+    subject = Subject("run", "full", 0, (), 1, 4, base=untied, tuned=tuned)
+    reasons = [
+        measure(subject, Params(cache=tmp_path / "cache"), unit_name(place))["svd_analysis_results"]["reason"]
+        for place in (EMBED, QUERY)
+    ]
+    assert reasons[0].item().endswith("6 rows of new tokens are left out")
+    assert "new tokens" not in reasons[1].item()
 
 
 def test_a_smaller_vocabulary_is_refused(models: Any, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rankdrift.analysis.sources.rounding import rounding_norm
+from rankdrift.analysis.sources.rounding import length_rounding_norm, rounding_norm
 
 WEIGHTS = {
     "gaussian": lambda: 0.02 * torch.randn(200, 300),
@@ -40,3 +40,12 @@ def test_bfloat16_leaves_the_share_measured_on_model_weights() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_exact_formats_leave_nothing(dtype: torch.dtype) -> None:
     assert rounding_norm(torch.randn(3, 3), dtype) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rounded_lengths_move_whole_rows(dtype: torch.dtype) -> None:
+    directions = torch.nn.functional.normalize(torch.randn(500, 64).double(), dim=1)
+    lengths = torch.rand(500, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 3
+    error = lengths.to(dtype).double()[:, None] * directions - lengths[:, None] * directions
+    found = length_rounding_norm(lengths.to(dtype).float(), dtype)
+    assert found == pytest.approx(float(error.norm()), rel=0.1)

@@ -269,6 +269,17 @@ def test_the_base_is_decomposed_once(models: Any, lora: Path, tmp_path: Path) ->
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == stored
 
 
+def test_a_corrected_configuration_is_decomposed_anew(models: Any, tmp_path: Path) -> None:
+    """Fused weights are cut by it: what was cut by other heads is not taken from the cache."""
+    shutil.copytree(models.base, tmp_path / "base")
+    folders = set()
+    for heads in (4, 8):
+        path = tmp_path / "base" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": heads}))
+        folders.add(base_spectra.BaseSpectra(BaseWeights(tmp_path / "base"), tmp_path / "cache").folder)
+    assert len(folders) == 2
+
+
 def test_base_singular_values_are_those_of_numpy(models: Any, tmp_path: Path) -> None:
     values = of_subject(base_subject(models.base), Params(cache=tmp_path, workers=1))["singular_values"]
     weights = load_file(models.base / "model.safetensors")

@@ -42,6 +42,23 @@ def test_factor_space_gives_the_dense_inner_product(rank: int, other: int) -> No
     assert task_arithmetic.dense_inner(dense, dense) == pytest.approx(np.sum(formed(x) ** 2), rel=1e-12)
 
 
+@pytest.mark.parametrize("rank", [0, 1, 4, 60])
+def test_the_square_of_factors_is_the_dense_one(rank: int) -> None:
+    x = factors(rank, 0)
+    assert task_arithmetic.factor_square(*x) == pytest.approx(np.sum(formed(x) ** 2), rel=1e-12)
+
+
+def test_the_square_of_factors_that_nearly_cancel_is_exact() -> None:
+    """A start of norm 1 and a step of 1e-7 from it: the inner product has no digit of the square left."""
+    left, right, _ = factors(4, 0)
+    step = torch.randn(M, 4, generator=torch.Generator().manual_seed(1)) * 2**-20
+    moved = (left * 1024 + step).float()  # what float32 holds of it
+    both = (torch.hstack([moved, -1024 * left]), torch.vstack([right, right]), 0.5)
+    exact = np.sum((0.5 * (moved.double() - 1024 * left.double()).numpy() @ right.double().numpy()) ** 2)
+    assert task_arithmetic.factor_square(*both) == pytest.approx(exact, rel=1e-4)
+    assert abs(task_arithmetic.factor_inner(both, both) / exact - 1) > 1e-3
+
+
 def test_factors_may_be_rescaled() -> None:
     left, right, scale = factors(4, 0)
     y = factors(4, 1)
@@ -216,14 +233,16 @@ def test_a_matrix_that_one_of_two_lacks_is_left_out(models, edited, tmp_path: Pa
 def test_updates_are_taken_from_the_adapter_before_training(
     models, lora: Path, edited, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    """An adapter that was subtracted from the base and has not moved since is no update."""
+    """An adapter that was subtracted from the base and has not moved since is no update, in no direction."""
     still = subject("pissa", models, edited(lora, config={"init_lora_weights": "pissa"}))
     still = dataclasses.replace(still, initial=lora)
     rows = compute_all([subject("lora", models, lora), still], Params(cache=tmp_path, workers=1), tmp_path)[
         TABLE
     ]
     row = rows[rows["level"] == "global"].iloc[0]
-    assert row["other_norm"] == pytest.approx(0, abs=1e-6 * row["norm"])
+    assert row["other_norm"] == 0
+    assert np.isnan(row["cosine"])
+    assert row["reason"] == "an update is zero: it has no direction"
 
 
 def test_pairs_follow_the_steps_not_the_order_given(study: list[Subject]) -> None:

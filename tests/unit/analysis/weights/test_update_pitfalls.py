@@ -59,6 +59,25 @@ def test_the_magnitude_of_dora(models: Any) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("target", ["q_proj", "embed_tokens"])
+def test_lengths_in_bfloat16_are_noise_of_the_size_of_the_base(
+    models: Any, tmp_path: Path, target: str
+) -> None:
+    """Untrained, DoRA has moved nothing; its rounded lengths say 0.0017 of ||W0||, of full rank."""
+    settings = LoraConfig(r=2, use_dora=True, target_modules=["q_proj", "embed_tokens"])
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(models.base), settings)
+    projection = QUERY if target == "q_proj" else Projection(-1, "embed_tokens")
+    # PEFT's norms in float32 are off by a few roundings, not by one
+    for dtype, share, most in ((torch.float32, 2e-7, 4), (torch.bfloat16, 2e-3, 1.3)):
+        model.to(dtype).save_pretrained(tmp_path / str(dtype))
+        pair = open_weights(models.base, tmp_path / str(dtype)).pair(projection)
+        naive = float(pair.update.dense().norm())
+        assert share / 20 < naive / float(pair.base.norm()) < share
+        assert pair.stored_dtype == str(dtype).removeprefix("torch.")
+        assert 0.7 < naive / pair.rounding_norm < most
+    assert torch.linalg.matrix_rank(pair.update.dense()) == 32
+
+
 def test_the_base_that_pissa_changed(models: Any, tmp_path: Path) -> None:
     """Untrained, it has moved nothing; the adapter alone looks like the largest update there could be."""
     settings = LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj"], init_lora_weights="pissa")

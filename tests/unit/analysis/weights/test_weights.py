@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM, LlamaModel
 from rankdrift.analysis.sources.adapters import LowRankUpdate
 from rankdrift.analysis.sources.tensors import TensorFolder
 from rankdrift.analysis.sources.weights import MODULES, BaseWeights, DenseUpdate, Projection, open_weights
-from rankdrift.errors import UserError
+from rankdrift.errors import IntegrityError, UserError
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -137,23 +137,37 @@ def test_a_matrix_the_adapter_leaves_alone_has_a_zero_update(models: Any, lora: 
     assert (update.rank, update.shape) == (0, (32, 32))
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def test_a_truncated_file_is_named(models: Any, edited: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("kept", [0, 5, -100])
+def test_a_truncated_file_is_named(models: Any, edited: Callable[..., Path], kept: int) -> None:
     folder = edited(models.full)
-    cut(folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"edited/model\.safetensors: not a complete safetensors file"):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(IntegrityError, match=r"edited/model\.safetensors: not a complete safetensors file"):
         open_weights(models.base, folder)
 
 
-def test_a_shard_that_is_absent_is_named(models: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("in_its_place", "message"), [(None, "absent"), (Path.mkdir, "cannot be read")])
+def test_a_shard_that_is_absent_is_named(
+    models: Any, tmp_path: Path, in_its_place: Callable[[Path], None] | None, message: str
+) -> None:
     LlamaForCausalLM.from_pretrained(models.full).save_pretrained(tmp_path, max_shard_size="10KB")
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     shard.unlink()
-    with pytest.raises(UserError, match=shard.name):
+    if in_its_place:
+        in_its_place(shard)
+    with pytest.raises(UserError, match=f"{shard}: {message}") as caught:
         open_weights(models.base, tmp_path)
+    assert not isinstance(caught.value, IntegrityError)
+
+
+@pytest.mark.parametrize("settings", ["[]", "null", '"llama"'])
+def test_settings_that_are_no_object_are_refused(
+    models: Any, edited: Callable[..., Path], settings: str
+) -> None:
+    folder = edited(models.full)
+    (folder / "config.json").write_text(settings)
+    with pytest.raises(UserError, match=r"edited/config\.json: not a JSON object"):
+        open_weights(models.base, folder)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +181,25 @@ def test_a_folder_without_weights_is_refused(
         (tmp_path / file).touch()
     with pytest.raises(UserError, match=f"{tmp_path}: no model.safetensors there; .*{remedy}"):
         open_weights(models.base, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "count", "remedy"),
+    [
+        ("adapter_config.json", 2, "one of their folders (step-1, step-2)"),
+        ("config.json", 5, "one of their folders (step-1, step-2, step-3, ...)"),
+    ],
+)
+def test_of_a_folder_of_models_those_are_named(
+    models: Any, tmp_path: Path, config: str, count: int, remedy: str
+) -> None:
+    for step in range(1, count + 1):
+        (tmp_path / f"step-{step}").mkdir()
+        (tmp_path / f"step-{step}" / config).touch()
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(UserError, match=r"no model\.safetensors there") as caught:
+        open_weights(models.base, tmp_path)
+    assert str(caught.value).endswith(remedy)
 
 
 def test_a_folder_that_does_not_exist_is_refused(models: Any, tmp_path: Path) -> None:
@@ -236,6 +269,17 @@ def test_adapters_that_do_not_fit_their_base_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         open_weights(models.base, edited(lora, **tensors)).pair(Projection(0, "q_proj"))
+
+
+def test_an_adapter_of_no_matrix_that_is_read_is_refused(
+    models: Any, lora: Path, edited: Callable[..., Path]
+) -> None:
+    """Its rows would all say that nothing was adapted, which is not so."""
+    stored = load_file(lora / "adapter_model.safetensors")
+    gone: dict[str, torch.Tensor | None] = {name.replace(".", "__"): None for name in stored}
+    fused = {FACTOR.replace("q_proj", "Wqkv").format(f"{f}__weight"): torch.zeros(4, 4) for f in "AB"}
+    with pytest.raises(UserError, match=r"edited: adapts model.layers.0.self_attn.Wqkv, and no matrix that"):
+        open_weights(models.base, edited(lora, **gone, **fused))
 
 
 def test_a_model_without_llama_names_is_refused(models: Any, tmp_path: Path) -> None:
