@@ -83,8 +83,8 @@ FIGURE = Figure(
     caption=(
         "Each path is one run; markers grow with the step. Up is better learning, left is less forgetting "
         "(arXiv 2405.09673). Error bars at the last checkpoint are one standard error over items; the "
-        "increase of the NLL is a difference over the same text and has no bar, because the two standard "
-        "errors do not give that of the difference. Compare methods where their heights agree (equal "
+        "increase of the NLL is a difference over the same text, whose two standard errors do not give its "
+        "own: its interval is in the table item_contrasts, and stated in the findings. Compare methods where their heights agree (equal "
         "learning), not at equal step: one point to the right of another that also lies higher is a "
         "trade-off, not a loss."
     ),

@@ -66,8 +66,7 @@ def _embedded(png: Path) -> str:
 
 def _made_from(study: StudyLayout) -> dict[str, str]:
     """Return what a report depends on: the version, the known figures, every file it quotes."""
-    scores = [study.run(name).scores for name in study.run_names()] + [study.base]
-    files = [*table_files(study), *fact_files(study), *(folder for folder in scores if folder.exists())]
+    files = [*table_files(study), *fact_files(study)]
     versions = {"rankdrift": __version__, "figures": " ".join(registry.names("figure"))}
     return versions | {str(file.relative_to(study.root)): records.fingerprint(file) for file in files}
 

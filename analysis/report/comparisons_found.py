@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from rankdrift.analysis.observations import GENERAL_TEXT, of_contrast, rows_of
-from rankdrift.analysis.report.grids import interval, number, signed
+from rankdrift.analysis.observations import base_score, of_contrast, rows_of
+from rankdrift.analysis.report.grids import interval, measured, number, signed
 from rankdrift.analysis.report.study import Study
 
 MATCHED = {
@@ -28,7 +28,11 @@ ALPHA = 0.05
 
 
 def on_seeds(study: Study) -> Iterator[str]:
-    """Yield each pair of arms' differences over seeds, what was detectable, and what a seed alone does."""
+    """Yield arms' means over seeds; each pair's differences, what was detectable, what a seed alone does."""
+    means = study.table("seed_means")
+    if means is not None:
+        means = of_contrast(means)
+        yield from (_mean(study, row) for row in rows_of(means[means["seeds"] > 1]))
     table = study.table("seed_contrasts")
     contrasts = None if table is None else of_contrast(table)
     if contrasts is None or contrasts.empty:
@@ -40,9 +44,22 @@ def on_seeds(study: Study) -> Iterator[str]:
         yield f"{'; '.join(pairs)}: one seed in common, hence no interval and nothing shown over seeds."
 
 
+def _mean(study: Study, row: Any) -> str:
+    """State an arm's mean change from the base, whose score is one for all seeds; without it, the mean."""
+    performance = study.table("performance_metrics")
+    base = None if performance is None else base_score(performance, row.task, row.metric)
+    origin = base[0] if base else 0.0
+    mean = signed(row.mean - origin) if base else number(row.mean)
+    text = f"{row.arm}: mean {'change of ' if base else ''}{measured(row.task, row.metric)} {mean}"
+    ends = interval(row.low - origin, row.high - origin)
+    if not ends:
+        return f"{text} over {row.seeds} seeds; {row.reason}."
+    return f"{text}, 95 % t interval {ends} over {row.seeds} seeds."
+
+
 def _contrast(row: Any) -> str:
-    what = "NLL of general text" if row.task == GENERAL_TEXT else f"{row.metric} on {row.task}"
-    text = f"{row.arm} minus {row.other_arm}, {what}: mean difference {signed(row.difference)}"
+    text = f"{row.arm} minus {row.other_arm}, {measured(row.task, row.metric)}: "
+    text += f"mean difference {signed(row.difference)}"
     if not interval(row.low, row.high):
         return f"{text} over {row.seeds} seeds; {row.reason}."
     shown = row.low * row.high > 0 and not row.p_holm > ALPHA

@@ -1,8 +1,8 @@
 """Plain sentences computed from the tables: what was found, and with how much evidence.
 
-A difference is stated with its standard error over items, and called more than chance only beyond 1.96 of
-them; several seeds give a t-interval; one seed is said to be one. There are no tests over layers: layers
-are not independent replicates.
+A difference between two models is stated with its interval over items, and called more than the choice of
+items only where that excludes 0; several seeds give a t interval; one seed is said to be one. There are no
+tests over layers: layers are not independent replicates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rankdrift.analysis.report.study import Study
 TOPICS: Mapping[str, Callable[[Study], Iterator[str]]] = {
     "Learning": scores_found.on_learning,
     "Forgetting": scores_found.on_forgetting,
-    "Differences over seeds": comparisons_found.on_seeds,
+    "Means and differences over seeds": comparisons_found.on_seeds,
     "Equal learning, equal update": comparisons_found.on_matched,
     "What goes with forgetting": comparisons_found.on_predictors,
     "Size of the update": weights_found.on_update_size,
@@ -61,13 +61,16 @@ def _evidence(study: Study) -> Iterator[str]:
     for arm, runs in study.arms().items():
         (several if len(runs) > 1 else single).append(f"{arm} ({', '.join(map(str, runs))})")
     if several:
-        yield f"Several seeds: {'; '.join(several)}. Means over them have 95 % t-intervals."
+        means = "Means over them have 95 % t intervals."
+        if study.table("seed_means") is None:
+            means = "The study has no table seed_means: no interval over them is given."
+        yield f"Several seeds: {'; '.join(several)}. {means}"
     if single:
         yield (
             f"One seed: {'; '.join(single)}. No interval over seeds can be given for these: a difference "
             "between such runs includes a variation from seed to seed of unknown size."
         )
     yield (
-        "Standard errors are over scored items, for one trained model each: they say how far a number would "
-        "move with other items, not with another training."
+        "Standard errors, and the intervals of runs, are over scored items, for one trained model each: they "
+        "say how far a number would move with other items, not with another training."
     )

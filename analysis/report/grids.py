@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rankdrift.analysis.observations import GENERAL_TEXT
+
 MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where nothing was measured
 
 
@@ -49,6 +51,15 @@ def percent(share: float) -> str:
 def interval(low: float, high: float) -> str:
     """Return the ends of a 95 % interval; empty where there is none."""
     return f"[{number(low)}, {number(high)}]" if low == low and high == high else ""
+
+
+def measured(task: str, metric: str) -> str:
+    """Return what a sentence calls a score; of general text it is always the NLL.
+
+    >>> measured("topic", "accuracy")
+    'accuracy on topic'
+    """
+    return "NLL of general text (nats a token)" if task == GENERAL_TEXT else f"{metric} on {task}"
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,8 +1,11 @@
-"""Sentences on learning and forgetting: changes of scores against the base and between runs."""
+"""Sentences on learning and forgetting: changes of scores against the base and between runs.
+
+Intervals and tests over items are those of ``item_contrasts``; values alone are of ``performance_metrics``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,6 @@ import pandas as pd
 from rankdrift.analysis.observations import (
     BASE,
     GENERAL_TEXT,
-    arm_of,
     base_score,
     forgetting,
     last_checkpoints,
@@ -19,14 +21,14 @@ from rankdrift.analysis.observations import (
     rows_of,
     scores_of,
 )
-from rankdrift.analysis.report.grids import number, signed
-from rankdrift.analysis.report.items import Change, paired_change
+from rankdrift.analysis.report.grids import interval, measured, number, signed
 from rankdrift.analysis.report.study import Study
-from rankdrift.analysis.statistics.intervals import t_interval
+
+CONTRASTS = "item_contrasts"
 
 
 def on_learning(study: Study) -> Iterator[str]:
-    """Yield what each run gained on each task over the base, between runs and over seeds."""
+    """Yield what each run gained on each task over the base, and full fine-tuning over the other runs."""
     performance = study.table("performance_metrics")
     if performance is None:
         return
@@ -34,77 +36,16 @@ def on_learning(study: Study) -> Iterator[str]:
         last = last_checkpoints(scores_of(performance, task, metric)).sort_values("run")
         base = base_score(performance, task, metric)
         for row in rows_of(last):
-            yield _gain(study, task, metric, row, base)
-        yield from _between_runs(study, last, task, metric, f"{metric} on {task}")
-        reference = base[0] if base else 0.0
-        gains = {row.run: row.value - reference for row in rows_of(last)}
-        yield from _over_seeds(study, last, gains, f"{'gain in ' if base else ''}{metric} on {task}")
+            yield _gain(study, row, base)
+        yield from _between_runs(study, last, task, metric)
 
 
-def _gain(study: Study, task: str, metric: str, row: Any, base: tuple[float, float] | None) -> str:
-    run, step, value = row.run, row.step, row.value
-    text = f"{run}: {metric} on {task} is {number(value)} at step {step}"
+def _gain(study: Study, row: Any, base: tuple[float, float] | None) -> str:
+    text = f"{row.run}: {measured(row.task, row.metric)} is {number(row.value)} at step {row.step}"
     if base is None:
         return f"{text}; the base model was not scored."
-    change = paired_change(study.layout, task, metric, (BASE, 0), (run, step))
-    change = change or _unpaired(value - base[0], row.stderr, base[1])
-    return f"{text}, {number(base[0])} for the base model: {_stated(change)}."
-
-
-def _unpaired(value: float, first: float, second: float) -> Change:
-    """Return a change whose standard error takes the two scorings as independent, which overstates it."""
-    if np.isnan(first) or np.isnan(second):
-        return Change(value, None, "")
-    evidence = "from the two separate ones, too large for the same items"
-    return Change(value, float(np.hypot(first, second)), evidence)
-
-
-def _stated(change: Change) -> str:
-    if change.stderr is None:
-        return f"a change of {signed(change.value)}, of which no standard error is known"
-    if change.value == change.stderr == 0:
-        return f"no item is scored differently ({change.evidence}): no difference shown"
-    verdict = f"{'more' if change.clear else 'no more'} than the choice of items may explain"
-    error = f"standard error {number(change.stderr, 2)} ({change.evidence})"
-    return f"a change of {signed(change.value)}, {error}, {verdict}"
-
-
-def _between_runs(study: Study, last: pd.DataFrame, task: str, metric: str, what: str) -> Iterator[str]:
-    """Compare every other run with the full fine-tuning of the same seed, over the same items."""
-    steps = dict(zip(last["run"], last["step"], strict=True))
-    for full, other in _matched(study, last):
-        for seed in sorted(full.keys() & other.keys()):
-            first, second = full[seed], other[seed]
-            change = paired_change(study.layout, task, metric, (first, steps[first]), (second, steps[second]))
-            if change is not None:
-                yield f"{second} against {first}, {what}: {_stated(change)}."
-
-
-def _matched(study: Study, last: pd.DataFrame) -> Iterator[tuple[dict[int, str], dict[int, str]]]:
-    """Yield (full arm, other arm), each as seed -> run, over the runs that have a last checkpoint."""
-    methods = dict(zip(last["run"], last["method"], strict=True))
-    found = [{seed: run for seed, run in arm.items() if run in methods} for arm in study.arms().values()]
-    full = [arm for arm in found if "full" in {methods[run] for run in arm.values()}]
-    yield from ((reference, arm) for reference in full for arm in found if arm not in full)
-
-
-def _over_seeds(study: Study, last: pd.DataFrame, values: Mapping[str, float], what: str) -> Iterator[str]:
-    """State means over seeds, and differences to full fine-tuning paired by seed, where there are several."""
-    for arm, runs in study.arms().items():
-        yield from _interval(f"{arm}: mean {what}", [values.get(run, np.nan) for run in runs.values()])
-    for full, other in _matched(study, last):
-        seeds = sorted(full.keys() & other.keys())
-        differences = [values[other[seed]] - values[full[seed]] for seed in seeds]
-        names = " minus ".join(arm_of(arm[seeds[0]], seeds[0]) for arm in (other, full)) if seeds else ""
-        yield from _interval(f"{names}, {what}: mean difference, paired by seed,", differences)
-
-
-def _interval(what: str, values: Sequence[float]) -> Iterator[str]:
-    observed = [value for value in values if not np.isnan(value)]
-    if len(observed) > 1:
-        found = t_interval(observed)
-        bounds = f"[{number(found.low)}, {number(found.high)}]"
-        yield f"{what} {signed(found.mean)}, 95 % t-interval {bounds} over {found.n} seeds."
+    change = _from_base(study, row, row.task, row.metric, row.value - base[0])
+    return f"{text}, {number(base[0])} for the base model: {change}."
 
 
 def on_forgetting(study: Study) -> Iterator[str]:
@@ -117,16 +58,67 @@ def on_forgetting(study: Study) -> Iterator[str]:
         parts = list(_costs(study, row))
         if parts:
             yield f"{row.run}: on general text, {'; '.join(parts)}."
-    if last["nll_increase"].notna().any():
-        yield from _between_runs(study, last, GENERAL_TEXT, "nll", "NLL of general text (nats a token)")
-        increases = dict(zip(last["run"], last["nll_increase"], strict=True))
-        yield from _over_seeds(study, last, increases, "increase of the NLL (nats a token)")
+    yield from _between_runs(study, last, GENERAL_TEXT, "nll")
 
 
 def _costs(study: Study, row: Any) -> Iterator[str]:
     if not np.isnan(row.nll_increase):
-        change = paired_change(study.layout, GENERAL_TEXT, "nll", (BASE, 0), (row.run, row.step))
-        yield f"NLL per token {number(row.nll)} nats, {_stated(change or Change(row.nll_increase, None, ''))}"
+        change = _from_base(study, row, GENERAL_TEXT, "nll", row.nll_increase)
+        yield f"NLL per token {number(row.nll)} nats, {change}"
     if not np.isnan(row.kl_from_base):
         error = f"standard error {number(row.kl_stderr, 2)}"
         yield f"KL from the base {number(row.kl_from_base)} nats a token, {error}"
+
+
+def _from_base(study: Study, row: Any, task: str, metric: str, change: float) -> str:
+    """State a run's change from the base: over the items of both, or of the two scores where none pair."""
+    contrasts = study.table(CONTRASTS)
+    if contrasts is None:
+        return _without_interval(change, f"the study has no table {CONTRASTS}")
+    found = scores_of(contrasts, task, metric)
+    found = found[(found["run"] == row.run) & (found["step"] == row.step) & (found["other_run"] == BASE)]
+    if found.empty:
+        return _without_interval(change, f"not in the table {CONTRASTS}")
+    contrast = next(rows_of(found))
+    if np.isnan(contrast.difference):
+        return _without_interval(change, contrast.reason)
+    return f"a change of {_stated(contrast)}"
+
+
+def _without_interval(change: float, reason: str) -> str:
+    return f"a change of {signed(change)}, without an interval over items ({reason})"
+
+
+def _between_runs(study: Study, last: pd.DataFrame, task: str, metric: str) -> Iterator[str]:
+    """Compare full fine-tuning with every other run of the same seed, over the same items."""
+    contrasts = study.table(CONTRASTS)
+    if contrasts is None:
+        return
+    runs = last[["run", "step", "method"]]
+    found = scores_of(contrasts, task, metric).merge(runs, on=["run", "step"])
+    found = found.merge(runs.add_prefix("other_"), on=["other_run", "other_step"])
+    for row in rows_of(found[(found["method"] == "full") != (found["other_method"] == "full")]):
+        text = f"{row.run} minus {row.other_run}, {measured(task, metric)}"
+        known = not np.isnan(row.difference)
+        yield f"{text}: {f'a difference of {_stated(row)}' if known else f'no comparison; {row.reason}'}."
+
+
+def _stated(contrast: Any) -> str:
+    """State a row of ``item_contrasts`` that has a difference; the verdict is that of its interval."""
+    ends = interval(contrast.low, contrast.high)
+    text = f"{signed(contrast.difference)} over {_sample(contrast)}, "
+    text += f"95 % BCa interval {ends}" if ends else f"without an interval ({contrast.reason})"
+    if not np.isnan(contrast.mcnemar_p):
+        counts = f"{contrast.gained:.0f} items gained, {contrast.lost:.0f} lost"
+        text += f", McNemar's p = {number(contrast.mcnemar_p, 2)} ({counts})"
+    if not ends:
+        return text
+    verdict = "more" if contrast.low * contrast.high > 0 else "no more"
+    return f"{text}, {verdict} than the choice of items may explain"
+
+
+def _sample(contrast: Any) -> str:
+    """Return what the interval is over: items or windows, and how many documents they are from."""
+    items = f"{contrast.items} {'windows' if contrast.task == GENERAL_TEXT else 'items'}"
+    whole = contrast.resampled == contrast.items
+    return items if whole else f"{items} of {contrast.resampled:.0f} documents"

@@ -41,17 +41,6 @@ class SeedDifference:
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Mean over items of (second - first), the same items scored by two models."""
-
-    mean: float
-    stderr: float
-    """Standard error of that mean."""
-    n: int
-    """Items."""
-
-
-@dataclass(frozen=True)
 class McNemar:
     """Items on which exactly one of two models is right, and the exact two-sided p-value."""
 
@@ -120,19 +109,6 @@ def binomial_standard_error(share: float, n: int) -> float:
     if n < 1 or not 0 <= share <= 1:
         raise UserError(f"a share of items lies in [0, 1] and n is at least 1, got {share} of {n}")
     return math.sqrt(share * (1 - share) / n)
-
-
-def paired_difference(first: ArrayLike, second: ArrayLike) -> PairedDifference:
-    """Return the mean of second - first over the same items, with its standard error (arXiv 2411.00640).
-
-    Raises
-    ------
-    UserError
-        If the two do not have the same items, or fewer than two.
-
-    """
-    a, b = _paired("items", first, second)
-    return PairedDifference(mean=float(np.mean(b - a)), stderr=standard_error(b - a), n=len(a))
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:

@@ -41,7 +41,7 @@ def curves(axes: Axes, colour: str) -> list[np.ndarray]:
     return [np.column_stack(line.get_data()) for line in axes.lines if line.get_color() == colour]
 
 
-# the analysis that makes each of the tables of the newer figures
+# the analysis that makes each of the tables of runs and arms compared, of directions and of edited models
 MADE_BY = {
     "drift_metrics": "drift",
     "layer_similarity": "drift",
@@ -54,6 +54,8 @@ MADE_BY = {
     "matched_comparison": "comparisons",
     "matched_seeds": "comparisons",
     "seed_contrasts": "seed_contrasts",
+    "seed_means": "seed_contrasts",
+    "item_contrasts": "item_contrasts",
     "forgetting_predictors": "predictors",
 }
 

@@ -1,16 +1,20 @@
-"""What the findings say of the tables over seeds, directions, representations and edited models."""
+"""What the findings say of the tables over items, seeds, directions, representations and edited models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from rankdrift.analysis.report.findings import findings
+from rankdrift.analysis.analyses import Params
+from rankdrift.analysis.analyses.seed_contrasts import compute_all
+from rankdrift.analysis.report.findings import TOPICS
 from rankdrift.analysis.report.grids import number
 from rankdrift.analysis.report.study import Study
 from rankdrift.layout import StudyLayout
@@ -21,31 +25,178 @@ ONE_SEED = (("lora", 8, 42), ("full", 0, 42))
 THREE_SEEDS = tuple((method, rank, seed) for seed in (1, 2, 3) for method, rank in (("full", 0), ("lora", 8)))
 
 
+@pytest.fixture(scope="module")
+def made(make_tables: Callable[..., Tables]) -> Callable[[Any], Tables]:
+    """Return made(runs) -> the tables of these runs, made once."""
+    return cache(lambda runs: make_tables(runs, [4, 8], 3, ["mean", "last_token", "token"]))
+
+
 @pytest.fixture
-def whole(tmp_path: Path, make_tables: Callable[..., Tables]) -> Write:
+def whole(tmp_path: Path, made: Callable[[Any], Tables]) -> Write:
     """Return write(runs, table=change, ...) -> a study with all tables, some of them changed."""
 
     def write(runs: Any = ONE_SEED, **changed: Callable[[pd.DataFrame], pd.DataFrame]) -> Study:
-        tables = make_tables(runs, [4, 8], 3, ["mean", "last_token", "token"])
-        tables |= {name: change(tables[name]) for name, change in changed.items()}
+        tables = made(runs) | {name: change(made(runs)[name].copy()) for name, change in changed.items()}
         return Study(StudyLayout(tmp_path), recipe={}, tables=tables, metas={}, runs=())
 
     return write
 
 
 def sentences(study: Study, topic: str) -> list[str]:
-    return list({found.title: found.sentences for found in findings(study)}.get(topic, ()))
+    return list(TOPICS[topic](study))
+
+
+def test_changes_from_the_base_are_stated_with_their_interval_over_items(whole: Write) -> None:
+    study = whole()
+    assert sentences(study, "Learning")[0] == (
+        "full-seed42: accuracy on topic is 0.870 at step 8, 0.420 for the base model: a change of +0.450 "
+        "over 400 items, 95 % BCa interval [0.400, 0.500], McNemar's p = 1.0e-09 (200 items gained, 20 "
+        "lost), more than the choice of items may explain."
+    )
+    assert sentences(study, "Forgetting")[0] == (
+        "full-seed42: on general text, NLL per token 3.15 nats, a change of +0.0500 over 48 windows of 12 "
+        "documents, 95 % BCa interval [0.0400, 0.0600], more than the choice of items may explain; KL from "
+        "the base 0.0700 nats a token, standard error 0.0050."
+    )
+
+
+def test_full_fine_tuning_is_compared_with_other_runs_of_its_seed(whole: Write) -> None:
+    study = whole((*THREE_SEEDS, ("lora", 4, 1)))
+    compared = [text for text in sentences(study, "Learning") if " minus " in text]
+    assert [text.split(",")[0] for text in compared] == [
+        "full-seed1 minus lora-r4-seed1",  # and LoRA's ranks not with each other
+        "full-seed1 minus lora-r8-seed1",
+        "full-seed2 minus lora-r8-seed2",
+        "full-seed3 minus lora-r8-seed3",
+    ]
+    assert compared[0].endswith(
+        "accuracy on topic: a difference of 0 over 400 items, 95 % BCa interval [-0.0200, 0.0200], McNemar's "
+        "p = 1.0 (20 items gained, 20 lost), no more than the choice of items may explain."
+    )
+    assert (
+        "full-seed1 minus lora-r4-seed1, NLL of general text (nats a token): a difference of +0.0300 over 48 "
+        "windows of 12 documents, 95 % BCa interval [0.0200, 0.0400], more than the choice of items may "
+        "explain."
+    ) in sentences(study, "Forgetting")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_runs_of_one_method_are_not_compared(whole: Write, method: str) -> None:
+    study = whole(performance_metrics=lambda table: table.replace({"full": method, "lora": method}))
+    found = [*sentences(study, "Learning"), *sentences(study, "Forgetting")]
+    assert len(found) == 4
+    assert not any(" minus " in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [
+        ((0.01, 0.02), ", more than the choice"),
+        ((-0.02, -0.01), ", more than the choice"),
+        ((-0.01, 0.02), ", no more than the choice"),
+        ((0.0, 0.02), ", no more than the choice"),
+    ],
+)
+def test_only_an_interval_without_0_is_more_than_chance(
+    whole: Write, ends: tuple[float, float], verdict: str
+) -> None:
+    study = whole(item_contrasts=lambda table: table.assign(low=ends[0], high=ends[1]))
+    found = [*sentences(study, "Learning"), *sentences(study, "Forgetting")]
+    assert len(found) == 6
+    assert all(verdict in text for text in found)
+
+
+def test_without_an_interval_there_is_no_verdict(whole: Write) -> None:
+    few = {"low": np.nan, "high": np.nan, "reason": "6 to resample, fewer than 10"}
+    study = whole(item_contrasts=lambda table: table.assign(**few))
+    *_, compared = sentences(study, "Learning")
+    assert compared.endswith(
+        "a difference of 0 over 400 items, without an interval (6 to resample, fewer than 10), McNemar's "
+        "p = 1.0 (20 items gained, 20 lost)."
+    )
+    assert not any("may explain" in text for text in sentences(study, "Forgetting"))
+
+
+def test_other_items_leave_the_change_of_the_scores_alone(whole: Write) -> None:
+    unknown = dict.fromkeys(("difference", "low", "high", "gained", "lost", "mcnemar_p"), np.nan)
+    study = whole(item_contrasts=lambda table: table.assign(**unknown, reason="scored on different items"))
+    first, _, compared = sentences(study, "Learning")
+    assert first.endswith("a change of +0.450, without an interval over items (scored on different items).")
+    assert compared == (
+        "full-seed42 minus lora-r8-seed42, accuracy on topic: no comparison; scored on different items."
+    )
+
+
+@pytest.mark.parametrize("change", [{"step": 4}, {"metric": "f1"}], ids=["another step", "another metric"])
+def test_contrasts_of_something_else_are_not_taken(whole: Write, change: dict[str, object]) -> None:
+    found = sentences(whole(item_contrasts=lambda table: table.assign(**change)), "Learning")
+    assert len(found) == 2
+    assert all("an interval over items (not in the table item_contrasts)" in text for text in found)
+
+
+def test_means_over_seeds_are_of_changes_from_the_base(whole: Write) -> None:
+    found = sentences(whole(THREE_SEEDS), "Means and differences over seeds")
+    full, nll, *others = [text for text in found if "t interval" in text and " minus " not in text]
+    assert len(others) == 2  # LoRA's; perplexity is the NLL again
+    assert full == (
+        "full: mean change of accuracy on topic +0.450, 95 % t interval [0.420, 0.480] over 3 seeds."
+    )
+    assert nll == (
+        "full: mean change of NLL of general text (nats a token) +0.0500, 95 % t interval [0.0300, 0.0700] "
+        "over 3 seeds."
+    )
+    unscored = whole(THREE_SEEDS, performance_metrics=lambda table: table[table["run"] != "base"])
+    full, *_ = sentences(unscored, "Means and differences over seeds")
+    assert full == "full: mean accuracy on topic 0.870, 95 % t interval [0.840, 0.900] over 3 seeds."
+
+
+def test_seeds_that_agree_have_a_mean_without_an_interval(whole: Write) -> None:
+    alike = {"low": np.nan, "high": np.nan, "reason": "all 3 seeds give the same value"}
+    study = whole(THREE_SEEDS, seed_means=lambda table: table.assign(**alike))
+    assert sentences(study, "Means and differences over seeds")[0] == (
+        "full: mean change of accuracy on topic +0.450 over 3 seeds; all 3 seeds give the same value."
+    )
+
+
+def test_means_and_differences_are_those_of_t_tests(whole: Write, tmp_path: Path) -> None:
+    """From scores to sentences: what `seed_contrasts` makes of planted scores, against SciPy's t tests."""
+    scores = {"full": np.array([0.80, 0.82, 0.87]), "lora": np.array([0.78, 0.81, 0.83])}
+
+    def planted(table: pd.DataFrame) -> pd.DataFrame:
+        for method, values in scores.items():
+            rows = (table["method"] == method) & (table["task"] == "topic")
+            table.loc[rows, "value"] = values[table.loc[rows, "seed"].to_numpy() - 1]
+        return table
+
+    performance = whole(THREE_SEEDS, performance_metrics=planted).tables["performance_metrics"]
+    performance.to_parquet(tmp_path / "performance_metrics.parquet")
+    made = compute_all([], Params(cache=tmp_path), tmp_path)
+    study = whole(
+        THREE_SEEDS,
+        performance_metrics=planted,
+        seed_means=lambda _: made["seed_means"],
+        seed_contrasts=lambda _: made["seed_contrasts"],
+    )
+    found = sentences(study, "Means and differences over seeds")
+    mean = stats.ttest_1samp(scores["full"] - 0.42, 0).confidence_interval()
+    ends = f"[{number(mean.low)}, {number(mean.high)}]"
+    assert f"full: mean change of accuracy on topic +0.410, 95 % t interval {ends} over 3 seeds." in found
+    paired = stats.ttest_rel(scores["full"], scores["lora"])
+    ends = "[{}, {}]".format(*map(number, paired.confidence_interval()))
+    text = "full minus lora-r8, accuracy on topic: mean difference +0.0233, 95 % paired t interval"
+    p_value = number(paired.pvalue, 2)
+    assert any(sentence.startswith(f"{text} {ends} over 3 seeds, p = {p_value}") for sentence in found)
 
 
 def test_contrasts_over_seeds_say_what_was_shown_and_what_could_be(whole: Write) -> None:
-    accuracy, nll = sentences(whole(THREE_SEEDS), "Differences over seeds")
+    *_, accuracy, nll = sentences(whole(THREE_SEEDS), "Means and differences over seeds")
     assert accuracy == (
         "full minus lora-r8, accuracy on topic: mean difference +0.0200, 95 % paired t interval "
         "[0.0133, 0.0267] over 3 seeds, p = 0.010 (Holm over tasks: 0.020): a difference is shown; the least "
         "that so many seeds of this spread show with 80 % power is 0.010. Two seeds of one of these arms "
         "differ by 0.0050 in the median, at most 0.010 (3 pairs)."
     )
-    assert nll.startswith("full minus lora-r8, NLL of general text: mean difference +0.0300")
+    assert nll.startswith("full minus lora-r8, NLL of general text (nats a token): mean difference +0.0300")
 
 
 @pytest.mark.parametrize("change", [{"low": -0.01}, {"p_holm": 0.08}], ids=["interval", "Holm"])
@@ -53,12 +204,14 @@ def test_no_contrast_is_shown_that_chance_or_many_tasks_explain(
     whole: Write, change: dict[str, float]
 ) -> None:
     study = whole(THREE_SEEDS, seed_contrasts=lambda table: table.assign(**change))
-    assert all("no difference is shown" in text for text in sentences(study, "Differences over seeds"))
+    found = [text for text in sentences(study, "Means and differences over seeds") if " minus " in text]
+    assert len(found) == 2
+    assert all("no difference is shown" in text for text in found)
 
 
 def test_one_shared_seed_shows_nothing(whole: Write) -> None:
     study = whole()
-    assert sentences(study, "Differences over seeds") == [
+    assert sentences(study, "Means and differences over seeds") == [
         "full and lora-r8: one seed in common, hence no interval and nothing shown over seeds."
     ]
     at_loss, _ = sentences(study, "Equal learning, equal update")
@@ -192,7 +345,6 @@ def test_intruders_are_blamed_only_beyond_every_control(
     whole: Write, ends: dict[str, tuple[float, float]], verdict: str
 ) -> None:
     def changed(table: pd.DataFrame) -> pd.DataFrame:
-        table = table.copy()
         for arm, (low, high) in ends.items():
             rows = (table["arm"] == arm) & (table["metric"] == "nll")
             table.loc[rows, ["difference_low", "difference_high"]] = low, high

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from rankdrift import records
 from rankdrift.analysis.report import illustrate
@@ -18,17 +16,16 @@ from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.report.content import compose
 from rankdrift.analysis.report.findings import findings
 from rankdrift.analysis.report.grids import MISSING, Grid, differing, flattened, number, shared
-from rankdrift.analysis.report.items import paired_change
 from rankdrift.analysis.report.markdown import as_markdown
 from rankdrift.analysis.report.study import read_study
 from rankdrift.analysis.report.summary import last_checkpoint_grid
+from rankdrift.analysis.subjects import IDENTITY
 from rankdrift.cli.main import main
 from rankdrift.errors import UserError
-from rankdrift.layout import RunLayout, StudyLayout
+from rankdrift.layout import StudyLayout
 
 Tables = dict[str, pd.DataFrame]
 ONE_SEED = (("lora", 8, 42), ("full", 0, 42))
-THREE_SEEDS = tuple((method, rank, seed) for seed in (1, 2, 3) for method, rank in (("full", 0), ("lora", 8)))
 DRAWN_FROM_SCORES = ["learning_curve", "learning_forgetting"]
 
 
@@ -50,7 +47,7 @@ def write_study(root: Path, tables: Tables) -> StudyLayout:
     study = StudyLayout(root)
     for name, table in tables.items():
         meanings = {column: f"what {column} means" for column in table}
-        parts = {} if "run" in table else {"study": {}}  # a table of the whole study
+        parts = {} if set(IDENTITY) <= set(table) else {"study": {}}  # a table of the whole study
         records.write_table(study.table(name), table, {"columns": meanings, "parts": parts}, csv=False)
     for run in sorted(set(tables["performance_metrics"]["run"]) - {"base"}):
         layout = study.run(run)
@@ -62,11 +59,6 @@ def write_study(root: Path, tables: Tables) -> StudyLayout:
         )
         records.write_json(layout.ds_config, {"zero_optimization": {"stage": 2}})
     return study
-
-
-def write_items(layout: RunLayout, step: int, task: str, **columns: object) -> None:
-    table = pd.DataFrame(columns)
-    records.write_parquet(layout.score_items(step, task), table.assign(index=range(len(table))))
 
 
 @pytest.fixture
@@ -177,86 +169,31 @@ def test_names_are_escaped(tmp_path: Path, make_tables: Callable[..., Tables]) -
     assert "&lt;b&gt;|x|&lt;/b&gt;" in page
 
 
-def test_learning_is_paired_over_items(scores_only: StudyLayout) -> None:
-    generator = np.random.default_rng(0)
-    base, full = (generator.integers(0, 2, 50).astype(float) for _ in range(2))
-    write_items(RunLayout(scores_only.base), 0, "topic", accuracy=base)
-    write_items(scores_only.run("full-seed42"), 4, "topic", accuracy=full)
-    found = paired_change(scores_only, "topic", "accuracy", ("base", 0), ("full-seed42", 4))
-    test = stats.ttest_rel(full, base)  # its statistic is the mean difference over the standard error sought
-    assert found is not None
-    assert found.value == pytest.approx(full.mean() - base.mean())
-    assert found.stderr == pytest.approx(found.value / test.statistic)
-    assert "paired over 50 items" in next(
-        s for s in sentences(scores_only, "Learning") if s.startswith("full")
-    )
-
-
-def test_without_items_the_standard_error_says_that_it_is_too_large(scores_only: StudyLayout) -> None:
-    sentence = next(s for s in sentences(scores_only, "Learning") if s.startswith("full"))
-    error = (0.42 * 0.58 / 400 + 0.87 * 0.13 / 400) ** 0.5
-    assert f"+0.450, standard error {number(error, 2)} (from the two separate ones, too large" in sentence
-
-
-def test_text_is_paired_per_token(scores_only: StudyLayout) -> None:
-    tokens = np.full(6, 10)
-    before, after = np.arange(6.0), np.arange(6.0) + np.array([1, 2, 0, 1, 3, 2])
-    write_items(RunLayout(scores_only.base), 0, "general_text", nll=before, tokens=tokens)
-    write_items(scores_only.run("full-seed42"), 4, "general_text", nll=after, tokens=tokens)
-    found = paired_change(scores_only, "general_text", "nll", ("base", 0), ("full-seed42", 4))
-    # windows of equal length: the ratio estimator is the plain mean of the differences per token
-    per_token = (after - before) / 10
-    assert found is not None
-    assert (found.value, found.stderr) == pytest.approx((per_token.mean(), stats.sem(per_token)))
-    assert found.clear == (abs(per_token.mean()) > 1.96 * stats.sem(per_token))
-
-
-def test_no_difference_is_claimed_within_the_error(scores_only: StudyLayout) -> None:
-    for layout, step in ((RunLayout(scores_only.base), 0), (scores_only.run("full-seed42"), 4)):
-        write_items(layout, step, "topic", accuracy=[float(step > 0), 1.0, 1.0, 0.0])
-    sentence = next(s for s in sentences(scores_only, "Learning") if s.startswith("full"))
-    assert "no more than the choice of items may explain" in sentence
-
-
-def test_equal_items_are_no_certainty(scores_only: StudyLayout) -> None:
-    for layout, step in ((RunLayout(scores_only.base), 0), (scores_only.run("full-seed42"), 4)):
-        write_items(layout, step, "topic", accuracy=[1.0, 0.0])
-    sentence = next(s for s in sentences(scores_only, "Learning") if s.startswith("full"))
-    assert "no item is scored differently (paired over 2 items): no difference shown" in sentence
-
-
 def test_one_seed_is_said_to_be_one(scores_only: StudyLayout) -> None:
     text = " ".join(sentences(scores_only, "Evidence"))
     assert "One seed: full (42); lora-r8 (42). No interval over seeds" in text
-    assert not any("t-interval" in sentence for sentence in sentences(scores_only, "Learning"))
 
 
-def test_seeds_give_t_intervals_and_paired_differences(
+def test_without_the_tables_of_contrasts_values_are_stated_and_no_interval(
     tmp_path: Path, make_tables: Callable[..., Tables]
 ) -> None:
-    table = make_tables(THREE_SEEDS, [4], 1)["performance_metrics"]
-    values = {
-        ("full", 1): 0.80,
-        ("full", 2): 0.82,
-        ("full", 3): 0.87,
-        ("lora", 1): 0.78,
-        ("lora", 2): 0.81,
-        ("lora", 3): 0.83,
-    }
-    for (method, seed), value in values.items():
-        rows = (table["method"] == method) & (table["seed"] == seed) & (table["task"] == "topic")
-        table.loc[rows, "value"] = value
-    learning = sentences(write_study(tmp_path / "demo", {"performance_metrics": table}), "Learning")
+    runs = [(method, rank, seed) for method, rank in (("full", 0), ("lora", 8)) for seed in (1, 2)]
+    performance = make_tables(runs, [4], 1)["performance_metrics"]
+    study = write_study(tmp_path / "demo", {"performance_metrics": performance})
+    unknown = "without an interval over items (the study has no table item_contrasts)"
+    text = "accuracy on topic is 0.870 at step 4, 0.420 for the base model: a change of +0.450,"
+    names = ["full-seed1", "full-seed2", "lora-r8-seed1", "lora-r8-seed2"]
+    assert sentences(study, "Learning") == [f"{name}: {text} {unknown}." for name in names]
+    assert f"NLL per token 3.15 nats, a change of +0.0500, {unknown}; KL" in sentences(study, "Forgetting")[0]
+    assert "no table seed_means: no interval over them" in sentences(study, "Evidence")[0]
+    assert sentences(study, "Means and differences over seeds") == []
 
-    def interval(observed: list[float]) -> str:
-        found = stats.ttest_1samp(observed, 0).confidence_interval()
-        return f"95 % t-interval [{number(found.low)}, {number(found.high)}] over 3 seeds."
 
-    gains = [values["full", seed] - 0.42 for seed in (1, 2, 3)]
-    assert f"full: mean gain in accuracy on topic +0.410, {interval(gains)}" in learning
-    differences = [values["lora", seed] - values["full", seed] for seed in (1, 2, 3)]
-    text = "lora-r8 minus full, gain in accuracy on topic: mean difference, paired by seed,"
-    assert f"{text} -0.0233, {interval(differences)}" in learning
+def test_scored_items_are_not_what_a_report_is_made_from(scores_only: StudyLayout) -> None:
+    page = build_report(scores_only)
+    os.utime(page, ns=(1, 1))
+    records.write_text(scores_only.run("full-seed42").scores / "step-000004.topic.parquet", "other items")
+    assert build_report(scores_only).stat().st_mtime_ns == 1
 
 
 def test_rank_is_stated_against_its_null(study: StudyLayout) -> None:
