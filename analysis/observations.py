@@ -171,7 +171,7 @@ def last_pairs(vectors: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_contrast(contrasts: pd.DataFrame) -> pd.DataFrame:
-    """Return last checkpoints' rows of `seed_means` or `seed_contrasts`: leading metrics, general text's NLL."""
+    """Return last checkpoints' rows of `seed_means` or `seed_contrasts`: leading metrics, and text's NLL."""
     last = contrasts[contrasts["checkpoint"] == "last"]
     wanted = [*leading_metrics(last), (GENERAL_TEXT, "nll")]
     named = pd.Series(list(zip(last["task"], last["metric"], strict=True)), last.index)

@@ -84,7 +84,8 @@ FIGURE = Figure(
         "Each path is one run; markers grow with the step. Up is better learning, left is less forgetting "
         "(arXiv 2405.09673). Error bars at the last checkpoint are one standard error over items; the "
         "increase of the NLL is a difference over the same text, whose two standard errors do not give its "
-        "own: its interval is in the table item_contrasts, and stated in the findings. Compare methods where their heights agree (equal "
+        "own: its interval is in the table item_contrasts, and stated in the findings. Compare methods where "
+        "their heights agree (equal "
         "learning), not at equal step: one point to the right of another that also lies higher is a "
         "trade-off, not a loss."
     ),
