@@ -85,9 +85,8 @@ FIGURE = Figure(
         "(arXiv 2405.09673). Error bars at the last checkpoint are one standard error over items; the "
         "increase of the NLL is a difference over the same text, whose two standard errors do not give its "
         "own: its interval is in the table item_contrasts, and stated in the findings. Compare methods where "
-        "their heights agree (equal "
-        "learning), not at equal step: one point to the right of another that also lies higher is a "
-        "trade-off, not a loss."
+        "their heights agree (equal learning), not at equal step: one point to the right of another that "
+        "also lies higher is a trade-off, not a loss."
     ),
     draw=_draw,
 )
