@@ -46,8 +46,8 @@ def map_unordered(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     _start_server()
-    places = context.Value("i", place)
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(places,)) as pool:
+    places, others = context.Value("i", place), set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, context, initializer=_take_next_gpu, initargs=(places,)) as pool:
         try:
             with _interrupts_kept():
                 pool.submit(os.getpid).result()  # the first process waits for the server's imports
@@ -55,6 +55,10 @@ def map_unordered(
                 under_way = [pool.submit(_on_one_thread, function, item) for item in items]
             for future in as_completed(under_way):
                 yield future.result()
+        except KeyboardInterrupt:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()  # what is under way may take minutes
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -70,7 +74,11 @@ def take_gpu(place: int) -> None:
 
 
 def _start_server() -> None:
-    """Start the processes' common parent, deaf to Ctrl-C: else that ends its imports with a traceback."""
+    """Start the processes' common parent, deaf to Ctrl-C as they all will be: this process ends them.
+
+    A terminal sends it to all at once. A process that dies of it leaves a traceback, or one here of a broken
+    pool where it is quicker than this process.
+    """
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a program that is started inherits
     try:
         forkserver.ensure_running()
@@ -89,12 +97,6 @@ def _interrupts_kept() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if kept:
             signal.raise_signal(signal.SIGINT)
-
-
-def _begin(places: Synchronized[int]) -> None:
-    """Prepare a process of the pool: Ctrl-C ends it without a traceback, and its GPU is the next one."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _take_next_gpu(places)
 
 
 def _take_next_gpu(places: Synchronized[int]) -> None:

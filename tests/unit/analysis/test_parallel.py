@@ -150,7 +150,7 @@ def test_an_interrupt_ends_all_processes_without_a_word_of_theirs(
             time.sleep(0.01)
         os.killpg(command.pid, signal.SIGINT)
         (tmp_path / "imported").touch()
-        assert command.communicate(timeout=60)[1] == "stopped\n"
+        assert command.communicate(timeout=300)[1] == "stopped\n"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(command.pid, signal.SIGKILL)
