@@ -43,6 +43,11 @@ def tuned_rows(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["run"] != BASE]
 
 
+def changed_rows(spectra: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of trained runs' matrices that were changed."""
+    return spectra[(spectra["run"] != BASE) & (spectra["update_norm"] > 0)]
+
+
 def last_checkpoints(table: pd.DataFrame) -> pd.DataFrame:
     """Return each trained run's rows at its own last step."""
     rows = tuned_rows(table)
@@ -213,9 +218,10 @@ def rank_shares(spectra: pd.DataFrame) -> pd.DataFrame:
     """Return the trained rows with the update's entropy rank as a share of its null and of its bound.
 
     `null_share` = entropy rank / what Gaussian noise of that shape (or Gaussian BA of that rank) gives;
-    `bound_share` = entropy rank / min(rows, columns, r), where r limits LoRA alone (`rank` > 0).
+    `bound_share` = entropy rank / min(rows, columns, r), where r limits LoRA alone (`rank` > 0). Matrices
+    that were not changed, those an adapter leaves out above all, have no rank to speak of and are left out.
     """
-    rows = tuned_rows(spectra).copy()
+    rows = changed_rows(spectra).copy()
     bound = rows[["rows", "columns"]].min(axis=1)
     bound = bound.where(rows["rank"] == 0, np.minimum(bound, rows["rank"]))
     rows["null_share"] = rows["update_entropy_rank"] / rows["update_entropy_rank_null"]

@@ -27,7 +27,7 @@ SHARES = {"null_share": "entropy rank / noise's", "bound_share": "entropy rank /
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     table = rank_shares(of_blocks(last_checkpoints(tables["svd_analysis_results"])))
     if table.empty:
-        raise NothingToDraw("the table svd_analysis_results has no trained checkpoint")
+        raise NothingToDraw("no matrix in the table svd_analysis_results differs from the base")
     styles = run_styles(tables)
     canvas, axes = panels(len(SHARES), height=3.2, share_y=True)
     for ax, (column, label) in zip(axes, SHARES.items(), strict=True):

@@ -22,15 +22,15 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import RUN_KEYS, of_blocks, tuned_rows
+from rankdrift.analysis.observations import RUN_KEYS, changed_rows, of_blocks
 
 RANKS = {"update_entropy_rank": "entropy rank of ΔW", "update_e90_energy": "rank of 90 % of ΔW's energy"}
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    spectra = of_blocks(tuned_rows(tables["svd_analysis_results"]))
+    spectra = of_blocks(changed_rows(tables["svd_analysis_results"]))
     if spectra.empty:
-        raise NothingToDraw("the table svd_analysis_results has no trained checkpoint")
+        raise NothingToDraw("no matrix in the table svd_analysis_results differs from the base")
     styles = run_styles(tables)
     canvas, axes = panels(len(RANKS), height=3.3)
     for ax, (metric, label) in zip(axes, RANKS.items(), strict=True):

@@ -52,7 +52,6 @@ def on_rank(study: Study) -> Iterator[str]:
     if spectra is None:
         return
     last = rank_shares(last_checkpoints(spectra))
-    last = last[last["update_norm"] > 0]
     for run, rows in last.groupby("run"):
         middle = rows[["update_entropy_rank", "update_entropy_rank_null", "null_share"]].median()
         bound = int(rows["rank"].iloc[0])

@@ -57,12 +57,13 @@ def test_relative_update_adds_squares_over_matrices() -> None:
 def test_rank_shares_know_that_lora_is_bounded_by_r() -> None:
     table = pd.DataFrame(
         {
-            "run": ["l", "f"],
-            "rank": [8, 0],
-            "rows": [64, 64],
-            "columns": [96, 96],
-            "update_entropy_rank": [4.0, 16.0],
-            "update_entropy_rank_null": [5.0, 32.0],
+            "run": ["l", "f", "l"],
+            "rank": [8, 0, 8],
+            "rows": 64,
+            "columns": 96,
+            "update_norm": [1.0, 2.0, 0.0],  # the last is a matrix without an adapter
+            "update_entropy_rank": [4.0, 16.0, 0.0],
+            "update_entropy_rank_null": [5.0, 32.0, np.nan],
         }
     )
     shares = observations.rank_shares(table)
