@@ -115,7 +115,9 @@ def ranks(tables: Tables) -> Iterator[Finding]:
         "H3",
         "the update's rank is at most r for LoRA; full fine-tuning's is far above, 0.5 to 1 of noise's",
         f"median entropy rank: {text}; full e90/null {share.filter(like='full').round(2).tolist()}",
-        bounded and bool(full["update_entropy_rank"].median() > 64),
+        bounded
+        and bool(full["update_entropy_rank"].median() > 64)
+        and bool(share.filter(like="full").between(0.5, 1).all()),
     )
     steps = blocks[blocks["method"] == "full"].groupby("step")["update_e90_energy"].median()
     share_of = full["update_e90_energy"] / full["update_e90_energy_null"]
@@ -206,7 +208,7 @@ def forgetting(tables: Tables) -> Iterator[Finding]:
 
 def interventions(tables: Tables) -> Iterator[Finding]:
     """H14: shrinking intruders against controls."""
-    table = tables["variant_scores"]
+    table = records.read_table(tables.study.table("variant_scores"))  # its arms are those of the edit
     if table.empty:
         yield Finding(
             "H14", "shrinking intruders forgets less than its controls", "no intruders to edit", None
@@ -224,7 +226,7 @@ def interventions(tables: Tables) -> Iterator[Finding]:
         "H14",
         "scaling each matrix's first intruder by 0.7 lowers forgetting, more than controls of equal norm",
         f"{EDITED}, first vector of cosine below {EDIT['threshold']:g} among {EDIT['top-k']:g} (none is "
-        f"below 0.5 among 10), change of general-text NLL (nats a token): {text}",
+        f"below 0.5 among 10): {table['vectors'].max():g} in 210 matrices; change of general-text NLL (nats a token): {text}",
         bool(nll.loc["intruders", "difference"] < min(0.0, controls)),
     )
 
@@ -372,7 +374,8 @@ def main() -> None:
     found = [finding for question in QUESTIONS for finding in question(tables)]
     found.sort(key=lambda finding: int(finding.name[1:]))
     document = {"claim": __doc__, "seconds": seconds, "findings": [asdict(finding) for finding in found]}
-    records.write_json(arguments.results, {**document, "environment": records.environment()})
+    environment = {key: value for key, value in records.environment().items() if key != "command"}  # places
+    records.write_json(arguments.results, {**document, "environment": environment})
     verdicts = {True: "yes", False: "no", None: "open"}
     lines = ["| | published | observed here | agrees |", "|---|---|---|---|"]
     lines += [f"| {f.name} | {f.claim} | {f.observed} | {verdicts[f.agrees]} |" for f in found]
