@@ -226,8 +226,8 @@ def interventions(tables: Tables) -> Iterator[Finding]:
         "H14",
         "scaling each matrix's first intruder by 0.7 lowers forgetting, more than controls of equal norm",
         f"{EDITED}, first vector of cosine below {EDIT['threshold']:g} among {EDIT['top-k']:g} (none is "
-        f"below 0.5 among 10): {table['vectors'].max():g} in 210 matrices; change of general-text NLL (nats a "
-        f"token): {text}",
+        f"below 0.5 among 10): {table['vectors'].max():g} in 210 matrices; change of general-text NLL (nats "
+        f"a token): {text}",
         bool(nll.loc["intruders", "difference"] < min(0.0, controls)),
     )
 
