@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from rankdrift import records
-from rankdrift.analysis.observations import arm_of
+from rankdrift.analysis.observations import last_pairs, with_arms
 from rankdrift.data.general_text import load_windows
 from rankdrift.layout import StudyLayout
 from rankdrift.models.base import load_model, load_tokenizer, resolve
@@ -53,16 +53,15 @@ class Finding:
 
 
 class Tables:
-    """A study's tables, with the arm of each run."""
+    """A study's tables, with the arm of each run unless a table has arms of its own."""
 
     def __init__(self, study: StudyLayout) -> None:
         self.study = study
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         table = records.read_table(self.study.table(name))
-        if {"run", "seed"} <= set(table.columns):
-            table["arm"] = [arm_of(run, seed) for run, seed in zip(table["run"], table["seed"], strict=True)]
-        return table
+        runs = {"run", "seed"} <= set(table.columns)
+        return with_arms(table) if runs and "arm" not in table.columns else table
 
     def plane(self) -> pd.DataFrame:
         """The learning-forgetting table at the last step."""
@@ -208,7 +207,7 @@ def forgetting(tables: Tables) -> Iterator[Finding]:
 
 def interventions(tables: Tables) -> Iterator[Finding]:
     """H14: shrinking intruders against controls."""
-    table = records.read_table(tables.study.table("variant_scores"))  # its arms are those of the edit
+    table = tables["variant_scores"]
     if table.empty:
         yield Finding(
             "H14", "shrinking intruders forgets less than its controls", "no intruders to edit", None
@@ -234,11 +233,8 @@ def interventions(tables: Tables) -> Iterator[Finding]:
 
 def task_vectors(tables: Tables) -> Iterator[Finding]:
     """H15: the same arm with another seed, against other arms."""
-    table = tables["task_vectors"]
-    rows = table[(table["pairing"] == "last") & (table["level"] == "global")]
-    other = [arm_of(run, seed) for run, seed in zip(rows["other_run"], rows["other_seed"], strict=True)]
-    same = rows["arm"] == pd.Series(other, index=rows.index)
-    values = rows.groupby(same)["cosine"].median()
+    rows = last_pairs(tables["task_vectors"])
+    values = rows.groupby(rows["arm"] == rows["other_arm"])["cosine"].median()
     yield Finding(
         "H15",
         "task vectors of one task and other seeds are more alike than others (here: of other arms)",

@@ -18,7 +18,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import intruder_totals, last_checkpoints, of_blocks, tuned_rows
+from rankdrift.analysis.observations import intruder_totals, last_checkpoints, tuned_rows
 
 BY_LAYER = {
     "intruders_left": "left vectors, last checkpoint",
@@ -39,7 +39,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         _draw_counts(ax, by_step, "step", f"intruders_{side}", styles)
         ax.set_title(f"{side} vectors, all matrices")
         whole_numbers(ax, "optimizer step")
-    by_layer = intruder_totals(of_blocks(last_checkpoints(spectra)), by=("layer",))
+    by_layer = intruder_totals(last_checkpoints(spectra), by=("layer",))
     for ax, (column, title) in zip(axes[2:], BY_LAYER.items(), strict=True):
         _draw_counts(ax, by_layer, "layer", column, styles)
         ax.set_title(title)

@@ -78,7 +78,7 @@ FIGURE = Figure(
         "for comparison with studies that print it: the distance of the vectors themselves over its "
         "maximum. Signs of singular vectors are arbitrary, and random ones alone give the dotted line "
         "where nothing has changed: only the upper row measures. Where the gap of the base's singular "
-        "values is smaller than the update (column reliable), even a span may turn without meaning."
+        "values is smaller than twice the update (column reliable), even a span may turn without meaning."
     ),
     draw=_draw,
 )

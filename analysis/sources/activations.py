@@ -199,10 +199,11 @@ def _batches(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the inputs of each batch and their states (layers, rows, d) on the CPU: means, last, tokens."""
     model = model.to(device())  # type: ignore[arg-type]
+    start = first_position(model)
     for batch in length_batches([len(row) for row in inputs.rows]):
         with torch.inference_mode():
             rows = [inputs.rows[index] for index in batch]
-            states = _batch_states(model, rows, [kept[index] for index in batch])
+            states = _batch_states(model, rows, [kept[index] for index in batch], start)
         if not states.isfinite().all():
             raise UserError(f"{model.name_or_path}: hidden states are not finite; check its weights")
         yield batch, states
@@ -234,11 +235,14 @@ def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 def _batch_states(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], kept: Sequence[Sequence[int]], start: int
 ) -> Tensor:
-    """Return the states of rows put through the model together, (layers, rows kept, d), on the CPU."""
+    """Return the states of rows put through the model together, (layers, rows kept, d), on the CPU.
+
+    Positions begin at ``start``.
+    """
     tensors = padded(rows)
-    tensors["position_ids"] += first_position(model)
+    tensors["position_ids"] += start
     mask = tensors["attention_mask"].bool()
     lengths = [len(row) for row in rows]
     places = [
