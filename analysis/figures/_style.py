@@ -8,7 +8,7 @@ in line and marker.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from rankdrift.analysis.observations import RUN_KEYS, arm_of, tuned_rows
+from rankdrift.analysis.observations import RUN_KEYS, arm_of, rows_of, tuned_rows
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -56,6 +56,8 @@ FULL_COLOURS = ("#D55E00", "#E69F00", "#882255", "#AA4499")
 OTHER_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#332288", "#999933", "#44AA99", "#117733")
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
+WIDE = 30.0
+"""Times the lower quartile from which on a largest value makes its axis logarithmic."""
 MOST_MARKED = 32
 """Points on a line above which markers would hide it."""
 
@@ -68,6 +70,8 @@ class RunStyle:
     colour: str
     line: Any
     marker: str
+    arm: str
+    seed: int
 
     def of_line(self, points: int) -> dict[str, Any]:
         """Return the keywords of ``Axes.plot`` for a line of so many points."""
@@ -84,29 +88,25 @@ def run_styles(tables: Mapping[str, pd.DataFrame]) -> dict[str, RunStyle]:
     arms = [arm_of(run, seed) for run, seed in zip(runs["run"], runs["seed"], strict=True)]
     runs = runs.assign(arm=arms, late=runs["method"] != "full").sort_values(["late", "rank", "arm", "seed"])
     seeded = bool((runs.groupby("arm").size() > 1).any())
-    positions = _positions(runs)
-    labels = runs["run"] if seeded else runs["arm"]
+    places = _places(runs)
+    order = {seed: place for place, seed in enumerate(sorted(runs["seed"].unique()))}
     return {
-        run: _style(label, method, *positions[run])
-        for run, label, method in zip(runs["run"], labels, runs["method"], strict=True)
+        row.run: _style(row, row.run if seeded else row.arm, places[row.arm], order[row.seed])
+        for row in rows_of(runs)
     }
 
 
-def _positions(runs: pd.DataFrame) -> dict[str, tuple[int, int]]:
-    """Return (place of the arm within its colour family, place of the run within its arm)."""
+def _places(runs: pd.DataFrame) -> dict[str, int]:
+    """Return the place of every arm within its colour family."""
     families = [runs[~runs["late"]], runs[runs["late"]]]
-    return {
-        run: (place, order)
-        for family in families
-        for place, (_, arm) in enumerate(family.groupby("arm", sort=False))
-        for order, run in enumerate(arm["run"])
-    }
+    return {arm: place for family in families for place, arm in enumerate(family["arm"].unique())}
 
 
-def _style(label: str, method: str, place: int, order: int) -> RunStyle:
-    colours = FULL_COLOURS if method == "full" else OTHER_COLOURS
+def _style(run: Any, label: str, place: int, order: int) -> RunStyle:
+    colours = FULL_COLOURS if run.method == "full" else OTHER_COLOURS
     marker = MARKERS[(order + place // len(colours)) % len(MARKERS)]
-    return RunStyle(label, colours[place % len(colours)], LINES[order % len(LINES)], marker)
+    colour = colours[place % len(colours)]
+    return RunStyle(label, colour, LINES[order % len(LINES)], marker, run.arm, int(run.seed))
 
 
 def in_order(runs: Iterable[Hashable], styles: Mapping[str, RunStyle]) -> list[str]:
@@ -175,12 +175,24 @@ def draw_errors(
 
 
 def legend(canvas: Canvas, runs: Iterable[Hashable], styles: Mapping[str, RunStyle], *extra: Line2D) -> None:
-    """Put one legend above the panels: the runs, then what else is drawn."""
-    handles = [
-        Line2D([], [], label=styles[run].label, **styles[run].of_line(1)) for run in in_order(runs, styles)
+    """Put one legend above the panels: the runs, or arms and seeds if those are fewer; then the rest."""
+    drawn = [styles[run] for run in in_order(runs, styles)]
+    by_run = [Line2D([], [], label=style.label, **style.of_line(1)) for style in drawn]
+    by_part = _arms_and_seeds(drawn)
+    handles = [*(by_part if len(by_part) < len(by_run) else by_run), *extra]
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = min(len(handles), 4, max(1, int(WIDTH / (0.6 + 0.068 * longest))))
+    canvas.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.6)
+
+
+def _arms_and_seeds(drawn: list[RunStyle]) -> list[Line2D]:
+    """Return an entry for the colour of every arm and one for the line and marker of every seed."""
+    arms = {style.arm: style.colour for style in drawn}
+    seeds = {style.seed: style for style in reversed(drawn)}
+    return [
+        *(Line2D([], [], label=arm, color=colour, linewidth=3) for arm, colour in arms.items()),
+        *(reference(f"seed {seed}", seeds[seed].line, marker=seeds[seed].marker) for seed in sorted(seeds)),
     ]
-    handles.extend(extra)
-    canvas.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), handlelength=2.6)
 
 
 def reference(label: str, linestyle: Any = "--", **style: Any) -> Line2D:
@@ -199,6 +211,18 @@ def log_if_positive(axes: Axes, values: pd.Series) -> None:
     defined = values.dropna()
     if not defined.empty and 0 < 10 * defined.min() < defined.max():
         axes.set_yscale("log")
+
+
+def symlog_if_wide(set_scale: Callable[..., None], values: pd.Series) -> None:
+    """Let a few extreme values, of a run that diverged say, not press all others to one place.
+
+    Where the largest |value| is more than WIDE times the lower quartile of those that are not 0, the axis is
+    logarithmic beyond the power of ten nearest to that quartile, and linear below.
+    """
+    sizes = values.abs()
+    sizes = sizes[(sizes > 0) & np.isfinite(sizes)]
+    if len(sizes) and sizes.max() > WIDE * sizes.quantile(0.25):
+        set_scale("symlog", linthresh=10.0 ** np.round(np.log10(sizes.quantile(0.25))))
 
 
 def from_zero(axes: Axes, values: pd.Series, least: float = 0.0) -> None:

@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import GREY, RunStyle, in_order, legend, panels, reference, run_styles
+from rankdrift.analysis.figures._style import (
+    GREY,
+    RunStyle,
+    in_order,
+    legend,
+    panels,
+    reference,
+    run_styles,
+    symlog_if_wide,
+)
 from rankdrift.analysis.observations import base_score, forgetting, leading_metrics, scores_of
 
 COSTS = {
@@ -39,6 +48,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         base = base_score(performance, task, metric)
         _draw_paths(ax, costs.merge(learned, on=["run", "step"]), cost, base, styles)
         _draw_base(ax, base)
+        symlog_if_wide(ax.set_xscale, costs[cost])
         ax.set_xlabel(COSTS[cost])
         ax.set_ylabel(f"{task}: {metric}")
     star = reference("base model", linestyle="", marker="*", markersize=11)
@@ -86,7 +96,8 @@ FIGURE = Figure(
         "increase of the NLL is a difference over the same text, whose two standard errors do not give its "
         "own: its interval is in the table item_contrasts, and stated in the findings. Compare methods where "
         "their heights agree (equal learning), not at equal step: one point to the right of another that "
-        "also lies higher is a trade-off, not a loss."
+        "also lies higher is a trade-off, not a loss. Where one run went much further than most, the axis is "
+        "logarithmic beyond the lower values."
     ),
     draw=_draw,
 )

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import GREY, few_ticks, panels, reference
+from rankdrift.analysis.figures._style import GREY, few_ticks, panels, reference, symlog_if_wide
 from rankdrift.analysis.observations import GENERAL_TEXT, of_contrast
 
 COLOUR = "#0072B2"
@@ -35,6 +35,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         ax.set_title("general text" if general else task)
         ax.set_xlabel(f"difference in {'NLL (nats / token)' if general else metric}")
         few_ticks(ax)
+        symlog_if_wide(ax.set_xscale, pd.concat([rows["low"], rows["high"], rows["difference"]]))
     axes[0].set_yticks(range(len(pairs)), pairs)
     axes[0].set_ylabel("arms")
     axes[0].set_ylim(-0.6, len(pairs) - 0.4)
@@ -76,7 +77,8 @@ FIGURE = Figure(
         "seeds. Grey: the negative control, how much two seeds of one of these arms differ, in the median "
         "and at most. It speaks of single seeds, whose difference varies more than that of means over "
         "seeds; a mean inside the dark band has not been told apart from a change of the seed, whatever "
-        "its interval. An open point has no interval: fewer than two seeds, or no spread among them."
+        "its interval. An open point has no interval: fewer than two seeds, or no spread among them. Where a "
+        "few intervals are much wider than most, the axis is logarithmic beyond the narrow ones."
     ),
     draw=_draw,
 )

@@ -16,7 +16,9 @@ from rankdrift.analysis.figures._matrices import labelled_matrix, symmetric
 from rankdrift.analysis.figures._style import RunStyle, in_order, panels, run_styles
 from rankdrift.analysis.observations import last_pairs, tuned_rows
 
-MOST_WRITTEN = 8
+MOST_BESIDE = 8
+"""Runs above which the two squares stand one above the other."""
+MOST_WRITTEN = 24
 """Runs above which numbers in the cells could not be read."""
 WHITE_BELOW = 4.0
 """Colours of cosines reach at least so many standard deviations of unrelated directions."""
@@ -28,7 +30,9 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         raise NothingToDraw("the table task_vectors has no pair of runs that both differ from the base")
     styles = run_styles({"first": pairs, "second": _seconds(pairs)})
     runs = in_order(styles, styles)
-    canvas, axes = panels(2, height=1.6 + min(0.35 * len(runs), 1.9))
+    beside = len(runs) <= MOST_BESIDE
+    height = 1.6 + min(0.35 * len(runs), 1.9) if beside else 1.2 + min(0.29 * len(runs), 8.0)
+    canvas, axes = panels(2, columns=2 if beside else 1, height=height)
     null = float(pairs["cosine_null"].mean())
     cosines = _square(pairs, "cosine", runs)
     norm = symmetric(cosines.to_numpy(), WHITE_BELOW * null)
@@ -61,7 +65,7 @@ def _draw_square(
 ) -> Any:
     places = range(1, len(values) + 1)
     named = [f"{styles[str(run)].label}  {place}" for run, place in zip(values, places, strict=True)]
-    written = values.map(number.format).where(values.notna(), "")
+    written = values.map(number.format).where(values.notna(), "").replace("-0.00", "0.00")
     texts = written if len(values) <= MOST_WRITTEN else written.map(lambda text: "")
     ax.set_xlabel("run (number)")
     ax.set_ylabel("run")

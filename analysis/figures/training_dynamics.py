@@ -15,6 +15,7 @@ from rankdrift.analysis.figures._style import (
     log_if_positive,
     panels,
     run_styles,
+    symlog_if_wide,
     whole_numbers,
 )
 
@@ -46,6 +47,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         else:
             from_zero(ax, rows[column])
             ax.ticklabel_format(axis="y", scilimits=(-3, 5))
+            symlog_if_wide(ax.set_yscale, rows[column])
     legend(canvas, table["run"].unique(), styles)
     return canvas
 

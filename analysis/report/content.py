@@ -76,7 +76,7 @@ def compose(study: Study, pictures: list[Picture], left_out: list[LeftOut]) -> C
 
 
 def _summary(study: Study) -> str:
-    by_arm = study.arms()
+    by_arm = study.arms
     seeds = sorted({seed for runs in by_arm.values() for seed in runs})
     models = sorted({str(run.spec["model"]["name"]) for run in study.runs if "model" in run.spec})
     tasks = sorted({task for table in study.of_checkpoints() for task in tuned_rows(table)["tasks"].unique()})
@@ -110,7 +110,11 @@ def _ds_configs(study: Study) -> dict[str, str]:
     for run in study.runs:
         if run.ds_config:
             runs_of.setdefault(json.dumps(run.ds_config, indent=2), []).append(run.name)
-    return {", ".join(names): text for text, names in runs_of.items()}
+    everyone = [run.name for run in study.runs]
+    return {
+        "all runs" if names == everyone and len(names) > 1 else ", ".join(names): text
+        for text, names in runs_of.items()
+    }
 
 
 def _table_facts(study: Study, name: str) -> TableFacts:

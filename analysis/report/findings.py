@@ -1,4 +1,6 @@
-"""Plain sentences computed from the tables: what was found, and with how much evidence.
+"""What was found, computed from the tables, and with how much evidence: tables of runs, and sentences.
+
+Whatever is said of every run, arm or pair is a table's column; a sentence is about all of them.
 
 A difference between two models is stated with its interval over items, and called more than the choice of
 items only where that excludes 0; several seeds give a t interval; one seed is said to be one. There are no
@@ -18,9 +20,10 @@ from rankdrift.analysis.report import (
     scores_found,
     weights_found,
 )
+from rankdrift.analysis.report.grids import Grid
 from rankdrift.analysis.report.study import Study
 
-TOPICS: Mapping[str, Callable[[Study], Iterator[str]]] = {
+TOPICS: Mapping[str, Callable[[Study], Iterator[str | Grid]]] = {
     "Learning": scores_found.on_learning,
     "Forgetting": scores_found.on_forgetting,
     "Means and differences over seeds": comparisons_found.on_seeds,
@@ -41,25 +44,25 @@ TOPICS: Mapping[str, Callable[[Study], Iterator[str]]] = {
 
 @dataclass(frozen=True)
 class Topic:
-    """Sentences on one subject."""
+    """What is found on one subject, in order."""
 
     title: str
-    sentences: tuple[str, ...]
+    parts: tuple[str | Grid, ...]
 
 
 def findings(study: Study) -> list[Topic]:
     """Return the strength of the evidence, then the topics on which the study's tables say something."""
-    topics = [
-        Topic(title, tuple(source(study))) for title, source in {"Evidence": _evidence, **TOPICS}.items()
-    ]
-    return [topic for topic in topics if topic.sentences]
+    sources = {"Evidence": _evidence, **TOPICS}
+    topics = [Topic(title, tuple(source(study))) for title, source in sources.items()]
+    return [topic for topic in topics if topic.parts]
 
 
-def _evidence(study: Study) -> Iterator[str]:
-    several: list[str] = []
-    single: list[str] = []
-    for arm, runs in study.arms().items():
-        (several if len(runs) > 1 else single).append(f"{arm} ({', '.join(map(str, runs))})")
+def _evidence(study: Study) -> Iterator[str | Grid]:
+    arms_of: dict[tuple[int, ...], list[str]] = {}
+    for arm, runs in study.arms.items():
+        arms_of.setdefault(tuple(runs), []).append(arm)
+    several = [_of_seeds(seeds, arms) for seeds, arms in arms_of.items() if len(seeds) > 1]
+    single = [_of_seeds(seeds, arms) for seeds, arms in arms_of.items() if len(seeds) == 1]
     if several:
         means = "Means over them have 95 % t intervals."
         if study.table("seed_means") is None:
@@ -74,3 +77,7 @@ def _evidence(study: Study) -> Iterator[str]:
         "Standard errors, and the intervals of runs, are over scored items, for one trained model each: they "
         "say how far a number would move with other items, not with another training."
     )
+
+
+def _of_seeds(seeds: tuple[int, ...], arms: list[str]) -> str:
+    return f"{', '.join(arms)} ({', '.join(map(str, seeds))})"

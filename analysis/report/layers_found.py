@@ -1,60 +1,65 @@
-"""Sentences on what happened to the hidden states."""
+"""What happened to the hidden states."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 
 from rankdrift.analysis.observations import last_checkpoints, mean_states, rows_of
-from rankdrift.analysis.report.grids import number, percent
+from rankdrift.analysis.report.grids import Grid, grid_of, number, percent, with_error
 from rankdrift.analysis.report.study import Study
 
 REPRESENTATIONS = {"mean": "means of the tokens", "last_token": "last tokens", "token": "single tokens"}
-FEATURES = {"all": "of all dimensions", "without_top": "without those of largest variance"}
+FEATURES = {"all": "all dimensions", "without_top": "without those of largest variance"}
 
 
-def on_drift(study: Study) -> Iterator[str]:
+def on_drift(study: Study) -> Iterator[str | Grid]:
     """Yield where each run's representations drifted most, and whether that depends on how they are taken."""
     drift = study.table("drift_metrics")
     if drift is None:
         return
-    for run, rows in last_checkpoints(drift).dropna(subset=["cka"]).groupby("run"):
-        means = mean_states(rows)
-        if len(means):
-            yield _headline(str(run), means)
-        if len(rows) > len(means):
-            yield _by_representation(str(run), rows)
+    last = last_checkpoints(drift).dropna(subset=["cka"])
+    means = mean_states(last)
+    if len(means):
+        inputs = ", ".join(str(count) for count in sorted(means["n"].unique()))
+        yield grid_of(
+            (_extremes(run, rows) for run, rows in study.by_run(means)),
+            f"Hidden states of the tuned model and of the base, means over the tokens of {inputs} inputs",
+        )
+    if len(last) > len(means):
+        yield grid_of(
+            (_by_representation(run, rows) for run, rows in study.by_run(last)),
+            "Lowest CKA over the layers ± standard error over inputs, by what is taken for a representation",
+        )
     yield from _best_matches(study)
 
 
-def _headline(run: str, rows: pd.DataFrame) -> str:
+def _extremes(run: str, rows: pd.DataFrame) -> dict[str, str]:
     lowest = next(rows_of(rows.sort_values("cka")))
     moved = next(rows_of(rows.sort_values("relative_l2", ascending=False)))
-    return (
-        f"{run}: CKA with the base is lowest after layer {lowest.layer}, {number(lowest.cka, 4)} "
-        f"(standard error {number(lowest.cka_stderr, 2)} over {lowest.n} inputs), and "
-        f"{number(rows['cka'].median(), 4)} in the median layer; hidden states move most after layer "
-        f"{moved.layer}, by {percent(moved.relative_l2)} of their norm."
-    )
+    return {
+        "run": run,
+        "lowest CKA ± standard error": with_error(lowest.cka, lowest.cka_stderr, 4),
+        "after layer": str(lowest.layer),
+        "median CKA over layers": number(rows["cka"].median(), 4),
+        "largest shift (of the norm)": percent(moved.relative_l2),
+        "after layer ": str(moved.layer),
+    }
 
 
-def _by_representation(run: str, rows: pd.DataFrame) -> str:
+def _by_representation(run: str, rows: pd.DataFrame) -> dict[str, str]:
     """Return the lowest CKA of every representation and set of features, each with its standard error."""
     lowest = rows.loc[rows.groupby(["features", "representation"], sort=False)["cka"].idxmin()]
-    found = [
-        f"{FEATURES[str(features)]} " + ", ".join(map(_lowest, rows_of(of_features)))
-        for features, of_features in lowest.groupby("features", sort=False)
-    ]
-    return f"{run}: lowest CKA ± its standard error over inputs, {'; '.join(found)}."
+    return {"run": run} | {
+        f"{REPRESENTATIONS[row.representation]}, {FEATURES[row.features]}": with_error(
+            row.cka, row.cka_stderr, 4
+        )
+        for row in rows_of(lowest)
+    }
 
 
-def _lowest(row: Any) -> str:
-    return f"{number(row.cka, 4)} ± {number(row.cka_stderr, 2)} ({REPRESENTATIONS[row.representation]})"
-
-
-def _best_matches(study: Study) -> Iterator[str]:
+def _best_matches(study: Study) -> Iterator[str | Grid]:
     """Yield which layers of the tuned models are most like another layer of the base than their own."""
     similarity = study.table("layer_similarity")
     if similarity is None:
@@ -62,9 +67,16 @@ def _best_matches(study: Study) -> Iterator[str]:
     last = last_checkpoints(similarity).dropna(subset=["cka"])
     best = last.loc[last.groupby(["run", "tuned_layer"])["cka"].idxmax()]
     moved = best[best["tuned_layer"] != best["base_layer"]]
-    for run, rows in moved.groupby("run"):
-        found = ", ".join(f"{row.tuned_layer} (like {row.base_layer})" for row in rows_of(rows))
-        yield f"{run}: by CKA, these layers are more like another layer of the base: {found}."
-    kept = sorted(set(best["run"]) - set(moved["run"]))
+    kept = best["run"].nunique() - moved["run"].nunique()
     if kept:
-        yield f"{', '.join(kept)}: by CKA, every layer is most like the same layer of the base."
+        runs = best["run"].nunique()
+        yield f"In {kept} of {runs} runs every layer is, by CKA, most like the same layer of the base."
+    if len(moved):
+        yield grid_of(
+            ({"run": run, "tuned layer (base layer)": _pairs(rows)} for run, rows in study.by_run(moved)),
+            "Layers that are, by CKA, more like another layer of the base than like their own",
+        )
+
+
+def _pairs(rows: pd.DataFrame) -> str:
+    return ", ".join(f"{row.tuned_layer} ({row.base_layer})" for row in rows_of(rows))

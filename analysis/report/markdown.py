@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rankdrift.analysis.report.content import Content
+from rankdrift.analysis.report.findings import Topic
 from rankdrift.analysis.report.grids import Grid
 
 
@@ -14,12 +15,12 @@ def as_markdown(content: Content) -> str:
 
 
 def _lines(content: Content) -> Iterator[str]:
-    yield f"# {content.title}\n\n{content.summary}\n\n## Findings\n"
+    yield f"# {content.title}\n\n{content.summary}\n"
+    yield from _grid("## Last checkpoints", content.last_checkpoints)
+    yield "## Findings\n"
     for topic in content.topics:
         yield f"### {topic.title}\n"
-        yield from (f"- {sentence}" for sentence in topic.sentences)
-        yield ""
-    yield from _grid("## Last checkpoints", content.last_checkpoints)
+        yield from _topic(topic)
     yield from _figures(content)
     yield from _grid("## Settings that differ", content.settings_differing)
     yield from _grid("## Settings alike in all runs", content.settings_shared)
@@ -30,6 +31,21 @@ def _lines(content: Content) -> Iterator[str]:
     yield "## Tables\n"
     yield from (f"- `{table.name}`: {table.rows:,} rows ({table.files})" for table in content.tables)
     yield f"\n{content.written}"
+
+
+def _topic(topic: Topic) -> Iterator[str]:
+    """Yield a topic's sentences as list items, its tables between empty lines."""
+    listed = False
+    for part in topic.parts:
+        if isinstance(part, str):
+            yield f"- {part}"
+        else:
+            if listed:
+                yield ""
+            yield from _grid(part.caption, part)
+        listed = isinstance(part, str)
+    if listed:
+        yield ""
 
 
 def _figures(content: Content) -> Iterator[str]:

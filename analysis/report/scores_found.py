@@ -1,4 +1,4 @@
-"""Sentences on learning and forgetting: changes of scores against the base and between runs.
+"""What was learnt and forgotten: changes of scores against the base and between runs.
 
 Intervals and tests over items are those of ``item_contrasts``; values alone are of ``performance_metrics``.
 """
@@ -14,6 +14,7 @@ import pandas as pd
 from rankdrift.analysis.observations import (
     BASE,
     GENERAL_TEXT,
+    arm_of,
     base_score,
     forgetting,
     last_checkpoints,
@@ -21,104 +22,165 @@ from rankdrift.analysis.observations import (
     rows_of,
     scores_of,
 )
-from rankdrift.analysis.report.grids import interval, measured, number, signed
+from rankdrift.analysis.report.grids import (
+    MISSING,
+    Grid,
+    change,
+    grid_of,
+    interval,
+    measured,
+    number,
+    signed,
+    with_error,
+)
 from rankdrift.analysis.report.study import Study
 
 CONTRASTS = "item_contrasts"
+BEYOND = "excludes 0"
 
 
-def on_learning(study: Study) -> Iterator[str]:
+def on_learning(study: Study) -> Iterator[str | Grid]:
     """Yield what each run gained on each task over the base, and full fine-tuning over the other runs."""
     performance = study.table("performance_metrics")
     if performance is None:
         return
     for task, metric in leading_metrics(performance):
-        last = last_checkpoints(scores_of(performance, task, metric)).sort_values("run")
-        base = base_score(performance, task, metric)
-        for row in rows_of(last):
-            yield _gain(study, row, base)
+        last = last_checkpoints(scores_of(performance, task, metric))
+        yield from _against_base(study, last.assign(score=last["value"]), task, metric)
         yield from _between_runs(study, last, task, metric)
 
 
-def _gain(study: Study, row: Any, base: tuple[float, float] | None) -> str:
-    text = f"{row.run}: {measured(row.task, row.metric)} is {number(row.value)} at step {row.step}"
-    if base is None:
-        return f"{text}; the base model was not scored."
-    change = _from_base(study, row, row.task, row.metric, row.value - base[0])
-    return f"{text}, {number(base[0])} for the base model: {change}."
-
-
-def on_forgetting(study: Study) -> Iterator[str]:
+def on_forgetting(study: Study) -> Iterator[str | Grid]:
     """Yield how much worse each run predicts general text than the base, and how far it moved."""
     performance = study.table("performance_metrics")
     if performance is None:
         return
     last = last_checkpoints(forgetting(performance))
-    for row in rows_of(last):
-        parts = list(_costs(study, row))
-        if parts:
-            yield f"{row.run}: on general text, {'; '.join(parts)}."
+    yield from _against_base(study, last.assign(score=last["nll"]), GENERAL_TEXT, "nll")
     yield from _between_runs(study, last, GENERAL_TEXT, "nll")
 
 
-def _costs(study: Study, row: Any) -> Iterator[str]:
-    if not np.isnan(row.nll_increase):
-        change = _from_base(study, row, GENERAL_TEXT, "nll", row.nll_increase)
-        yield f"NLL per token {number(row.nll)} nats, {change}"
-    if not np.isnan(row.kl_from_base):
-        error = f"standard error {number(row.kl_stderr, 2)}"
-        yield f"KL from the base {number(row.kl_from_base)} nats a token, {error}"
+def _against_base(study: Study, last: pd.DataFrame, task: str, metric: str) -> Iterator[str | Grid]:
+    """Yield a row a run, `score` and its change from the base, and how many changed for sure."""
+    base = base_score(study.tables["performance_metrics"], task, metric)
+    changes = [
+        _change(study, row, task, metric, base) for _, rows in study.by_run(last) for row in rows_of(rows)
+    ]
+    if not changes:
+        return
+    origin = f"the base model has {with_error(*base)}" if base else "the base model was not scored"
+    yield grid_of(changes, f"{measured(task, metric)} at the last checkpoint; {origin}")
+    verdicts = [row[BEYOND] for row in changes if row[BEYOND] != MISSING]
+    if verdicts:
+        yield (
+            f"{verdicts.count('yes')} of {len(verdicts)} runs changed by more than the choice of items "
+            "may explain; of runs that did not change about one in twenty would seem to."
+        )
 
 
-def _from_base(study: Study, row: Any, task: str, metric: str, change: float) -> str:
-    """State a run's change from the base: over the items of both, or of the two scores where none pair."""
+def _change(
+    study: Study, row: Any, task: str, metric: str, base: tuple[float, float] | None
+) -> dict[str, str]:
+    """Return a run's cells: over the items of both models, or of the two scores where none pair."""
+    cells = {"run": row.run, "step": str(row.step), measured(task, metric): number(row.score, 4)}
+    if base is not None:
+        cells["change from the base"] = signed(row.score - base[0])
+    cells |= _stated(_contrast_with_base(study, row, task, metric))
+    if hasattr(row, "kl_from_base"):
+        cells["KL from the base (nats a token) ± standard error"] = with_error(
+            row.kl_from_base, row.kl_stderr
+        )
+    return cells
+
+
+def _contrast_with_base(study: Study, row: Any, task: str, metric: str) -> Any:
+    """Return the row of ``item_contrasts`` of a checkpoint and the base, or why there is none."""
     contrasts = study.table(CONTRASTS)
     if contrasts is None:
-        return _without_interval(change, f"the study has no table {CONTRASTS}")
+        return f"the study has no table {CONTRASTS}"
     found = scores_of(contrasts, task, metric)
     found = found[(found["run"] == row.run) & (found["step"] == row.step) & (found["other_run"] == BASE)]
-    if found.empty:
-        return _without_interval(change, f"not in the table {CONTRASTS}")
-    contrast = next(rows_of(found))
+    return f"not in the table {CONTRASTS}" if found.empty else next(rows_of(found))
+
+
+def _stated(contrast: Any) -> dict[str, str]:
+    """Return the cells of a contrast; the verdict is that of its interval."""
+    if isinstance(contrast, str):
+        return {BEYOND: MISSING, "no interval": contrast}
+    ends = interval(contrast.low, contrast.high)
+    cells = {"95 % BCa interval over items": ends or MISSING, BEYOND: MISSING}
+    if ends:
+        cells[BEYOND] = _yes(contrast.low * contrast.high > 0)
+    else:
+        cells["no interval"] = contrast.reason
+    if not np.isnan(contrast.mcnemar_p):
+        cells["McNemar's p"] = number(contrast.mcnemar_p, 2)
+        cells["items gained / lost"] = f"{contrast.gained:.0f} / {contrast.lost:.0f}"
+    return cells | _sample(contrast)
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def _sample(contrast: Any) -> dict[str, str]:
+    """Return what the interval is over: items or windows, and how many documents they are from."""
     if np.isnan(contrast.difference):
-        return _without_interval(change, contrast.reason)
-    return f"a change of {_stated(contrast)}"
+        return {}
+    documents = MISSING if contrast.resampled == contrast.items else f"{contrast.resampled:.0f}"
+    kind = "windows" if contrast.task == GENERAL_TEXT else "items"
+    return {kind: str(contrast.items), "of documents": documents}
 
 
-def _without_interval(change: float, reason: str) -> str:
-    return f"a change of {signed(change)}, without an interval over items ({reason})"
+def _between_runs(study: Study, last: pd.DataFrame, task: str, metric: str) -> Iterator[str | Grid]:
+    """Yield full fine-tuning against every other run of the same seed, over the same items."""
+    found = _contrasts_of_methods(study, last, task, metric)
+    if found.empty:
+        return
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows_of(found):
+        heading = f"{arm_of(row.full_run, row.seed)} minus this run"
+        cells.setdefault(row.compared_run, {})[heading] = _difference(row)
+    in_order = [run for run, _ in study.by_run(last) if run in cells]
+    yield grid_of(
+        ({"run": run, **cells[run]} for run in in_order),
+        f"Full fine-tuning against the other runs of its seed, {measured(task, metric)}: difference and 95 % "
+        "BCa interval over items; * where that excludes 0",
+    )
 
 
-def _between_runs(study: Study, last: pd.DataFrame, task: str, metric: str) -> Iterator[str]:
-    """Compare full fine-tuning with every other run of the same seed, over the same items."""
+def _contrasts_of_methods(study: Study, last: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    """Return the contrasts of two last checkpoints with exactly one of full fine-tuning, which comes first.
+
+    The columns `full_run` and `compared_run` name the two.
+    """
     contrasts = study.table(CONTRASTS)
     if contrasts is None:
-        return
+        return pd.DataFrame()
     runs = last[["run", "step", "method"]]
     found = scores_of(contrasts, task, metric).merge(runs, on=["run", "step"])
     found = found.merge(runs.add_prefix("other_"), on=["other_run", "other_step"])
-    for row in rows_of(found[(found["method"] == "full") != (found["other_method"] == "full")]):
-        text = f"{row.run} minus {row.other_run}, {measured(task, metric)}"
-        known = not np.isnan(row.difference)
-        yield f"{text}: {f'a difference of {_stated(row)}' if known else f'no comparison; {row.reason}'}."
+    full, other = found["method"] == "full", found["other_method"] == "full"
+    return pd.concat(
+        [_with_full_first(found[full & ~other]), _with_full_first(_turned(found[other & ~full]))]
+    )
 
 
-def _stated(contrast: Any) -> str:
-    """State a row of ``item_contrasts`` that has a difference; the verdict is that of its interval."""
-    ends = interval(contrast.low, contrast.high)
-    text = f"{signed(contrast.difference)} over {_sample(contrast)}, "
-    text += f"95 % BCa interval {ends}" if ends else f"without an interval ({contrast.reason})"
-    if not np.isnan(contrast.mcnemar_p):
-        counts = f"{contrast.gained:.0f} items gained, {contrast.lost:.0f} lost"
-        text += f", McNemar's p = {number(contrast.mcnemar_p, 2)} ({counts})"
-    if not ends:
-        return text
-    verdict = "more" if contrast.low * contrast.high > 0 else "no more"
-    return f"{text}, {verdict} than the choice of items may explain"
+def _with_full_first(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(full_run=rows["run"], compared_run=rows["other_run"])
 
 
-def _sample(contrast: Any) -> str:
-    """Return what the interval is over: items or windows, and how many documents they are from."""
-    items = f"{contrast.items} {'windows' if contrast.task == GENERAL_TEXT else 'items'}"
-    whole = contrast.resampled == contrast.items
-    return items if whole else f"{items} of {contrast.resampled:.0f} documents"
+def _turned(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return contrasts the other way round."""
+    return rows.assign(
+        run=rows["other_run"],
+        other_run=rows["run"],
+        difference=-rows["difference"],
+        low=-rows["high"],
+        high=-rows["low"],
+    )
+
+
+def _difference(row: Any) -> str:
+    text = change(row.difference, row.low, row.high, row.reason)
+    return text + (" *" if row.low * row.high > 0 else "")

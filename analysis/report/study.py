@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,23 @@ class Study:
         """Return the tables whose rows are each of one checkpoint; others compare runs or arms."""
         return [table for table in self.tables.values() if set(IDENTITY) <= set(table.columns)]
 
-    def arms(self) -> dict[str, dict[int, str]]:
-        """Return arm -> seed -> run, over all trained runs of the tables."""
-        known = pd.concat(
-            [tuned_rows(table)[["run", "method", "rank", "seed"]] for table in self.of_checkpoints()]
-        )
+    @cached_property
+    def arms(self) -> Mapping[str, Mapping[int, str]]:
+        """Arm -> seed -> run, over all trained runs of the tables."""
+        identity = ["run", "method", "rank", "seed"]
+        known = pd.concat([tuned_rows(table)[identity].drop_duplicates() for table in self.of_checkpoints()])
         found: dict[str, dict[int, str]] = {}
-        for row in rows_of(known.drop_duplicates().sort_values(["method", "rank", "seed"])):
+        for row in rows_of(known.drop_duplicates().sort_values(["method", "rank", "run"])):
             found.setdefault(arm_of(row.run, row.seed), {})[int(row.seed)] = row.run
-        return found
+        return {arm: dict(sorted(runs.items())) for arm, runs in found.items()}
+
+    def by_run(self, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Return (run, its rows) of a table, in the order of the arms and their seeds."""
+        for runs in self.arms.values():
+            for run in runs.values():
+                rows = table[table["run"] == run]
+                if len(rows):
+                    yield run, rows
 
 
 def read_study(layout: StudyLayout) -> Study:

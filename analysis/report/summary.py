@@ -21,7 +21,7 @@ from rankdrift.analysis.observations import (
     tuned_rows,
     update_sizes,
 )
-from rankdrift.analysis.report.grids import MISSING, Grid, number, with_error
+from rankdrift.analysis.report.grids import MISSING, Grid, count, grid_of, number, with_error
 from rankdrift.analysis.report.study import RunFacts, Study
 
 Columns = dict[str, dict[str, str]]
@@ -30,7 +30,7 @@ Columns = dict[str, dict[str, str]]
 
 def last_checkpoint_grid(study: Study) -> Grid:
     """Return what was measured on every run's last checkpoint and on the base."""
-    runs = [run for seeds in study.arms().values() for run in seeds.values()]
+    runs = [run for seeds in study.arms.values() for run in seeds.values()]
     sources: dict[str, Callable[[pd.DataFrame], Columns]] = {
         "performance_metrics": _scores,
         "svd_analysis_results": _weights,
@@ -43,11 +43,11 @@ def last_checkpoint_grid(study: Study) -> Grid:
             columns |= source(table)
     columns["trainable parameters"] = {run.name: _trainable(run) for run in study.runs}
     columns["training time"] = {run.name: _training_time(run) for run in study.runs}
-    shown = {heading: texts for heading, texts in columns.items() if set(texts.values()) - {MISSING}}
     rows = (
-        (heading, *(texts.get(run, MISSING) for run in [BASE, *runs])) for heading, texts in shown.items()
+        {"run": run, **{heading: texts.get(run, MISSING) for heading, texts in columns.items()}}
+        for run in [BASE, *runs]
     )
-    return Grid(("measured at the last checkpoint", BASE, *runs), tuple(rows))
+    return grid_of(rows)
 
 
 def _steps(study: Study) -> Columns:
@@ -90,7 +90,8 @@ def _weights(spectra: pd.DataFrame) -> Columns:
         "entropy rank": {row.run: number(row.update_entropy_rank) for row in rows_of(shares)},
         "share of noise's": {row.run: f"{100 * row.null_share:.0f} %" for row in rows_of(shares)},
         "intruders L / R": {
-            row.run: f"{row.intruders_left} / {row.intruders_right}" for row in rows_of(intruders)
+            row.run: f"{count(row.intruders_left)} / {count(row.intruders_right)}"
+            for row in rows_of(intruders)
         },
     }
 

@@ -1,4 +1,4 @@
-"""Sentences on what happened to the weights: update, rank, intruders, subspaces, task vectors."""
+"""What happened to the weights: update, rank, intruders, subspaces, task vectors."""
 
 from __future__ import annotations
 
@@ -19,26 +19,36 @@ from rankdrift.analysis.observations import (
     rows_of,
     update_sizes,
 )
-from rankdrift.analysis.report.grids import number, percent
+from rankdrift.analysis.report.grids import MISSING, Grid, count, grid_of, number, percent
 from rankdrift.analysis.report.study import Study
 
 
-def on_update_size(study: Study) -> Iterator[str]:
+def on_update_size(study: Study) -> Iterator[str | Grid]:
     """Yield the size of each run's update relative to the base, and how much of it bf16 would lose."""
     spectra = study.table("svd_analysis_results")
     if spectra is None:
         return
     last = last_checkpoints(spectra)
     sizes = update_sizes(last).set_index("run")["relative_update_norm"]
-    for run, rows in last.groupby("run"):
-        largest = next(rows_of(rows.sort_values("relative_update_norm", ascending=False)))
-        rounded = int(((rows["bf16_floor_ratio"] < 1) & (rows["update_norm"] > 0)).sum())
-        yield (
-            f"{run}: the update is {percent(sizes[run])} of the base weights' norm over all {len(rows)} "
-            f"matrices, largest in {_place(largest)} "
-            f"({percent(largest.relative_update_norm)}); in {rounded or 'none'} of them it is smaller than "
-            "the rounding of the weight to bf16."
-        )
+    yield grid_of(
+        (_size(run, rows, sizes[run]) for run, rows in study.by_run(last)),
+        "Norm of the update over that of the base's weights, and matrices whose update is smaller than the "
+        "rounding of the weight to bf16",
+    )
+
+
+def _size(run: str, rows: pd.DataFrame, size: float) -> dict[str, str]:
+    largest = next(rows_of(rows.sort_values("relative_update_norm", ascending=False)))
+    changed = rows[rows["update_norm"] > 0]
+    return {
+        "run": run,
+        "of all weights": percent(size),
+        "largest of a matrix": percent(largest.relative_update_norm),
+        "which": _place(largest),
+        "matrices": str(len(rows)),
+        "changed": str(len(changed)),
+        "below bf16's rounding": str(int((changed["bf16_floor_ratio"] < 1).sum())),
+    }
 
 
 def _place(row: Any) -> str:
@@ -46,48 +56,67 @@ def _place(row: Any) -> str:
     return f"{row.module} of layer {row.layer}" if row.layer >= 0 else str(row.module)
 
 
-def on_rank(study: Study) -> Iterator[str]:
+def on_rank(study: Study) -> Iterator[str | Grid]:
     """Yield the entropy rank of each run's update against its null."""
     spectra = study.table("svd_analysis_results")
     if spectra is None:
         return
     last = rank_shares(last_checkpoints(spectra))
-    for run, rows in last.groupby("run"):
-        middle = rows[["update_entropy_rank", "update_entropy_rank_null", "null_share"]].median()
-        bound = int(rows["rank"].iloc[0])
-        noise = f"Gaussian BA of rank {bound}" if bound else "noise of that shape"
-        yield (
-            f"{run}: its update has a median entropy rank of {number(middle['update_entropy_rank'])}, "
-            f"{percent(middle['null_share'])} of what {noise} gives "
-            f"({number(middle['update_entropy_rank_null'])})"
-            + (f"; it is bounded by r = {bound} by construction." if bound else ".")
-        )
+    if last.empty:
+        return
+    yield grid_of(
+        (_rank(run, rows) for run, rows in study.by_run(last)),
+        "Entropy rank of the update, medians over the matrices that changed. Noise is Gaussian, of the "
+        "matrix's shape; for LoRA a product BA of Gaussian factors of that r",
+    )
     if last["rank"].nunique() > 1:
         yield (
-            "The gap in rank between LoRA and full fine-tuning is there by construction; what compares is "
-            "the share of noise."
+            "LoRA's ranks are bounded by r: the gap to full fine-tuning is there by construction, and what "
+            "compares is the share of noise's."
         )
 
 
-def on_intruders(study: Study) -> Iterator[str]:
+def _rank(run: str, rows: pd.DataFrame) -> dict[str, str]:
+    middle = rows[["update_entropy_rank", "update_entropy_rank_null", "null_share"]].median()
+    bound = int(rows["rank"].iloc[0])
+    return {
+        "run": run,
+        "entropy rank": number(middle["update_entropy_rank"]),
+        "noise's": number(middle["update_entropy_rank_null"]),
+        "share of noise's": percent(middle["null_share"]),
+        "bounded by r": str(bound) if bound else MISSING,
+    }
+
+
+def on_intruders(study: Study) -> Iterator[str | Grid]:
     """Yield counts, energy and leading singular value of each run's intruder dimensions."""
     spectra = study.table("svd_analysis_results")
     if spectra is None:
         return
-    rows = intruder_totals(last_checkpoints(spectra))
-    for row in rows_of(rows):
-        yield (
-            f"{row.run}: {row.intruders_left} left and {row.intruders_right} right intruders in "
-            f"{row.matrices} matrices, holding on average {percent(row.intruder_energy_left)} and "
-            f"{percent(row.intruder_energy_right)} of the leading energy; the update's largest singular "
-            f"value is at most {number(row.sigma1_ratio)} times the base's."
-        )
+    totals = intruder_totals(last_checkpoints(spectra))
+    if totals.empty:
+        return
+    yield grid_of(
+        (_intruders(row) for _, rows in study.by_run(totals) for row in rows_of(rows)),
+        "Intruder dimensions over all matrices of the blocks, left / right",
+    )
     yield from _over_grid(study)
-    if not rows.empty:
-        yield "An intruder is spread over many base vectors; whether it causes forgetting is contested."
+    yield "An intruder is spread over many base vectors; whether it causes forgetting is contested."
 
 
-def _over_grid(study: Study) -> Iterator[str]:
+def _intruders(row: Any) -> dict[str, str]:
+    return {
+        "run": row.run,
+        "intruders": f"{count(row.intruders_left)} / {count(row.intruders_right)}",
+        "matrices": str(row.matrices),
+        "share of the leading energy": " / ".join(
+            map(percent, (row.intruder_energy_left, row.intruder_energy_right))
+        ),
+        "largest singular value of an update over the base's": number(row.sigma1_ratio),
+    }
+
+
+def _over_grid(study: Study) -> Iterator[Grid]:
     """Yield how the share of intruders depends on the threshold, beside random directions."""
     grid = study.table("intruder_dimensions")
     if grid is None:
@@ -96,62 +125,95 @@ def _over_grid(study: Study) -> Iterator[str]:
     if shares.empty:
         return
     k = nearest_count(shares["k"])
-    for arm, rows in shares[shares["k"] == k].groupby("arm", sort=False):
-        by_threshold = list(rows_of(rows.sort_values("threshold")))
-        first, last = by_threshold[0], by_threshold[-1]
-        yield (
-            f"{arm}: of the {k} leading vectors of both sides, {percent(first.share)} are intruders at the "
-            f"threshold {first.threshold:g} and {percent(last.share)} at {last.threshold:g}; of random "
-            f"directions {percent(first.share_random)} and {percent(last.share_random)} would be."
-        )
+    shares = shares[shares["k"] == k]
+    rows = [
+        {"arm": arm} | _by_threshold(shares[shares["arm"] == arm], "share") for arm in shares["arm"].unique()
+    ]
+    random = {"arm": "random directions, the most of any arm"}
+    highest = shares.groupby("threshold", as_index=False).agg(share_random=("share_random", "max"))
+    yield grid_of(
+        [*rows, random | _by_threshold(highest, "share_random")],
+        f"Share of the {k} leading vectors of both sides that are intruders, by the threshold below which "
+        "the largest cosine with a base vector must lie",
+    )
 
 
-def on_subspaces(study: Study) -> Iterator[str]:
+def _by_threshold(shares: pd.DataFrame, column: str) -> dict[str, str]:
+    ordered = shares.sort_values("threshold")
+    return {f"{row.threshold:g}": percent(getattr(row, column)) for row in rows_of(ordered)}
+
+
+def on_subspaces(study: Study) -> Iterator[str | Grid]:
     """Yield how far the leading singular vectors turned, and for how many matrices that is well defined."""
     drift = study.table("subspace_drift")
     if drift is None:
         return
     last = of_blocks(last_checkpoints(drift)).dropna(subset=["vector_drift"])
-    k = nearest_count(last["k"]) if len(last) else 0
+    if last.empty:
+        return
+    k = nearest_count(last["k"])
     last = last[last["k"] == k]
-    for run, rows in last.groupby("run"):
-        means = rows.groupby("side")["vector_drift"].mean()
-        sides = ", ".join(f"{number(mean)} ({side})" for side, mean in means.items())
-        yield (
-            f"{run}: the span of the {k} leading singular vectors turned by {sides} in the mean over "
-            f"matrices, unrelated ones would have {number(np.sqrt(1 - rows['overlap_random']).mean())}; the "
-            f"gap below these values exceeds twice the update in {percent(rows['reliable'].mean())} of them."
-        )
-    if len(last):
-        yield (
-            f"The naive distance of the same vectors would say {number(last['naive_drift'].min())} to "
-            f"{number(last['naive_drift'].max())}: it depends on signs, which are arbitrary. Where the gap "
-            "is smaller than twice the update, neighbouring vectors may have changed places without meaning."
-        )
+    yield grid_of(
+        (_turned(run, rows) for run, rows in study.by_run(last)),
+        f"How far the span of the {k} leading singular vectors turned, means over matrices: 0 not at all, 1 "
+        "into an orthogonal one",
+    )
+    yield (
+        f"The naive distance of the same vectors would say {number(last['naive_drift'].min())} to "
+        f"{number(last['naive_drift'].max())}: it depends on signs, which are arbitrary. Where the gap "
+        "is smaller than twice the update, neighbouring vectors may have changed places without meaning."
+    )
 
 
-def on_task_vectors(study: Study) -> Iterator[str]:
-    """Yield how alike the updates of two arms are, and of two seeds of one arm."""
+def _turned(run: str, rows: pd.DataFrame) -> dict[str, str]:
+    sides = {str(side): number(mean) for side, mean in rows.groupby("side")["vector_drift"].mean().items()}
+    return {
+        "run": run,
+        **sides,
+        "unrelated spans": number(np.sqrt(1 - rows["overlap_random"]).mean()),
+        "matrices with a gap above twice the update": percent(rows["reliable"].mean()),
+    }
+
+
+def on_task_vectors(study: Study) -> Iterator[str | Grid]:
+    """Yield how alike the updates of any two runs are: arms with one seed, and with different ones."""
     vectors = study.table("task_vectors")
     if vectors is None:
         return
     pairs = last_pairs(vectors).dropna(subset=["cosine"])
-    names = [tuple(sorted(pair)) for pair in zip(pairs["arm"], pairs["other_arm"], strict=True)]
-    for (arm, other), rows in pairs.groupby(pd.Series(names, pairs.index), sort=False):
-        whose = f"seeds of {arm}" if arm == other else f"{arm} and {other}"
-        conflict = rows["sign_conflict"].mean()
-        differ = (
-            f"; of the entries that are large in both, {percent(conflict)} differ in sign (unrelated: 50 %)"
-        )
-        signs = "" if np.isnan(conflict) else differ
-        yield (
-            f"{whose}: task vectors have a cosine of {_spread(rows['cosine'])}, unrelated directions one "
-            f"within ±{number(1.96 * rows['cosine_null'].mean(), 2)}{signs}."
-        )
+    if pairs.empty:
+        return
+    arms = [arm for arm in study.arms if arm in {*pairs["arm"], *pairs["other_arm"]}]
+    where = (
+        "means over pairs of runs; above the diagonal runs of one seed, on it and below of different seeds"
+    )
+    yield _square(pairs, arms, "cosine", number, f"Cosine of task vectors, {where}")
+    conflicts = pairs.dropna(subset=["sign_conflict"])
+    if len(conflicts):
+        caption = "Entries large in both task vectors that differ in sign"
+        yield _square(conflicts, arms, "sign_conflict", percent, f"{caption}, {where}")
+    yield (
+        f"Unrelated directions have a cosine within ±{number(1.96 * pairs['cosine_null'].max(), 2)}, and "
+        "half of their large entries differ in sign. Runs of one seed share the order of the data and, if "
+        "both are LoRA of one r, the start of their factors."
+    )
 
 
-def _spread(values: pd.Series) -> str:
-    """Return a value, or the mean and the range of several: pairs that share runs give no interval."""
-    mean = number(values.mean())
-    several = f" (mean of {len(values)} pairs of runs, {number(values.min())} to {number(values.max())})"
-    return mean if len(values) == 1 else mean + several
+def _square(pairs: pd.DataFrame, arms: list[str], column: str, text: Any, caption: str) -> Grid:
+    """Return arms against arms: of one seed above the diagonal, of different seeds elsewhere."""
+    same = pairs["seed"] == pairs["other_seed"]
+    rows = []
+    for i, arm in enumerate(arms):
+        cells = [
+            text(_between(pairs[same if j > i else ~same], arm, other)[column].mean())
+            for j, other in enumerate(arms)
+        ]
+        rows.append((arm, *cells))
+    return Grid(("", *arms), tuple(rows), caption)
+
+
+def _between(pairs: pd.DataFrame, arm: str, other: str) -> pd.DataFrame:
+    """Return the pairs of two arms, whichever is named first."""
+    forth = (pairs["arm"] == arm) & (pairs["other_arm"] == other)
+    back = (pairs["arm"] == other) & (pairs["other_arm"] == arm)
+    return pairs[forth | back]

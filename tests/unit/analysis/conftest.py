@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rankdrift.analysis.analyses.comparisons import learning_forgetting
+from rankdrift.analysis.checkpoint_summary import checkpoint_summaries
+
 Tables = dict[str, pd.DataFrame]
 Who = tuple[str, int, int]
 """Method, rank, seed."""
@@ -466,7 +469,9 @@ def _make(
         ],
     }
     tables = {name: pd.DataFrame(rows) for name, rows in frames.items()}
-    return tables | {"singular_values": _singular_values(sigmas)} | comparison_tables(runs, steps, layers)
+    plane = learning_forgetting(checkpoint_summaries(tables), tables["performance_metrics"])
+    tables |= {"singular_values": _singular_values(sigmas), "learning_forgetting": plane}
+    return tables | comparison_tables(runs, steps, layers)
 
 
 @pytest.fixture(scope="session")

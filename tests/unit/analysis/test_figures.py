@@ -115,6 +115,39 @@ def test_renders_whatever_the_size(name: str, size: str, sized: dict[str, Tables
     assert canvas.get_size_inches()[0] == 9.5
 
 
+@pytest.mark.parametrize("name", ["learning_forgetting", "predictors_of_forgetting", "seed_control"])
+def test_a_run_that_diverged_leaves_the_others_room(name: str, make_tables: Callable[..., Tables]) -> None:
+    tables = make_tables(TWELVE, [2, 4], 1)
+    lost = {"run": "lora-r64-seed1", "arm": "lora-r64", "other_arm": "lora-r64"}
+
+    def diverged(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+        rows = np.logical_or.reduce([table[key] == run for key, run in lost.items() if key in table])
+        return table.assign(**{column: table[column].where(~rows, table[column] * 300) for column in columns})
+
+    tables["performance_metrics"] = diverged(tables["performance_metrics"], ["value"])
+    tables["learning_forgetting"] = diverged(tables["learning_forgetting"], ["nll_increase", "kl_from_base"])
+    tables["seed_contrasts"] = diverged(tables["seed_contrasts"], ["difference", "low", "high"])
+    canvas = drawn(figure(name).render(tables))
+    scales = {scale for axes in canvas.axes for scale in (axes.get_xscale(), axes.get_yscale())}
+    assert "symlog" in scales
+    assert all(end < start for axes in canvas.axes for end, start in neighbours(axes))
+
+
+def test_an_axis_stays_linear_without_extreme_values(two_runs: Tables) -> None:
+    for axes in figure("learning_forgetting").render(two_runs).axes:
+        assert axes.get_xscale() == "linear"
+
+
+def test_many_runs_have_a_legend_of_arms_and_seeds(sized: dict[str, Tables], two_runs: Tables) -> None:
+    def entries(tables: Tables) -> list[str]:
+        (found,) = figure("training_dynamics").render(tables).legends
+        return [text.get_text() for text in found.get_texts()]
+
+    seeds = ["seed 1", "seed 2", "seed 3"]
+    assert entries(sized["12 runs"]) == ["full", "lora-r4", "lora-r8", "lora-r64", *seeds]
+    assert entries(two_runs) == ["full", "lora-r8"]
+
+
 def test_eighty_layers(make_tables: Callable[..., Tables]) -> None:
     tables = make_tables(TWO[:1], [1], 80)
     for name in ("drift_by_layer", "drift_heatmap", "gradient_heatmap"):

@@ -15,7 +15,7 @@ from scipy import stats
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.analyses.seed_contrasts import compute_all
 from rankdrift.analysis.report.findings import TOPICS
-from rankdrift.analysis.report.grids import number
+from rankdrift.analysis.report.grids import MISSING, Grid, number
 from rankdrift.analysis.report.study import Study
 from rankdrift.layout import StudyLayout
 
@@ -43,119 +43,142 @@ def whole(tmp_path: Path, made: Callable[[Any], Tables]) -> Write:
 
 
 def sentences(study: Study, topic: str) -> list[str]:
-    return list(TOPICS[topic](study))
+    return [part for part in TOPICS[topic](study) if isinstance(part, str)]
+
+
+def grids(study: Study, topic: str) -> list[Grid]:
+    return [part for part in TOPICS[topic](study) if not isinstance(part, str)]
+
+
+def cells(grid: Grid) -> dict[str, dict[str, str]]:
+    """Return the name of a row -> heading -> text."""
+    return {row[0]: dict(zip(grid.headers[1:], row[1:], strict=True)) for row in grid.rows}
 
 
 def test_changes_from_the_base_are_stated_with_their_interval_over_items(whole: Write) -> None:
     study = whole()
-    assert sentences(study, "Learning")[0] == (
-        "full-seed42: accuracy on topic is 0.870 at step 8, 0.420 for the base model: a change of +0.450 "
-        "over 400 items, 95 % BCa interval [0.400, 0.500], McNemar's p = 1.0e-09 (200 items gained, 20 "
-        "lost), more than the choice of items may explain."
-    )
-    assert sentences(study, "Forgetting")[0] == (
-        "full-seed42: on general text, NLL per token 3.15 nats, a change of +0.0500 over 48 windows of 12 "
-        "documents, 95 % BCa interval [0.0400, 0.0600], more than the choice of items may explain; KL from "
-        "the base 0.0700 nats a token, standard error 0.0050."
-    )
+    learnt, _ = grids(study, "Learning")
+    assert learnt.caption == "accuracy on topic at the last checkpoint; the base model has 0.420 ± 0.025"
+    assert cells(learnt)["full-seed42"] == {
+        "step": "8",
+        "accuracy on topic": "0.8700",
+        "change from the base": "+0.450",
+        "95 % BCa interval over items": "[0.400, 0.500]",
+        "excludes 0": "yes",
+        "McNemar's p": "1.0e-09",
+        "items gained / lost": "200 / 20",
+        "items": "400",
+    }
+    forgotten, _ = grids(study, "Forgetting")
+    assert cells(forgotten)["full-seed42"] == {
+        "step": "8",
+        "NLL of general text (nats a token)": "3.150",
+        "change from the base": "+0.0500",
+        "95 % BCa interval over items": "[0.0400, 0.0600]",
+        "excludes 0": "yes",
+        "windows": "48",
+        "of documents": "12",
+        "KL from the base (nats a token) ± standard error": "0.0700 ± 0.0050",
+    }
 
 
 def test_full_fine_tuning_is_compared_with_other_runs_of_its_seed(whole: Write) -> None:
     study = whole((*THREE_SEEDS, ("lora", 4, 1)))
-    compared = [text for text in sentences(study, "Learning") if " minus " in text]
-    assert [text.split(",")[0] for text in compared] == [
-        "full-seed1 minus lora-r4-seed1",  # and LoRA's ranks not with each other
-        "full-seed1 minus lora-r8-seed1",
-        "full-seed2 minus lora-r8-seed2",
-        "full-seed3 minus lora-r8-seed3",
-    ]
-    assert compared[0].endswith(
-        "accuracy on topic: a difference of 0 over 400 items, 95 % BCa interval [-0.0200, 0.0200], McNemar's "
-        "p = 1.0 (20 items gained, 20 lost), no more than the choice of items may explain."
-    )
-    assert (
-        "full-seed1 minus lora-r4-seed1, NLL of general text (nats a token): a difference of +0.0300 over 48 "
-        "windows of 12 documents, 95 % BCa interval [0.0200, 0.0400], more than the choice of items may "
-        "explain."
-    ) in sentences(study, "Forgetting")
+    _, between = grids(study, "Learning")
+    assert cells(between) == {  # and LoRA's ranks not with each other
+        name: {"full minus this run": "0 [-0.0200, 0.0200]"}
+        for name in ("lora-r4-seed1", "lora-r8-seed1", "lora-r8-seed2", "lora-r8-seed3")
+    }
+    _, between = grids(study, "Forgetting")
+    assert cells(between)["lora-r4-seed1"] == {"full minus this run": "+0.0300 [0.0200, 0.0400] *"}
+
+
+def test_a_contrast_that_names_full_second_is_turned(whole: Write) -> None:
+    def turned(table: pd.DataFrame) -> pd.DataFrame:
+        names = {"run": "other_run", "other_run": "run", "step": "other_step", "other_step": "step"}
+        arms = table["contrast"] == "arms"
+        table.loc[arms, list(names)] = table.loc[arms, list(names.values())].to_numpy()
+        table.loc[arms, "difference"] *= -1
+        table.loc[arms, ["low", "high"]] = -table.loc[arms, ["high", "low"]].to_numpy()
+        return table
+
+    assert grids(whole(item_contrasts=turned), "Forgetting") == grids(whole(), "Forgetting")
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_runs_of_one_method_are_not_compared(whole: Write, method: str) -> None:
     study = whole(performance_metrics=lambda table: table.replace({"full": method, "lora": method}))
-    found = [*sentences(study, "Learning"), *sentences(study, "Forgetting")]
-    assert len(found) == 4
-    assert not any(" minus " in text for text in found)
+    for topic in ("Learning", "Forgetting"):
+        (only,) = grids(study, topic)
+        assert list(cells(only)) == ["full-seed42", "lora-r8-seed42"]
 
 
 @pytest.mark.parametrize(
     ("ends", "verdict"),
-    [
-        ((0.01, 0.02), ", more than the choice"),
-        ((-0.02, -0.01), ", more than the choice"),
-        ((-0.01, 0.02), ", no more than the choice"),
-        ((0.0, 0.02), ", no more than the choice"),
-    ],
+    [((0.01, 0.02), "yes"), ((-0.02, -0.01), "yes"), ((-0.01, 0.02), "no"), ((0.0, 0.02), "no")],
 )
 def test_only_an_interval_without_0_is_more_than_chance(
     whole: Write, ends: tuple[float, float], verdict: str
 ) -> None:
     study = whole(item_contrasts=lambda table: table.assign(low=ends[0], high=ends[1]))
-    found = [*sentences(study, "Learning"), *sentences(study, "Forgetting")]
-    assert len(found) == 6
-    assert all(verdict in text for text in found)
+    for topic in ("Learning", "Forgetting"):
+        changes, between = grids(study, topic)
+        assert [row["excludes 0"] for row in cells(changes).values()] == [verdict] * 2
+        marked = [row["full minus this run"].endswith(" *") for row in cells(between).values()]
+        assert marked == [verdict == "yes"]
+        (count,) = sentences(study, topic)
+        assert count.startswith(
+            f"{2 if verdict == 'yes' else 0} of 2 runs changed by more than the choice of"
+        )
 
 
 def test_without_an_interval_there_is_no_verdict(whole: Write) -> None:
     few = {"low": np.nan, "high": np.nan, "reason": "6 to resample, fewer than 10"}
     study = whole(item_contrasts=lambda table: table.assign(**few))
-    *_, compared = sentences(study, "Learning")
-    assert compared.endswith(
-        "a difference of 0 over 400 items, without an interval (6 to resample, fewer than 10), McNemar's "
-        "p = 1.0 (20 items gained, 20 lost)."
-    )
-    assert not any("may explain" in text for text in sentences(study, "Forgetting"))
+    changes, between = grids(study, "Learning")
+    assert "excludes 0" not in changes.headers
+    assert cells(changes)["full-seed42"]["no interval"] == "6 to resample, fewer than 10"
+    assert cells(between)["lora-r8-seed42"]["full minus this run"] == "0 (6 to resample, fewer than 10)"
+    assert sentences(study, "Learning") == []
 
 
 def test_other_items_leave_the_change_of_the_scores_alone(whole: Write) -> None:
     unknown = dict.fromkeys(("difference", "low", "high", "gained", "lost", "mcnemar_p"), np.nan)
     study = whole(item_contrasts=lambda table: table.assign(**unknown, reason="scored on different items"))
-    first, _, compared = sentences(study, "Learning")
-    assert first.endswith("a change of +0.450, without an interval over items (scored on different items).")
-    assert compared == (
-        "full-seed42 minus lora-r8-seed42, accuracy on topic: no comparison; scored on different items."
-    )
+    changes, between = grids(study, "Learning")
+    assert cells(changes)["full-seed42"] == {
+        "step": "8",
+        "accuracy on topic": "0.8700",
+        "change from the base": "+0.450",
+        "no interval": "scored on different items",
+    }
+    assert cells(between)["lora-r8-seed42"]["full minus this run"] == f"{MISSING} (scored on different items)"
 
 
 @pytest.mark.parametrize("change", [{"step": 4}, {"metric": "f1"}], ids=["another step", "another metric"])
 def test_contrasts_of_something_else_are_not_taken(whole: Write, change: dict[str, object]) -> None:
-    found = sentences(whole(item_contrasts=lambda table: table.assign(**change)), "Learning")
-    assert len(found) == 2
-    assert all("an interval over items (not in the table item_contrasts)" in text for text in found)
+    (changes,) = grids(whole(item_contrasts=lambda table: table.assign(**change)), "Learning")
+    assert [row["no interval"] for row in cells(changes).values()] == ["not in the table item_contrasts"] * 2
 
 
 def test_means_over_seeds_are_of_changes_from_the_base(whole: Write) -> None:
-    found = sentences(whole(THREE_SEEDS), "Means and differences over seeds")
-    full, nll, *others = [text for text in found if "t interval" in text and " minus " not in text]
-    assert len(others) == 2  # LoRA's; perplexity is the NLL again
-    assert full == (
-        "full: mean change of accuracy on topic +0.450, 95 % t interval [0.420, 0.480] over 3 seeds."
-    )
-    assert nll == (
-        "full: mean change of NLL of general text (nats a token) +0.0500, 95 % t interval [0.0300, 0.0700] "
-        "over 3 seeds."
-    )
+    means, *_ = grids(whole(THREE_SEEDS), "Means and differences over seeds")
+    assert list(cells(means)) == ["full", "lora-r8"]
+    assert cells(means)["full"] == {  # perplexity is the NLL again
+        "seeds": "3",
+        "accuracy on topic, change": "+0.450 [0.420, 0.480]",
+        "NLL of general text (nats a token), change": "+0.0500 [0.0300, 0.0700]",
+    }
     unscored = whole(THREE_SEEDS, performance_metrics=lambda table: table[table["run"] != "base"])
-    full, *_ = sentences(unscored, "Means and differences over seeds")
-    assert full == "full: mean accuracy on topic 0.870, 95 % t interval [0.840, 0.900] over 3 seeds."
+    means, *_ = grids(unscored, "Means and differences over seeds")
+    assert cells(means)["full"]["accuracy on topic, value"] == "0.870 [0.840, 0.900]"
 
 
 def test_seeds_that_agree_have_a_mean_without_an_interval(whole: Write) -> None:
     alike = {"low": np.nan, "high": np.nan, "reason": "all 3 seeds give the same value"}
     study = whole(THREE_SEEDS, seed_means=lambda table: table.assign(**alike))
-    assert sentences(study, "Means and differences over seeds")[0] == (
-        "full: mean change of accuracy on topic +0.450 over 3 seeds; all 3 seeds give the same value."
-    )
+    means, *_ = grids(study, "Means and differences over seeds")
+    assert cells(means)["full"]["accuracy on topic, change"] == "+0.450 (all 3 seeds give the same value)"
 
 
 def test_means_and_differences_are_those_of_t_tests(whole: Write, tmp_path: Path) -> None:
@@ -177,26 +200,34 @@ def test_means_and_differences_are_those_of_t_tests(whole: Write, tmp_path: Path
         seed_means=lambda _: made["seed_means"],
         seed_contrasts=lambda _: made["seed_contrasts"],
     )
-    found = sentences(study, "Means and differences over seeds")
+    means, accuracy, _ = grids(study, "Means and differences over seeds")
     mean = stats.ttest_1samp(scores["full"] - 0.42, 0).confidence_interval()
     ends = f"[{number(mean.low)}, {number(mean.high)}]"
-    assert f"full: mean change of accuracy on topic +0.410, 95 % t interval {ends} over 3 seeds." in found
+    assert cells(means)["full"]["accuracy on topic, change"] == f"+0.410 {ends}"
     paired = stats.ttest_rel(scores["full"], scores["lora"])
     ends = "[{}, {}]".format(*map(number, paired.confidence_interval()))
-    text = "full minus lora-r8, accuracy on topic: mean difference +0.0233, 95 % paired t interval"
-    p_value = number(paired.pvalue, 2)
-    assert any(sentence.startswith(f"{text} {ends} over 3 seeds, p = {p_value}") for sentence in found)
+    contrast = cells(accuracy)["full minus lora-r8"]
+    assert (contrast["mean difference"], contrast["p"]) == (f"+0.0233 {ends}", number(paired.pvalue, 2))
 
 
 def test_contrasts_over_seeds_say_what_was_shown_and_what_could_be(whole: Write) -> None:
-    *_, accuracy, nll = sentences(whole(THREE_SEEDS), "Means and differences over seeds")
-    assert accuracy == (
-        "full minus lora-r8, accuracy on topic: mean difference +0.0200, 95 % paired t interval "
-        "[0.0133, 0.0267] over 3 seeds, p = 0.010 (Holm over tasks: 0.020): a difference is shown; the least "
-        "that so many seeds of this spread show with 80 % power is 0.010. Two seeds of one of these arms "
-        "differ by 0.0050 in the median, at most 0.010 (3 pairs)."
+    study = whole(THREE_SEEDS)
+    _, accuracy, nll = grids(study, "Means and differences over seeds")
+    assert cells(accuracy)["full minus lora-r8"] == {
+        "seeds": "3",
+        "mean difference": "+0.0200 [0.0133, 0.0267]",
+        "p": "0.010",
+        "p after Holm": "0.020",
+        "shown": "yes",
+        "least detectable": "0.010",
+        "two seeds of one arm: median, largest": "0.0050, 0.010 (3 pairs)",
+    }
+    assert cells(nll)["full minus lora-r8"]["mean difference"].startswith("+0.0300")
+    first, _ = sentences(study, "Means and differences over seeds")
+    assert first.startswith(
+        "1 of 1 pairs of arms differ in accuracy on topic: an interval without 0, and p at"
     )
-    assert nll.startswith("full minus lora-r8, NLL of general text (nats a token): mean difference +0.0300")
+    assert first.endswith("With 80 % power so many seeds, of such a spread, show a difference of 0.010.")
 
 
 @pytest.mark.parametrize("change", [{"low": -0.01}, {"p_holm": 0.08}], ids=["interval", "Holm"])
@@ -204,98 +235,138 @@ def test_no_contrast_is_shown_that_chance_or_many_tasks_explain(
     whole: Write, change: dict[str, float]
 ) -> None:
     study = whole(THREE_SEEDS, seed_contrasts=lambda table: table.assign(**change))
-    found = [text for text in sentences(study, "Means and differences over seeds") if " minus " in text]
-    assert len(found) == 2
-    assert all("no difference is shown" in text for text in found)
+    _, *contrasts = grids(study, "Means and differences over seeds")
+    assert [cells(grid)["full minus lora-r8"]["shown"] for grid in contrasts] == ["no", "no"]
+    found = sentences(study, "Means and differences over seeds")
+    assert [text.startswith("None of 1 pairs") for text in found] == [True, True]
+
+
+def test_of_many_pairs_the_surest_are_listed_and_all_counted(whole: Write) -> None:
+    def many(table: pd.DataFrame) -> pd.DataFrame:
+        rows = table[table["seeds"] > 1]
+        copies = [
+            rows.assign(arm=f"arm{i}", p_value=0.9 - i / 100, p_holm=0.9, low=-1.0, high=1.0)
+            for i in range(20)
+        ]
+        surest = rows.assign(arm="surest", p_value=0.95)  # its interval excludes 0
+        return pd.concat([*copies, surest])
+
+    study = whole(THREE_SEEDS, seed_contrasts=many)
+    _, accuracy, _ = grids(study, "Means and differences over seeds")
+    listed = [row[0] for row in accuracy.rows]
+    assert listed == ["surest minus lora-r8", *(f"arm{i} minus lora-r8" for i in range(19, 8, -1))]
+    assert "the 12 surest of 21 pairs" in accuracy.caption
+    assert sentences(study, "Means and differences over seeds")[0].startswith("1 of 21 pairs of arms differ")
 
 
 def test_one_shared_seed_shows_nothing(whole: Write) -> None:
     study = whole()
     assert sentences(study, "Means and differences over seeds") == [
-        "full and lora-r8: one seed in common, hence no interval and nothing shown over seeds."
+        "1 pairs of arms have one seed in common: no interval, nothing shown."
     ]
-    at_loss, _ = sentences(study, "Equal learning, equal update")
-    assert at_loss.endswith("difference +0.0300; one seed: no interval; nothing is shown.")
+    at_loss, _ = grids(study, "Equal learning, equal update")
+    row = cells(at_loss)["full minus lora-r8"]
+    assert row["difference, 95 % paired t interval"] == "+0.0300 (one seed: no interval)"
+    assert row["shown"] == "nothing"
 
 
 def test_matched_arms_are_compared_at_the_furthest_level(whole: Write) -> None:
-    at_loss, at_size = sentences(whole(THREE_SEEDS), "Equal learning, equal update")
-    assert at_loss == (
-        "full against lora-r8 at equal validation loss: at 0.500 nats a target token, the furthest all runs "
-        "reach, the NLL increase is 0.0500 and 0.0200 nats a token, difference +0.0300, 95 % paired t "
-        "interval [0.0200, 0.0400] over 3 seeds: lora-r8 forgets less there; over all 3 levels the "
-        "difference lies between +0.0300 and +0.0300."
-    )
-    assert "equal relative size of the update: at 0.00400, the furthest" in at_size
+    at_loss, at_size = grids(whole(THREE_SEEDS), "Equal learning, equal update")
+    assert "at equal validation loss" in at_loss.caption
+    assert cells(at_loss)["full minus lora-r8"] == {
+        "seeds": "3",
+        "at": "0.500 nats a target token",
+        "first": "0.0500",
+        "second": "0.0200",
+        "difference, 95 % paired t interval": "+0.0300 [0.0200, 0.0400]",
+        "shown": "lora-r8 forgets less",
+        "difference over all levels": "+0.0300 to +0.0300",
+    }
+    assert "at equal relative size of the update" in at_size.caption
+    assert cells(at_size)["full minus lora-r8"]["at"] == "0.00400"
 
 
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
-        ({"low": -0.01}, "seeds: no difference is shown"),
-        ({"difference": -0.03, "low": -0.04, "high": -0.02}, "seeds: full forgets less there"),
-        (
-            {"difference": np.nan, "reason": "no value that all reach"},
-            "no comparison; no value that all reach.",
-        ),
+        ({"low": -0.01}, "nothing"),
+        ({"difference": -0.03, "low": -0.04, "high": -0.02}, "full forgets less"),
     ],
-    ids=["within the interval", "the other way", "unmatched"],
+    ids=["within the interval", "the other way"],
 )
 def test_matched_verdicts(whole: Write, change: Any, verdict: str) -> None:
     study = whole(THREE_SEEDS, matched_comparison=lambda table: table.assign(**change))
-    assert all(verdict in sentence for sentence in sentences(study, "Equal learning, equal update"))
+    found = grids(study, "Equal learning, equal update")
+    assert [cells(grid)["full minus lora-r8"]["shown"] for grid in found] == [verdict] * 2
 
 
-def test_predictors_are_stated_where_they_have_intervals(whole: Write) -> None:
-    found, caution = sentences(whole(), "What goes with forgetting")
-    assert found.startswith(
-        "Rank correlation with the NLL increase over all 24 checkpoints of 12 runs: KL from the base 0.90 "
-        "[0.700, 0.950]; relative size"
-    )
-    assert "no cause" in caution
-    study = whole(forgetting_predictors=lambda table: table.assign(spearman_low=np.nan, runs=3, scope="lora"))
-    assert sentences(study, "What goes with forgetting") == [
-        "Correlations over all 24 checkpoints of 3 lora runs have no interval: nothing is shown by these."
+def test_unmatched_arms_are_counted_with_the_reason(whole: Write) -> None:
+    unmatched = {"difference": np.nan, "reason": "no value that all reach"}
+    study = whole(THREE_SEEDS, matched_comparison=lambda table: table.assign(**unmatched))
+    assert grids(study, "Equal learning, equal update") == []
+    assert sentences(study, "Equal learning, equal update") == [
+        f"At equal {what} 1 of 1 pairs of arms have no comparison: no value that all reach."
+        for what in ("validation loss", "relative size of the update")
     ]
 
 
-def test_task_vectors_of_seeds_and_of_arms(whole: Write) -> None:
-    between, seeds, _ = sentences(whole(THREE_SEEDS), "Task vectors")
-    assert between.startswith(
-        "full and lora-r8: task vectors have a cosine of 0.0500 (mean of 9 pairs of runs, 0.0500 to 0.0500), "
-        "unrelated directions one within ±0.0020; of the entries"
-    )
-    assert seeds.startswith("seeds of full: task vectors have a cosine of 0.500 (mean of 3 pairs")
+def test_predictors_are_stated_with_their_intervals(whole: Write) -> None:
+    (found,) = grids(whole(), "What goes with forgetting")
+    row = cells(found)["all 24 checkpoints of 12 runs"]
+    assert row["KL from the base"] == "0.90 [0.700, 0.950]"
+    assert list(row)[1] == "relative size of the update"
+    study = whole(forgetting_predictors=lambda table: table.assign(spearman_low=np.nan, runs=3, scope="lora"))
+    (found,) = grids(study, "What goes with forgetting")
+    assert cells(found)["all 24 checkpoints of 3 lora runs"]["KL from the base"] == "0.90 (no interval)"
+    assert "nothing is shown" in sentences(study, "What goes with forgetting")[0]
+
+
+def test_task_vectors_tell_runs_of_one_seed_from_others(whole: Write) -> None:
+    def alike_with_one_seed(table: pd.DataFrame) -> pd.DataFrame:
+        one_seed = (table["seed"] == table["other_seed"]) & (table["run"] != table["other_run"])
+        return table.assign(cosine=table["cosine"].mask(one_seed, 0.7))
+
+    cosines, conflicts = grids(whole(THREE_SEEDS, task_vectors=alike_with_one_seed), "Task vectors")
+    assert cosines.headers == ("", "full", "lora-r8")
+    assert cosines.rows == (("full", "0.500", "0.700"), ("lora-r8", "0.0500", "0.500"))
+    assert [row[0] for row in conflicts.rows] == ["full", "lora-r8"]
+    assert "within ±0.0020" in sentences(whole(THREE_SEEDS), "Task vectors")[0]
 
 
 def test_intruders_are_stated_beside_random_directions(whole: Write) -> None:
     # made up: from threshold 0.5 on one of k = 10 vectors in one of 3 layers
-    assert (
-        "lora-r8: of the 10 leading vectors of both sides, 0 % are intruders at the threshold 0.3 and 3.33 % "
-        "at 0.9; of random directions 100 % and 100 % would be."
-    ) in sentences(whole(), "Intruder dimensions")
+    _, over = grids(whole(), "Intruder dimensions")
+    assert "10 leading vectors" in over.caption
+    lora, random = cells(over)["lora-r8"], cells(over)["random directions, the most of any arm"]
+    assert (lora["0.3"], lora["0.9"]) == ("0 %", "3.33 %")
+    assert (random["0.3"], random["0.9"]) == ("100 %", "100 %")
 
 
 def test_subspaces_and_what_the_naive_distance_would_say(whole: Write) -> None:
-    full, _, naive = sentences(whole(), "Leading subspaces")
+    (found,) = grids(whole(), "Leading subspaces")
     drift = number(0.05 * (1 + 1 / 3) * (10 / 32) ** 0.2)  # mean over layers 0, 1, 2 of 3
-    assert f"turned by {drift} (left), {drift} (right)" in full
-    assert "in 0 % of them" in full
-    assert naive.startswith("The naive distance of the same vectors would say 0.680 to 0.680")
+    full = cells(found)["full-seed42"]
+    assert (full["left"], full["right"]) == (drift, drift)
+    assert full["matrices with a gap above twice the update"] == "0 %"
+    assert sentences(whole(), "Leading subspaces")[0].startswith(
+        "The naive distance of the same vectors would say 0.680 to 0.680"
+    )
 
 
 def test_drift_is_stated_by_representation(whole: Write) -> None:
-    found = sentences(whole(), "Drift of the representations")
-    assert (
-        "full-seed42: lowest CKA ± its standard error over inputs, of all dimensions 0.9400 ± 0.0075 (means "
-        "of the tokens), 0.8800 ± 0.015 (last tokens), 0.8200 ± 0.022 (single tokens); without those of "
-        "largest variance 0.9400 ± 0.0075 (means of the tokens), 0.8800 ± 0.015 (last tokens), 0.8200 ± "
-        "0.022 (single tokens)."
-    ) in found
-    assert (
-        found[-1]
-        == "full-seed42, lora-r8-seed42: by CKA, every layer is most like the same layer of the base."
-    )
+    _, found = grids(whole(), "Drift of the representations")
+    assert cells(found)["full-seed42"] == {
+        f"{pooled}, {features}": text
+        for features in ("all dimensions", "without those of largest variance")
+        for pooled, text in {
+            "means of the tokens": "0.9400 ± 0.0075",
+            "last tokens": "0.8800 ± 0.015",
+            "single tokens": "0.8200 ± 0.022",
+        }.items()
+    }
+    assert sentences(whole(), "Drift of the representations") == [
+        "In 2 of 2 runs every layer is, by CKA, most like the same layer of the base."
+    ]
 
 
 def test_layers_that_changed_places_are_named(whole: Write) -> None:
@@ -303,19 +374,28 @@ def test_layers_that_changed_places_are_named(whole: Write) -> None:
         here = (table["run"] == "full-seed42") & (table["tuned_layer"] == 2) & (table["base_layer"] == 1)
         return table.assign(cka=table["cka"].mask(here, 0.96))
 
-    found = sentences(whole(layer_similarity=swapped), "Drift of the representations")
-    assert "full-seed42: by CKA, these layers are more like another layer of the base: 2 (like 1)." in found
+    study = whole(layer_similarity=swapped)
+    *_, places = grids(study, "Drift of the representations")
+    assert cells(places) == {"full-seed42": {"tuned layer (base layer)": "2 (1)"}}
+    assert sentences(study, "Drift of the representations")[0].startswith("In 1 of 2 runs")
 
 
 def test_gradients_of_tasks_are_a_conflict_only_beyond_their_error(whole: Write) -> None:
-    cosines, _, noise, _ = sentences(whole(), "Gradients of the tasks")
-    assert "entailment with topic 0 ± 0.050 (0 as observed): no direction shown" in cosines
-    assert "general_text with topic -1.00 ± 0.050 (-0.600 as observed): a conflict" in cosines
-    assert "topic 80.0 rows ± 16; entailment 80.0 rows ± 16; general_text undefined (|G|² is" in noise
+    cosines, noise = grids(whole(), "Gradients of the tasks")
+    found = {(row[0], row[1]): row[2:] for row in cosines.rows}
+    aligned = found["full-seed42", "entailment with topic"]
+    assert aligned == ("0 ± 0.050", "0", "no direction shown")
+    conflict = found["full-seed42", "general_text with topic"]
+    assert conflict == ("-1.00 ± 0.050", "-0.600", "a conflict")
+    assert cells(noise)["full-seed42"]["topic"] == "80.0 ± 16"
+    assert cells(noise)["full-seed42"].get("general_text", MISSING) == MISSING
+    assert sentences(whole(), "Gradients of the tasks")[0].startswith(
+        "Undefined on general_text in 2 runs: |G|² is"
+    )
     unknown = {"cosine_corrected": np.nan, "reason": "|G|² of topic is not above 0"}
     study = whole(task_gradients=lambda table: table.assign(**unknown))
-    sentence = sentences(study, "Gradients of the tasks")[0]
-    assert "0 as observed; not corrected for noise (|G|² of topic is not above 0)" in sentence
+    cosines, _ = grids(study, "Gradients of the tasks")
+    assert {row[-1] for row in cosines.rows} == {"|G|² of topic is not above 0"}
 
 
 @pytest.mark.parametrize(
@@ -350,9 +430,11 @@ def test_intruders_are_blamed_only_beyond_every_control(
             table.loc[rows, ["difference_low", "difference_high"]] = low, high
         return table
 
-    first = sentences(whole(variant_scores=changed), "Interventions on intruders")[0]
-    assert verdict in first
-    assert "rescaled (edit of 1.00 % of the base's norm) NLL -0.0100 [-0.0130, -0.00700]" in first
+    study = whole(variant_scores=changed)
+    assert verdict in sentences(study, "Interventions on intruders")[0]
+    rescaled = cells(grids(study, "Interventions on intruders")[0])["rescaled"]
+    assert rescaled["size of the edit (of the base's norm)"] == "1.00 %"
+    assert rescaled["change of the NLL (nats a token)"] == "-0.0100 [-0.0130, -0.00700]"
 
 
 def test_edits_of_other_settings_are_no_controls(whole: Write) -> None:
@@ -360,19 +442,23 @@ def test_edits_of_other_settings_are_no_controls(whole: Write) -> None:
         rows = table[(table["kind"] == "intervention") & (table["run"] == "full-seed42")]
         return rows.assign(threshold=rows["threshold"].where(rows["arm"] == "intruders", 0.9))
 
-    intruders, controls = sentences(whole(variant_scores=looser), "Interventions on intruders")
-    assert intruders.startswith(
+    study = whole(variant_scores=looser)
+    intruders, controls = grids(study, "Interventions on intruders")
+    assert intruders.caption == (
         "full-seed42, singular values times 0 (all of the intruders among 10 leading vectors at the "
-        "threshold 0.5), score accuracy on topic: intruders (edit"
+        "threshold 0.5)"
     )
-    assert "Editing intruders" not in intruders + controls
+    assert list(cells(intruders)) == ["intruders"]
+    assert "intruders" not in cells(controls)
+    assert sentences(study, "Interventions on intruders") == []
 
 
 def test_the_best_points_of_a_line_are_said_to_be_chosen(whole: Write) -> None:
-    sentence = sentences(whole(), "Between base and tuned weights")[0]
-    assert "best accuracy on topic 0.870 at t = 1, the tuned model's own" in sentence
-    assert "lowest NLL of general text 3.10 at t = 0, against the tuned model's -0.0400 [-0.0430" in sentence
-    assert "do not allow for the choice" in sentence
+    (found,) = grids(whole(), "Between base and tuned weights")
+    full = cells(found)["full-seed42"]
+    assert full["best accuracy on topic"] == "0.870 at t = 1, the tuned model's own"
+    assert full["lowest NLL of general text"].startswith("3.10 at t = 0: -0.0400 [-0.0430")
+    assert "do not allow for the choice" in sentences(whole(), "Between base and tuned weights")[0]
 
 
 def test_an_embedding_is_named_without_a_layer(whole: Write) -> None:
@@ -382,5 +468,7 @@ def test_an_embedding_is_named_without_a_layer(whole: Write) -> None:
         untouched = rows.assign(layer=-1, module="lm_head", update_norm=0.0, bf16_floor_ratio=0.0)
         return pd.concat([table, outside, untouched])
 
-    sentence = sentences(whole(svd_analysis_results=with_embedding), "Size of the update")[0]
-    assert "largest in embed_tokens (50.0 %); in none of them it is smaller than the rounding" in sentence
+    (found,) = grids(whole(svd_analysis_results=with_embedding), "Size of the update")
+    full = cells(found)["full-seed42"]
+    assert (full["which"], full["largest of a matrix"]) == ("embed_tokens", "50.0 %")
+    assert (full["matrices"], full["changed"], full["below bf16's rounding"]) == ("23", "22", "0")

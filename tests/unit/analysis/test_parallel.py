@@ -98,12 +98,14 @@ def test_a_gpu_is_shared_by_few_processes(
 
 INTERRUPTED = {
     "command.py": """
+import signal
 import sys
 from items import compute
 from rankdrift.analysis import parallel
 
 parallel.PRELOADED = ("preloaded", "rankdrift.analysis.parallel")
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
     try:
         list(parallel.map_unordered(compute, range(4), workers=2))
     except KeyboardInterrupt:

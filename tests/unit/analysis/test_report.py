@@ -84,8 +84,13 @@ def scores_only(tmp_path: Path, make_tables: Callable[..., Tables]) -> StudyLayo
     return write_study(tmp_path / "demo", {"performance_metrics": tables["performance_metrics"]})
 
 
-def sentences(study: StudyLayout, topic: str) -> list[str]:
-    return list({found.title: found.sentences for found in findings(read_study(study))}.get(topic, ()))
+def parts(study: StudyLayout, topic: str) -> list[str | Grid]:
+    return list({found.title: found.parts for found in findings(read_study(study))}.get(topic, ()))
+
+
+def rows(part: str | Grid) -> list[tuple[str, ...]]:
+    assert isinstance(part, Grid)
+    return list(part.rows)
 
 
 def test_report_needs_no_other_file(reported: StudyLayout) -> None:
@@ -170,8 +175,7 @@ def test_names_are_escaped(tmp_path: Path, make_tables: Callable[..., Tables]) -
 
 
 def test_one_seed_is_said_to_be_one(scores_only: StudyLayout) -> None:
-    text = " ".join(sentences(scores_only, "Evidence"))
-    assert "One seed: full (42); lora-r8 (42). No interval over seeds" in text
+    assert "One seed: full, lora-r8 (42). No interval over seeds" in str(parts(scores_only, "Evidence")[0])
 
 
 def test_without_the_tables_of_contrasts_values_are_stated_and_no_interval(
@@ -180,13 +184,14 @@ def test_without_the_tables_of_contrasts_values_are_stated_and_no_interval(
     runs = [(method, rank, seed) for method, rank in (("full", 0), ("lora", 8)) for seed in (1, 2)]
     performance = make_tables(runs, [4], 1)["performance_metrics"]
     study = write_study(tmp_path / "demo", {"performance_metrics": performance})
-    unknown = "without an interval over items (the study has no table item_contrasts)"
-    text = "accuracy on topic is 0.870 at step 4, 0.420 for the base model: a change of +0.450,"
+    unknown = "the study has no table item_contrasts"
     names = ["full-seed1", "full-seed2", "lora-r8-seed1", "lora-r8-seed2"]
-    assert sentences(study, "Learning") == [f"{name}: {text} {unknown}." for name in names]
-    assert f"NLL per token 3.15 nats, a change of +0.0500, {unknown}; KL" in sentences(study, "Forgetting")[0]
-    assert "no table seed_means: no interval over them" in sentences(study, "Evidence")[0]
-    assert sentences(study, "Means and differences over seeds") == []
+    (learnt,) = parts(study, "Learning")
+    assert rows(learnt) == [(name, "4", "0.8700", "+0.450", unknown) for name in names]
+    (forgotten,) = parts(study, "Forgetting")
+    assert rows(forgotten)[0] == ("full-seed1", "4", "3.150", "+0.0500", unknown, "0.0700 ± 0.0050")
+    assert "no table seed_means: no interval over them" in str(parts(study, "Evidence")[0])
+    assert parts(study, "Means and differences over seeds") == []
 
 
 def test_scored_items_are_not_what_a_report_is_made_from(scores_only: StudyLayout) -> None:
@@ -197,39 +202,35 @@ def test_scored_items_are_not_what_a_report_is_made_from(scores_only: StudyLayou
 
 
 def test_rank_is_stated_against_its_null(study: StudyLayout) -> None:
-    full, lora, note = sentences(study, "Rank of the update")
+    found, note = parts(study, "Rank of the update")
+    full, lora = rows(found)
     # made up: entropy rank 0.6 of the bound 64, null 0.8 of it
-    assert "full-seed42: its update has a median entropy rank of 38.4, 75.0 % of what noise" in full
-    assert "bounded by r = 8 by construction" in lora
-    assert "by construction" not in full
-    assert "by construction" in note
+    assert full == ("full-seed42", "38.4", "51.2", "75.0 %", MISSING)
+    assert lora[-1] == "8"
+    assert "by construction" in str(note)
 
 
 def test_intruders_and_drift_are_counted(study: StudyLayout) -> None:
     # made up: every third layer of LoRA has one intruder in each of 7 modules; 3 layers
-    assert (
-        "lora-r8-seed42: 7 left and 7 right intruders in 21 matrices"
-        in sentences(study, "Intruder dimensions")[1]
-    )
-    assert (
-        "full-seed42: CKA with the base is lowest after layer 3, 0.9400"
-        in sentences(study, "Drift of the representations")[0]
-    )
+    assert rows(parts(study, "Intruder dimensions")[0])[1][:3] == ("lora-r8-seed42", "7 / 7", "21")
+    full = rows(parts(study, "Drift of the representations")[0])[0]
+    assert full[:3] == ("full-seed42", "0.9400 ± 0.0075", "3")
 
 
-def test_summary_has_a_row_a_measure(study: StudyLayout) -> None:
+def test_summary_has_a_row_a_run(study: StudyLayout) -> None:
     grid = last_checkpoint_grid(read_study(study))
-    rows = {row[0]: row[1:] for row in grid.rows}
-    assert grid.headers[1:] == ("base", "full-seed42", "lora-r8-seed42")
-    assert rows["topic: accuracy"] == ("0.420 ± 0.025", "0.870 ± 0.017", "0.870 ± 0.017")
-    assert rows["NLL increase (nats/token)"] == (MISSING, "0.0500", "0.0200")
-    assert rows["intruders L / R"] == (MISSING, "0 / 0", "7 / 7")
-    assert rows["trainable parameters"] == (MISSING, "4,096", "4,096")
+    columns = dict(zip(grid.headers, zip(*grid.rows, strict=True), strict=True))
+    assert columns["run"] == ("base", "full-seed42", "lora-r8-seed42")
+    assert columns["topic: accuracy"] == ("0.420 ± 0.025", "0.870 ± 0.017", "0.870 ± 0.017")
+    assert columns["NLL increase (nats/token)"] == (MISSING, "0.0500", "0.0200")
+    assert columns["intruders L / R"] == (MISSING, "0 / 0", "7 / 7")
+    assert columns["trainable parameters"] == (MISSING, "4,096", "4,096")
 
 
 def test_settings_are_parted_into_alike_and_different() -> None:
     trees = {"a": {"x": {"y": 1}, "z": [1, 2]}, "b": {"x": {"y": 2}, "z": [1, 2], "only": None}}
-    assert differing(trees) == Grid(("setting", "a", "b"), (("x.y", "1", "2"), ("only", MISSING, "none")))
+    assert differing(trees) == Grid(("run", "x.y", "only"), (("a", "1", MISSING), ("b", "2", "none")))
+    assert differing({"a": trees["a"], "c": trees["a"]}).rows == ()
     assert shared(trees) == Grid(("setting", "value"), (("z", "1, 2"),))
     assert flattened({"command": ["a", "b"]}) == {"command": "a b"}
 
@@ -244,6 +245,7 @@ def test_settings_are_parted_into_alike_and_different() -> None:
         (float("nan"), MISSING),
         (None, MISSING),
         (-2.5, "-2.50"),
+        (-0.0, "0"),
     ],
 )
 def test_numbers_read_well(value: float | None, text: str) -> None:
@@ -253,14 +255,12 @@ def test_numbers_read_well(value: float | None, text: str) -> None:
 def test_markdown_rows_keep_their_columns(tmp_path: Path, make_tables: Callable[..., Tables]) -> None:
     table = make_tables(ONE_SEED, [4], 1)["performance_metrics"].replace({"full-seed42": "a|b"})
     known = read_study(write_study(tmp_path / "demo", {"performance_metrics": table}))
-    rows = [
-        line
-        for line in as_markdown(compose(known, [], [])).splitlines()
-        if "accuracy" in line or "a\\|b" in line
-    ]
-    assert any(
-        re.split(r"(?<!\\)\|", row)[3].strip() == "a\\|b" for row in rows if row.startswith("| measured")
-    )
+    lines = as_markdown(compose(known, [], [])).splitlines()
+    named = [line for line in lines if line.startswith("| a\\|b |")]
+    header = next(line for line in lines if line.startswith("| run |"))
+    cells = re.compile(r"(?<!\\)\|")
+    assert named
+    assert len(cells.split(named[0])) == len(cells.split(header))
 
 
 def test_a_folder_without_tables_is_an_error_with_a_remedy(
