@@ -1,4 +1,4 @@
-"""Uncertainty of what the report states: intervals over seeds, standard errors and paired tests over items.
+"""Uncertainty of what the report states: intervals over seeds, paired tests over items.
 
 Layers and matrices of one model are not independent replicates: nothing here is meant for values over layers,
 and no p-value of this project has their number as its n.
@@ -6,7 +6,6 @@ and no p-value of this project has their number as its n.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,21 +93,6 @@ def paired_t_interval(first: ArrayLike, second: ArrayLike, confidence: float = 0
         return SeedDifference(interval, stdev, None)
     t = interval.mean / float(stats.sem(differences))
     return SeedDifference(interval, stdev, float(2 * stats.t.sf(abs(t), interval.n - 1)))
-
-
-def standard_error(values: ArrayLike) -> float:
-    """Return s / sqrt(n) over items, s with n - 1 in its denominator; raise UserError for n < 2."""
-    observed = _finite("values over items", values)
-    if len(observed) < 2:
-        raise UserError("a standard error needs at least two items, got one; score more")
-    return float(stats.sem(observed))
-
-
-def binomial_standard_error(share: float, n: int) -> float:
-    """Return sqrt(p (1 - p) / n), the standard error of a share p of n items."""
-    if n < 1 or not 0 <= share <= 1:
-        raise UserError(f"a share of items lies in [0, 1] and n is at least 1, got {share} of {n}")
-    return math.sqrt(share * (1 - share) / n)
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:

@@ -9,10 +9,8 @@ import pytest
 from scipy import stats
 
 from rankdrift.analysis.statistics.intervals import (
-    binomial_standard_error,
     mcnemar,
     paired_t_interval,
-    standard_error,
     t_interval,
 )
 from rankdrift.errors import UserError
@@ -93,27 +91,10 @@ def test_one_pair_has_a_difference_and_a_reason():
     assert "one seed" in found.interval.reason
 
 
-def test_items_paired_standard_error_covers_what_it_says():
-    """200 items whose difficulty both models share; 1.96 standard errors."""
-    generator = np.random.default_rng(0)
-    held = []
-    for _ in range(1000):
-        first = generator.normal(size=200)
-        difference = first + 0.3 + 0.5 * generator.normal(size=200) - first
-        held.append(abs(difference.mean() - 0.3) <= 1.96 * standard_error(difference))
-    assert np.mean(held) == pytest.approx(0.95, abs=four_standard_errors(0.95, 1000))
-
-
 def test_one_seed_has_a_mean_and_a_reason_but_no_interval():
     got = t_interval([0.7])
     assert (got.mean, got.low, got.high) == (0.7, None, None)
     assert "one seed" in got.reason
-
-
-def test_standard_errors_of_shares_and_means():
-    right = np.array([1, 1, 1, 0])
-    assert standard_error(right) == pytest.approx(0.5 / 2)  # s² = .25
-    assert binomial_standard_error(0.75, 4) == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
 
 
 def test_mcnemar_counts_only_where_models_differ():
@@ -138,11 +119,9 @@ def test_mcnemar_is_wrong_no_more_often_than_it_says():
     [
         (lambda: t_interval([]), "one or more finite numbers"),
         (lambda: t_interval([1.0, math.nan]), "one or more finite numbers"),
-        (lambda: standard_error([1.0]), "at least two items"),
         (lambda: mcnemar([1.0, 0.0], [1.0]), "2 and 1 items"),
         (lambda: paired_t_interval([1.0, 2.0], [1.0]), "2 and 1 seeds"),
         (lambda: mcnemar([0.5], [1.0]), "right \\(1\\) or wrong \\(0\\)"),
-        (lambda: binomial_standard_error(1.5, 10), "1.5 of 10"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(call, message: str):

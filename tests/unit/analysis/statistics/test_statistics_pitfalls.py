@@ -12,11 +12,7 @@ import pytest
 from scipy import stats
 
 from rankdrift.analysis.statistics.bootstrap import paired_bootstrap
-from rankdrift.analysis.statistics.intervals import (
-    binomial_standard_error,
-    paired_t_interval,
-    standard_error,
-)
+from rankdrift.analysis.statistics.intervals import paired_t_interval
 
 
 def four_standard_errors(share: float, draws: int) -> float:
@@ -58,9 +54,9 @@ def test_two_standard_errors_of_the_same_items_are_not_that_of_their_difference(
     The variance of the paired difference is (flips - difference²) / n whatever the accuracies are.
     """
     first, second = answers(lost=14, gained=2)
-    mean, stderr = float(np.mean(second - first)), standard_error(second - first)
-    assert standard_error(first) == pytest.approx(0.035, abs=0.001)
-    naive = 1.96 * math.hypot(standard_error(first), standard_error(second))
+    mean, stderr = float(np.mean(second - first)), stats.sem(second - first)
+    assert stats.sem(first) == pytest.approx(0.035, abs=0.001)
+    naive = 1.96 * math.hypot(stats.sem(first), stats.sem(second))
     assert mean == pytest.approx(-0.06)
     assert naive == pytest.approx(0.098, abs=0.001)
     assert 1.96 * stderr == pytest.approx(1.96 * math.sqrt((0.08 - 0.06**2) / (N - 1)))
@@ -71,7 +67,7 @@ def test_two_standard_errors_of_the_same_items_are_not_that_of_their_difference(
 
 def test_a_limit_of_items_hides_what_is_smaller_than_its_error() -> None:
     """A loss of 2 points of a model near chance: 1,267 items (WinoGrande) have 1.4 points, 200 have 3.5."""
-    errors = [binomial_standard_error(0.5, n) for n in (200, 1267)]
+    errors = [math.sqrt(0.5 * 0.5 / n) for n in (200, 1267)]
     assert errors == pytest.approx([0.0354, 0.0140], abs=1e-4)
     first, second = answers(lost=10, gained=6)
     found = paired_bootstrap(first, second)
