@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -25,9 +24,10 @@ from transformers.pytorch_utils import Conv1D
 
 from rankdrift.analysis.sources.adapters import Adapter
 from rankdrift.analysis.sources.folders import adapter_tensors, config_folder, is_adapter, model_tensors
+from rankdrift.analysis.sources.models import filled
 from rankdrift.analysis.sources.weights import TunedWeights, open_weights
 from rankdrift.checkpoint import lora
-from rankdrift.errors import UserError
+from rankdrift.errors import NotApplicableError, UserError
 
 Space = Literal["weight", "factor", "image"]
 
@@ -124,10 +124,7 @@ def _headed(folder: Path, weights: dict[str, Tensor], classifies: bool) -> PreTr
             _require_causal(folder, config)
         if classifies and (heads := sorted(filter(_classifies, weights))):
             config.num_labels = weights[heads[-1]].shape[0]  # of two layers, dense and out_proj, the second
-        architecture: Any = mapping[type(config)]
-        model, info = architecture.from_pretrained(
-            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
-        )
+        model, info = filled(mapping[type(config)], config, weights)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -145,7 +142,7 @@ def _headed(folder: Path, weights: dict[str, Tensor], classifies: bool) -> PreTr
 
 
 def _require_causal(folder: Path, config: PreTrainedConfig) -> None:
-    """Raise UserError where every token's state is computed from those after it, which are to be predicted.
+    """Raise NotApplicableError where a token's state is computed from those after it, which are predicted.
 
     Transformers gives such models an LM head, too, with a warning. Of the families that have a masked LM
     head, those are causal that are configured as decoders (XLM calls it ``causal``), and the decoders of
@@ -153,7 +150,7 @@ def _require_causal(folder: Path, config: PreTrainedConfig) -> None:
     """
     causal = any(getattr(config, name, False) for name in ("is_decoder", "causal", "is_encoder_decoder"))
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not causal:
-        raise UserError(
+        raise NotApplicableError(
             f"{folder}: a model of type {config.model_type!r} sees the tokens it would predict, so it has no "
             "next-token gradients; name the other analyses, or give rows with classes"
         )

@@ -5,12 +5,14 @@ A LoRA adapter is the base model with W0 + dW merged in fp32.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from rankdrift.analysis.sources.folders import config_folder, is_adapter, model_tensors
 from rankdrift.analysis.sources.weights import open_weights
@@ -36,10 +38,7 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     weights = {name: tensors.tensor(name) for name in tensors.names}
     try:
         config = AutoConfig.from_pretrained(settings)
-        architecture: Any = MODEL_MAPPING[type(config)]
-        model, info = architecture.from_pretrained(
-            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
-        )
+        model, info = filled(MODEL_MAPPING[type(config)], config, weights)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder}: cannot be loaded ({error}); is it a complete model folder?") from None
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(POOLER)):
@@ -47,6 +46,24 @@ def load_backbone(folder: Path) -> PreTrainedModel:
         raise UserError(f"{folder}: weights are missing ({some}, ...); export the checkpoint again")
     model.name_or_path = str(folder)  # for messages
     return model.eval()
+
+
+def filled(
+    architecture: Any, config: PreTrainedConfig, weights: dict[str, Tensor]
+) -> tuple[PreTrainedModel, Mapping[str, set[str]]]:
+    """Return a model with these weights in fp32, and its ``missing_keys`` and ``unexpected_keys``.
+
+    What is missing is for the caller to judge: transformers' own report of it is not printed.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = architecture.from_pretrained(
+            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    return model, info
 
 
 def load_tuned(base: Path, tuned: Path, initial: Path | None = None) -> PreTrainedModel:

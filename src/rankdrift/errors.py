@@ -15,6 +15,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class NotApplicableError(UserError):
+    """An analysis that these models cannot have; of several that nobody named, it alone is left out."""
+
+
 class IntegrityError(UserError):
     """Stored data that is not what was written: cut, altered, missing, or of another run."""
 

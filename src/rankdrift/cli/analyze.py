@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from rankdrift import registry
 from rankdrift.cli.main import program
-from rankdrift.errors import UserError
+from rankdrift.errors import NotApplicableError, UserError
 from rankdrift.layout import RunLayout, StudyLayout
 
 if TYPE_CHECKING:  # torch takes seconds to import, and other commands read this file for its help
@@ -185,7 +185,12 @@ def _of_folders(arguments: argparse.Namespace) -> Iterator[Path]:
     params = _folder_params(names, study, subjects[0].base, arguments.workers or 0)
     progress = progress_lines(_say(share))
     for name in names:  # one after the other: what is done is said, whatever becomes of the next
-        yield from run_analyses([name], subjects, study.tables, params, progress, share)
+        try:
+            yield from run_analyses([name], subjects, study.tables, params, progress, share)
+        except NotApplicableError as error:
+            if arguments.names:
+                raise
+            _say(share)(f"{name}: left out; {error}")
 
 
 def _given_subjects(names: Sequence[str], arguments: argparse.Namespace) -> list[Subject]:

@@ -13,12 +13,15 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM
+from transformers.utils import logging
 
 from rankdrift import records, registry
 from rankdrift.analysis.analyses import Params
 from rankdrift.cli.analyze import OPTIONS
 from rankdrift.cli.main import main
 from rankdrift.layout import RunLayout, StudyLayout
+from rankdrift.models.tiny import tiny_tokenizer
 from rankdrift.spec import parse_spec
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -221,6 +224,41 @@ def test_matrices_need_no_tokenizer(
     rows = records.read_table(out.table("svd_analysis_results"))
     moved = rows[rows["relative_update_norm"] > 0]
     assert moved[["run", "layer", "module"]].to_numpy().tolist() == [[tuned.name, 1, "up_proj"]]
+
+
+@pytest.fixture
+def encoders(tmp_path: Path) -> list[Path]:
+    """A masked encoder, and the same with one matrix moved."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes))
+    folders = [tmp_path / "encoder", tmp_path / "encoder-tuned"]
+    for folder in folders:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        with torch.no_grad():
+            model.bert.encoder.layer[1].output.dense.weight.add_(0.01)
+    return folders
+
+
+def test_what_encoders_cannot_have_is_left_out_unless_it_is_named(
+    encoders: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    out = StudyLayout(tmp_path / "out")
+    given = [*folders(*encoders), "--output", out.root]
+    assert main(["analyze", *map(str, given)]) == 0
+    (left_out,) = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert left_out.startswith(f"checkpoint_gradients: left out; {encoders[0]}: a model of type 'bert' sees")
+    assert "LOAD REPORT" not in caplog.text
+    assert out.table("drift_metrics").exists()
+    assert out.table("svd_analysis_results").exists()
+    assert main(["analyze", "checkpoint_gradients", *map(str, given)]) == 2
 
 
 def test_settings_are_the_same_with_and_without_text(
