@@ -137,30 +137,38 @@ def memory_of(inputs: TokenRows, layers: int, width: int) -> dict[str, Any]:
 
 
 def main(arguments: argparse.Namespace, folder: Path) -> None:
-    """Make models and inputs, measure, write the result."""
+    """Make models and inputs, measure, write the result after every repeat."""
     torch.set_num_threads(1)
     config = shape(arguments.quick)
     inputs = make_inputs(40 if arguments.quick else arguments.inputs, arguments.longest, config.vocab_size)
     base, tuned = make_models(config)
     pass_alone(base, TokenRows(inputs.path, inputs.rows[:8]))  # libraries set themselves up at first use
-    runs = []
+    runs: list[dict[str, float]] = []
     for repeat in range(arguments.repeats):
         runs.append(measure(base, tuned, inputs, folder, turned=repeat % 2 == 1))
         print(f"{repeat + 1}/{arguments.repeats} {runs[-1]}", flush=True)
-    medians = {side: statistics.median(run[side] for run in runs) for side in (PASSES, FIRST, NEXT)}
+        records.write_json(arguments.output, result_of(runs, inputs, config, arguments.quick))
+
+
+def result_of(
+    runs: list[dict[str, float]], inputs: TokenRows, config: LlamaConfig, quick: bool
+) -> dict[str, Any]:
+    """Return what is written: medians, ratios and memory of the repeats so far."""
     ratios = {side: statistics.median(run[side] / run[PASSES] for run in runs) for side in (FIRST, NEXT)}
-    result = {
+    return {
         "claim": f"drift over 1,000 inputs and all layers takes at most {TARGET} times the two passes alone",
         "settings": {
-            "quick": arguments.quick,
-            "repeats": arguments.repeats,
+            "quick": quick,
+            "repeats": len(runs),
             "inputs": len(inputs.rows),
             "tokens": sum(map(len, inputs.rows)),
             "layers": config.num_hidden_layers + 1,
             "width": config.hidden_size,
             "threads": torch.get_num_threads(),
         },
-        "median_seconds": medians,
+        "median_seconds": {
+            side: statistics.median(run[side] for run in runs) for side in (PASSES, FIRST, NEXT)
+        },
         "median_of_ratios_to_the_passes": ratios,
         "below_target": ratios[FIRST] <= TARGET,
         "memory": memory_of(inputs, config.num_hidden_layers + 1, config.hidden_size)
@@ -168,8 +176,6 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
         "runs": runs,
         "environment": records.environment(),
     }
-    records.write_json(arguments.output, result)
-    print(medians, ratios, result["memory"], sep="\n")
 
 
 def arguments_of() -> argparse.Namespace:
