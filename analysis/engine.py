@@ -19,8 +19,9 @@ from rankdrift import records, registry
 from rankdrift.analysis.analyses import Analysis, Params
 from rankdrift.analysis.parts import Part, settings_of
 from rankdrift.analysis.subjects import IDENTITY, Subject
-from rankdrift.analysis.worklist import Progress, Share, bring_up_to_date
+from rankdrift.analysis.worklist import Share, bring_up_to_date
 from rankdrift.errors import UserError
+from rankdrift.progress import Progress
 
 PARTS = ".parts"
 

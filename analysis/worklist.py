@@ -23,15 +23,13 @@ from rankdrift import records
 from rankdrift.analysis.analyses import Analysis, Params, Tables
 from rankdrift.analysis.parallel import map_unordered, take_gpu
 from rankdrift.analysis.parts import Part
+from rankdrift.progress import Progress
 
 PORTION = 8
 """Units computed between two files: few enough to lose little, enough not to spend the time on files."""
 POLL = 0.2  # seconds
 GPU_PROCESSES = 4
 """Processes that share a GPU: while one reads, the others compute. Each holds a context and its matrices."""
-
-Progress = Callable[[str, int, int], None]
-"""(analysis, units or parts that are done, all of them) -> None."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ METHODS, BATCHES = "sst2-methods", "sst2-batches"
 EDITED = "lora-r4-lr64e-4-seed42"
 EDIT = {"strength": 0.7, "top-k": 20, "threshold": 0.8}
 """No run of this study has an intruder as published (k = 10, 0.5): these are the vectors nearest to one."""
-MERGED = "lora-r4-lr16e-4-seed42"
+MERGED, OTHER_MERGED = "lora-r4-lr16e-4-seed42", "lora-r4-lr16e-4-seed1337"
+SECOND = "second"
+"""The other one's name as an adapter of the same model."""
 WINDOWS = 12
 TIMED_PASSES = 40
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -272,6 +274,7 @@ def merging(tables: Tables) -> Iterator[Finding]:
     windows = load_windows(spec.data, load_tokenizer(base), WINDOWS)
     adapted = load_export(run.export(step), base, spec.model).eval()
     merged = load_export(run.export(step), base, spec.model).merge_and_unload().eval()
+    adapted.load_adapter(str(tables.study.run(OTHER_MERGED).export(step)), adapter_name=SECOND)
     yield _latency(adapted, merged, windows[0].input_ids)
     own = [_log_probabilities(adapted, window.input_ids) for window in windows]
     exact = _divergence(own, [_log_probabilities(merged, window.input_ids) for window in windows])
@@ -292,24 +295,45 @@ def merging(tables: Tables) -> Iterator[Finding]:
 
 
 def _latency(adapted: Any, merged: Any, row: Any) -> Finding:
-    """Time passes over one row, both models in turn after a warm-up; medians, and of the paired ratios."""
-    times = np.array([[_pass_seconds(m, row) for m in (adapted, merged)] for _ in range(TIMED_PASSES)])
-    times = times[TIMED_PASSES // 4 :]
-    unmerged_ms, merged_ms = 1e3 * np.median(times, axis=0)
-    slower = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75))
+    """Time passes over one row, both models in turn, and over two rows of one adapter and of two in turn."""
+    one, two = torch.tensor([list(row)]), torch.tensor([list(row)] * 2)
+    unmerged = _in_turn(lambda: adapted(input_ids=one), lambda: merged(input_ids=one))
+    mixed = _in_turn(
+        lambda: adapted(input_ids=two, adapter_names=["default", SECOND]),
+        lambda: adapted(input_ids=two, adapter_names=["default"] * 2),
+    )
     return Finding(
         "H12",
-        "an unmerged adapter is slower than the merged model",
-        f"a pass over {len(row)} tokens on the CPU: {unmerged_ms:.1f} ms unmerged (r=4, seven modules), "
-        f"{merged_ms:.1f} ms merged; paired ratio {slower[1]:.2f} (quartiles {slower[0]:.2f} to "
-        f"{slower[2]:.2f}); mixed adapters: not in this study",
-        bool(slower[0] > 1),
+        "an unmerged adapter is slower than the merged model, and a batch of several no faster than of one",
+        f"a pass over {len(row)} tokens on the CPU, r=4 on seven modules: unmerged / merged {unmerged.text}; "
+        f"two such rows: of two adapters / of one {mixed.text}",
+        bool(unmerged.low > 1 and mixed.high >= 1),
     )
 
 
-def _pass_seconds(model: Any, row: Any) -> float:
+@dataclass(frozen=True)
+class Ratio:
+    """How much longer one pass takes than another: quartiles of paired ratios."""
+
+    low: float
+    high: float
+    text: str
+
+
+@torch.no_grad()
+def _in_turn(first: Callable[[], object], second: Callable[[], object]) -> Ratio:
+    """Time two passes in turn, after a warm-up."""
+    times = np.array([[_seconds(work) for work in (first, second)] for _ in range(TIMED_PASSES)])
+    times = times[TIMED_PASSES // 4 :]
+    low, middle, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75))
+    one, other = 1e3 * np.median(times, axis=0)
+    text = f"{one:.1f} ms / {other:.1f} ms, paired ratio {middle:.2f} (quartiles {low:.2f} to {high:.2f})"
+    return Ratio(low, high, text)
+
+
+def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
-    _log_probabilities(model, row)
+    work()
     return time.perf_counter() - began
 
 

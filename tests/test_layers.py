@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "layout": set(),
     "registry": {"errors"},
     "signals": set(),
+    "progress": set(),
     "records": BASE,
     "spec": BASE | {"records"},
     "tasks": GROUND,
@@ -28,8 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"errors", "layout", "records", "registry", "methods"},
     "training": GROUND | {"signals", "tasks", "metrics", "methods", "data", "models", "checkpoint"},
     "scoring": GROUND | {"tasks", "metrics", "methods", "data", "models"},
-    "studies": GROUND | {"signals", "data", "models", "checkpoint", "scoring", "analysis"},
-    "analysis": BASE | {"records"},
+    "studies": GROUND | {"signals", "progress", "data", "models", "checkpoint", "scoring", "analysis"},
+    "analysis": BASE | {"records", "progress"},
 }
 # part -> single modules of other parts it may import as well
 ALLOWED_MODULES: dict[str, set[str]] = {

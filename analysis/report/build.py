@@ -13,9 +13,10 @@ from rankdrift.analysis.report.illustrate import illustrate
 from rankdrift.analysis.report.markdown import as_markdown
 from rankdrift.analysis.report.study import fact_files, read_study, table_files
 from rankdrift.layout import StudyLayout
+from rankdrift.progress import Progress
 
 
-def build_report(study: StudyLayout, again: bool = False) -> Path:
+def build_report(study: StudyLayout, progress: Progress, again: bool = False) -> Path:
     """Draw a study's figures and write its report; return the path of report.html.
 
     Nothing is done where the tables, the runs' JSON files and rankdrift are those of the last report, unless
@@ -30,7 +31,7 @@ def build_report(study: StudyLayout, again: bool = False) -> Path:
     made_from = _made_from(study)
     if not again and _is_current(study, made_from):
         return study.report
-    content = _compose(study)
+    content = _compose(study, progress)
     records.write_text(study.report, as_html(content))
     records.write_text(_markdown(study), as_markdown(content))
     outputs = [str(picture.png.relative_to(study.root)) for s in content.sections for picture in s.pictures]
@@ -53,9 +54,9 @@ def as_html(content: Content) -> str:
     return environment.get_template("report.html.j2").render(content=content)
 
 
-def _compose(study: StudyLayout) -> Content:
+def _compose(study: StudyLayout, progress: Progress) -> Content:
     known = read_study(study)
-    pictures, left_out = illustrate(known.tables, study.figures)
+    pictures, left_out = illustrate(known.tables, study.figures, progress)
     return compose(known, pictures, left_out)
 
 

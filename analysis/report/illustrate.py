@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from rankdrift import records
 from rankdrift.analysis.figures import Figure, NothingToDraw, in_report_order
 from rankdrift.analysis.figures._style import STYLE
+from rankdrift.progress import Progress
 
 DPI = 150
 FORMATS = ("png", "pdf")
@@ -34,11 +35,15 @@ class LeftOut:
     reason: str
 
 
-def illustrate(tables: Mapping[str, pd.DataFrame], folder: Path) -> tuple[list[Picture], list[LeftOut]]:
+def illustrate(
+    tables: Mapping[str, pd.DataFrame], folder: Path, progress: Progress
+) -> tuple[list[Picture], list[LeftOut]]:
     """Draw every figure for which there is something to draw; take away older files of those left out."""
     pictures: list[Picture] = []
     left_out: list[LeftOut] = []
-    for figure in in_report_order():
+    figures = in_report_order()
+    for number, figure in enumerate(figures):
+        progress("figures", number, len(figures))
         files = {suffix: folder / f"{figure.name}.{suffix}" for suffix in FORMATS}
         try:
             canvas = figure.render(tables)
@@ -50,6 +55,7 @@ def illustrate(tables: Mapping[str, pd.DataFrame], folder: Path) -> tuple[list[P
         for suffix, file in files.items():
             _save(canvas, file, suffix)
         pictures.append(Picture(figure, files["png"]))
+    progress("figures", len(figures), len(figures))
     return pictures, left_out
 
 

@@ -175,7 +175,7 @@ def _of_study(arguments: argparse.Namespace) -> Iterator[Path]:
 def _of_folders(arguments: argparse.Namespace) -> Iterator[Path]:
     from rankdrift.analysis.engine import run_analyses
     from rankdrift.analysis.worklist import Share
-    from rankdrift.studies.pipeline import progress_lines
+    from rankdrift.progress import progress_lines
 
     if not arguments.tuned:
         raise UserError("--base needs at least one --tuned FOLDER to compare it with")

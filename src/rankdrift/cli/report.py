@@ -17,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and say where it is; return 0. Raises UserError."""
     from rankdrift.analysis.report.build import build_report  # matplotlib loads here, not for --help
+    from rankdrift.progress import progress_lines
 
-    print(build_report(StudyLayout(arguments.study), arguments.again))
+    print(build_report(StudyLayout(arguments.study), progress_lines(_say), arguments.again))
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # also where a pipe is watched

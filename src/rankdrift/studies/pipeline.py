@@ -5,26 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rankdrift import records, registry
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.report.build import build_report
-from rankdrift.analysis.worklist import Progress, Share
+from rankdrift.analysis.worklist import Share
 from rankdrift.checkpoint.consolidate import consolidate_run
 from rankdrift.checkpoint.record import complete_steps
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import resolve
+from rankdrift.progress import Say, progress_lines
 from rankdrift.scoring.run import score_run
 from rankdrift.spec import DEFAULT_RECIPE, Recipe, Spec, read_spec
 from rankdrift.studies.launcher import launch
 from rankdrift.studies.subjects import Source, study_params, study_subjects
-
-Say = Callable[[str], None]
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
     with _stage("analyse", say):
         analyse_study(study, registry.names("analysis"), say)
     with _stage("report", say):
-        report = build_report(study)
+        report = build_report(study, progress_lines(say))
     say(f"report: {report}")
     return report
 
@@ -119,35 +117,6 @@ def analyse_study(
     if workers is not None:
         params = dataclasses.replace(params, workers=workers)
     return run_analyses(names, subjects, study.tables, params, progress_lines(say), share)
-
-
-def progress_lines(say: Say, pause: float = 5.0, clock: Clock = time.monotonic) -> Progress:
-    """Return a progress function that says how much is done and how long the rest will take.
-
-    It says one line at the start of each work, at most one every ``pause`` seconds, and one at its end. What
-    was done before is not counted as speed.
-    """
-    began: dict[str, tuple[float, int]] = {}
-    said: dict[str, float] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        now = clock()
-        started, before = began.setdefault(what, (now, done))
-        if done < total and now - said.get(what, -pause) < pause:
-            return
-        said[what] = now
-        left = (now - started) / (done - before) * (total - done) if before < done < total else None
-        say(f"  {what} {done}/{total}" + (f", about {_duration(left)} left" if left is not None else ""))
-
-    return progress
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as 5 s, 3 min or 2 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def _indented(say: Say) -> Say:

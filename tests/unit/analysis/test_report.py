@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rankdrift import records
+from rankdrift import records, registry
 from rankdrift.analysis.report import illustrate
 from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.report.content import compose
@@ -73,7 +73,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, make_tables: Callable[...
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(illustrate, "DPI", 40)
         patch.setitem(illustrate.STYLE, "pdf.fonttype", 3)  # embedding TrueType fonts is half of the time
-        build_report(study)
+        build(study)
     return study
 
 
@@ -82,6 +82,10 @@ def scores_only(tmp_path: Path, make_tables: Callable[..., Tables]) -> StudyLayo
     """The cheapest study: only two figures can be drawn."""
     tables = make_tables(ONE_SEED, [4], 1)
     return write_study(tmp_path / "demo", {"performance_metrics": tables["performance_metrics"]})
+
+
+def build(study: StudyLayout) -> Path:
+    return build_report(study, lambda *_: None)
 
 
 def parts(study: StudyLayout, topic: str) -> list[str | Grid]:
@@ -127,16 +131,14 @@ def test_report_says_what_the_study_was(reported: StudyLayout) -> None:
 
 
 def test_unchanged_tables_are_not_drawn_again(scores_only: StudyLayout) -> None:
-    before = {
-        path: path.stat().st_mtime_ns for path in [build_report(scores_only), *scores_only.figures.iterdir()]
-    }
-    build_report(scores_only)
+    before = {path: path.stat().st_mtime_ns for path in [build(scores_only), *scores_only.figures.iterdir()]}
+    build(scores_only)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @pytest.mark.parametrize("change", ["table", "status", "figure", "markdown"])
 def test_whatever_changed_is_made_anew(scores_only: StudyLayout, change: str) -> None:
-    page = build_report(scores_only)
+    page = build(scores_only)
     os.utime(page, ns=(1, 1))
     match change:
         case "table":
@@ -150,7 +152,7 @@ def test_whatever_changed_is_made_anew(scores_only: StudyLayout, change: str) ->
             (scores_only.figures / "learning_curve.png").unlink()
         case "markdown":
             (scores_only.root / "report.md").unlink()
-    build_report(scores_only)
+    build(scores_only)
     assert page.stat().st_mtime_ns != 1
     assert (scores_only.figures / "learning_curve.png").exists()
     assert (scores_only.root / "report.md").exists()
@@ -159,7 +161,7 @@ def test_whatever_changed_is_made_anew(scores_only: StudyLayout, change: str) ->
 def test_figures_without_a_table_are_left_out_with_the_reason(scores_only: StudyLayout) -> None:
     stale = scores_only.figures / "intruders.png"
     records.write_text(stale, "of an older report")
-    page = build_report(scores_only).read_text(encoding="utf-8")
+    page = build(scores_only).read_text(encoding="utf-8")
     assert sorted(path.stem for path in scores_only.figures.glob("*.png")) == DRAWN_FROM_SCORES
     assert re.search(r"Intruder dimensions</b>: the study has no table svd_analysis_results\.", page)
     assert not stale.exists()
@@ -167,9 +169,7 @@ def test_figures_without_a_table_are_left_out_with_the_reason(scores_only: Study
 
 def test_names_are_escaped(tmp_path: Path, make_tables: Callable[..., Tables]) -> None:
     table = make_tables(ONE_SEED, [4], 1)["performance_metrics"].replace({"full-seed42": "<b>|x|</b>"})
-    page = build_report(write_study(tmp_path / "demo", {"performance_metrics": table})).read_text(
-        encoding="utf-8"
-    )
+    page = build(write_study(tmp_path / "demo", {"performance_metrics": table})).read_text(encoding="utf-8")
     assert "<b>|x|</b>" not in page
     assert "&lt;b&gt;|x|&lt;/b&gt;" in page
 
@@ -195,10 +195,10 @@ def test_without_the_tables_of_contrasts_values_are_stated_and_no_interval(
 
 
 def test_scored_items_are_not_what_a_report_is_made_from(scores_only: StudyLayout) -> None:
-    page = build_report(scores_only)
+    page = build(scores_only)
     os.utime(page, ns=(1, 1))
     records.write_text(scores_only.run("full-seed42").scores / "step-000004.topic.parquet", "other items")
-    assert build_report(scores_only).stat().st_mtime_ns == 1
+    assert build(scores_only).stat().st_mtime_ns == 1
 
 
 def test_rank_is_stated_against_its_null(study: StudyLayout) -> None:
@@ -277,17 +277,20 @@ def test_incomplete_and_foreign_tables_are_named(scores_only: StudyLayout) -> No
     table = records.read_table(path)
     path.with_suffix(".meta.json").unlink()
     with pytest.raises(UserError, match=r"performance_metrics\.meta\.json: missing.*run the analysis again"):
-        build_report(scores_only)
+        build(scores_only)
     records.write_table(path, table.drop(columns=["seed"]), {}, csv=False)
     with pytest.raises(UserError, match=r"performance_metrics\.parquet: no column seed"):
-        build_report(scores_only)
+        build(scores_only)
 
 
 def test_the_command_prints_where_the_report_is(
     scores_only: StudyLayout, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(scores_only.root)]) == 0
-    assert capsys.readouterr().out.strip() == str(scores_only.report)
+    first, *_, last, report = capsys.readouterr().out.splitlines()
+    figures = len(registry.names("figure"))
+    assert (first, last) == (f"  figures 0/{figures}", f"  figures {figures}/{figures}")
+    assert report == str(scores_only.report)
 
 
 def test_tables_without_runs_are_read_where_they_are_of_the_whole_study(study: StudyLayout) -> None:

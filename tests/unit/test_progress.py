@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rankdrift.studies.pipeline import progress_lines
+from rankdrift.progress import progress_lines
 
 
 class Clock:
