@@ -326,6 +326,17 @@ def test_task_vectors_tell_runs_of_one_seed_from_others(whole: Write) -> None:
         one_seed = (table["seed"] == table["other_seed"]) & (table["run"] != table["other_run"])
         return table.assign(cosine=table["cosine"].mask(one_seed, 0.7))
 
+    def named_the_other_way(table: pd.DataFrame) -> pd.DataFrame:
+        table, rows = alike_with_one_seed(table), table.index % 2 == 0
+        columns = ["run", "method", "rank", "tasks", "seed", "step"]
+        others = [f"other_{column}" for column in columns]
+        table.loc[rows, [*columns, *others]] = table.loc[rows, [*others, *columns]].to_numpy()
+        return table
+
+    turned = whole(THREE_SEEDS, task_vectors=named_the_other_way)
+    assert grids(turned, "Task vectors") == grids(
+        whole(THREE_SEEDS, task_vectors=alike_with_one_seed), "Task vectors"
+    )
     cosines, conflicts = grids(whole(THREE_SEEDS, task_vectors=alike_with_one_seed), "Task vectors")
     assert cosines.headers == ("", "full", "lora-r8")
     assert cosines.rows == (("full", "0.500", "0.700"), ("lora-r8", "0.0500", "0.500"))
@@ -348,6 +359,8 @@ def test_subspaces_and_what_the_naive_distance_would_say(whole: Write) -> None:
     full = cells(found)["full-seed42"]
     assert (full["left"], full["right"]) == (drift, drift)
     assert full["matrices with a gap above twice the update"] == "0 %"
+    overlap = whole().tables["subspace_drift"].query("k == 10 and layer >= 0")["overlap_random"]
+    assert float(full["unrelated spans"]) == pytest.approx(np.sqrt(1 - overlap).mean(), rel=2e-3)
     assert sentences(whole(), "Leading subspaces")[0].startswith(
         "The naive distance of the same vectors would say 0.680 to 0.680"
     )
@@ -383,6 +396,7 @@ def test_layers_that_changed_places_are_named(whole: Write) -> None:
 def test_gradients_of_tasks_are_a_conflict_only_beyond_their_error(whole: Write) -> None:
     cosines, noise = grids(whole(), "Gradients of the tasks")
     found = {(row[0], row[1]): row[2:] for row in cosines.rows}
+    assert len(cosines.rows) == len(found) == 2 * 3  # two runs, pairs of three tasks
     aligned = found["full-seed42", "entailment with topic"]
     assert aligned == ("0 ± 0.050", "0", "no direction shown")
     conflict = found["full-seed42", "general_text with topic"]
@@ -392,6 +406,10 @@ def test_gradients_of_tasks_are_a_conflict_only_beyond_their_error(whole: Write)
     assert sentences(whole(), "Gradients of the tasks")[0].startswith(
         "Undefined on general_text in 2 runs: |G|² is"
     )
+    small = whole(
+        task_gradients=lambda table: table.assign(cosine_corrected=0.09, cosine_corrected_stderr=0.05)
+    )
+    assert {row[-1] for row in grids(small, "Gradients of the tasks")[0].rows} == {"no direction shown"}
     unknown = {"cosine_corrected": np.nan, "reason": "|G|² of topic is not above 0"}
     study = whole(task_gradients=lambda table: table.assign(**unknown))
     cosines, _ = grids(study, "Gradients of the tasks")
