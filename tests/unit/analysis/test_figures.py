@@ -133,6 +133,12 @@ def test_a_run_that_diverged_leaves_the_others_room(name: str, make_tables: Call
     assert all(end < start for axes in canvas.axes for end, start in neighbours(axes))
 
 
+def test_squares_of_many_runs_stand_one_above_the_other(sized: dict[str, Tables], two_runs: Tables) -> None:
+    for tables, stacked in ((two_runs, False), (sized["12 runs"], True)):
+        cosines, conflicts, *_ = drawn(figure("task_vectors").render(tables)).axes
+        assert (cosines.get_position().y0 > conflicts.get_position().y1) == stacked
+
+
 def test_an_axis_stays_linear_without_extreme_values(two_runs: Tables) -> None:
     for axes in figure("learning_forgetting").render(two_runs).axes:
         assert axes.get_xscale() == "linear"

@@ -393,6 +393,20 @@ def test_layers_that_changed_places_are_named(whole: Write) -> None:
     assert sentences(study, "Drift of the representations")[0].startswith("In 1 of 2 runs")
 
 
+def test_gradients_are_stated_at_first_and_at_last(whole: Write) -> None:
+    def growing(table: pd.DataFrame) -> pd.DataFrame:
+        deep = np.where(table["level"] == "layer", table["layer"], 0)
+        return table.assign(l2_norm=table["step"] + deep)
+
+    (found,) = grids(whole(((("full", 0, 42),)), gradient_analysis_results=growing), "Gradients")
+    assert cells(found)["full-seed42"] == {  # eight steps: a tenth is one
+        "at first": "1.00",
+        "at last": "8.00",
+        "largest layer": "2",
+        "smallest layer": "0",
+    }
+
+
 def test_gradients_of_tasks_are_a_conflict_only_beyond_their_error(whole: Write) -> None:
     cosines, noise = grids(whole(), "Gradients of the tasks")
     found = {(row[0], row[1]): row[2:] for row in cosines.rows}

@@ -122,6 +122,22 @@ def test_anchors_and_markdown_links_lead_somewhere(reported: StudyLayout) -> Non
     assert all((reported.root / link).exists() for link in linked)
 
 
+def test_both_writers_print_the_tables_of_the_findings(reported: StudyLayout) -> None:
+    text = (reported.root / "report.md").read_text(encoding="utf-8")
+    assert "| full-seed42 | 38.4 | 51.2 | 75.0 % |" in text
+    page = reported.report.read_text(encoding="utf-8")
+    assert '<th scope="row">full-seed42</th><td>38.4</td><td>51.2</td><td>75.0 %</td>' in page
+
+
+def test_a_configuration_is_printed_once_for_the_runs_that_share_it(scores_only: StudyLayout) -> None:
+    def headings() -> list[str]:
+        return list(compose(read_study(scores_only), [], []).ds_configs)
+
+    assert headings() == ["all runs"]
+    records.write_json(scores_only.run("full-seed42").ds_config, {"zero_optimization": {"stage": 3}})
+    assert headings() == ["full-seed42", "lora-r8-seed42"]
+
+
 def test_report_says_what_the_study_was(reported: StudyLayout) -> None:
     page = reported.report.read_text(encoding="utf-8")
     assert "2 arms (full, lora-r8) at 1 seed (42), trained from tiny on topic" in page
