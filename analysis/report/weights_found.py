@@ -126,9 +126,8 @@ def _over_grid(study: Study) -> Iterator[Grid]:
         return
     k = nearest_count(shares["k"])
     shares = shares[shares["k"] == k]
-    rows = [
-        {"arm": arm} | _by_threshold(shares[shares["arm"] == arm], "share") for arm in shares["arm"].unique()
-    ]
+    by_arm = {arm: shares[shares["arm"] == arm] for arm in study.arms}
+    rows = [{"arm": arm} | _by_threshold(found, "share") for arm, found in by_arm.items() if len(found)]
     random = {"arm": "random directions, the most of any arm"}
     highest = shares.groupby("threshold", as_index=False).agg(share_random=("share_random", "max"))
     yield grid_of(
