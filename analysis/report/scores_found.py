@@ -139,8 +139,8 @@ def _between_runs(study: Study, last: pd.DataFrame, task: str, metric: str) -> I
         return
     cells: dict[str, dict[str, str]] = {}
     for row in rows_of(found):
-        heading = f"{arm_of(row.full_run, row.seed)} minus this run"
-        cells.setdefault(row.compared_run, {})[heading] = _difference(row)
+        heading = f"{arm_of(row.run, row.seed)} minus this run"
+        cells.setdefault(row.other_run, {})[heading] = _difference(row)
     in_order = [run for run, _ in study.by_run(last) if run in cells]
     yield grid_of(
         ({"run": run, **cells[run]} for run in in_order),
@@ -150,10 +150,7 @@ def _between_runs(study: Study, last: pd.DataFrame, task: str, metric: str) -> I
 
 
 def _contrasts_of_methods(study: Study, last: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
-    """Return the contrasts of two last checkpoints with exactly one of full fine-tuning, which comes first.
-
-    The columns `full_run` and `compared_run` name the two.
-    """
+    """Return the contrasts of two last checkpoints with exactly one of full fine-tuning, which is `run`."""
     contrasts = study.table(CONTRASTS)
     if contrasts is None:
         return pd.DataFrame()
@@ -161,13 +158,7 @@ def _contrasts_of_methods(study: Study, last: pd.DataFrame, task: str, metric: s
     found = scores_of(contrasts, task, metric).merge(runs, on=["run", "step"])
     found = found.merge(runs.add_prefix("other_"), on=["other_run", "other_step"])
     full, other = found["method"] == "full", found["other_method"] == "full"
-    return pd.concat(
-        [_with_full_first(found[full & ~other]), _with_full_first(_turned(found[other & ~full]))]
-    )
-
-
-def _with_full_first(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(full_run=rows["run"], compared_run=rows["other_run"])
+    return pd.concat([found[full & ~other], _turned(found[other & ~full])])
 
 
 def _turned(rows: pd.DataFrame) -> pd.DataFrame:
