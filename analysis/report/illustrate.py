@@ -54,6 +54,7 @@ def illustrate(
             continue
         for suffix, file in files.items():
             _save(canvas, file, suffix)
+            canvas.set_layout_engine("none")  # finding where panels go is half of the time, and done
         pictures.append(Picture(figure, files["png"]))
     progress("figures", len(figures), len(figures))
     return pictures, left_out
