@@ -54,6 +54,17 @@ def last_checkpoints(table: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["step"] == rows.groupby("run")["step"].transform("max")]
 
 
+def of_changed(rows: pd.DataFrame, spectra: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the rows of matrices that were changed, by a table of (run, step, layer, module) and `spectra`.
+
+    All rows where there are no spectra, which alone say what was changed.
+    """
+    if spectra is None:
+        return rows
+    place = ["run", "step", "layer", "module"]
+    return rows.merge(changed_rows(spectra)[place].drop_duplicates(), on=place)
+
+
 def of_blocks(spectra: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of matrices inside the blocks, which have a layer; not embeddings and heads."""
     return spectra[spectra["layer"] >= 0]
@@ -112,7 +123,7 @@ def update_sizes(spectra: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFram
     """Return a row a checkpoint (and `by`): relative_update_norm = sqrt(sum ||dW||_F^2 / sum ||W0||_F^2)."""
     rows = tuned_rows(spectra)
     squares = rows.assign(update=rows["update_norm"] ** 2, base=rows["base_norm"] ** 2)
-    sums = squares.groupby([*RUN_KEYS, "step", *by], as_index=False)[["update", "base"]].sum()
+    sums = _whole_sums(squares, [*RUN_KEYS, "step", *by], ["update", "base"])
     sums["relative_update_norm"] = np.sqrt(sums["update"] / sums["base"])
     return sums.drop(columns=["update", "base"])
 
@@ -135,6 +146,12 @@ def intruder_totals(spectra: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataF
             matrices=("module", "size"),
         )
     )
+
+
+def _whole_sums(rows: pd.DataFrame, keys: list[str], columns: list[str]) -> pd.DataFrame:
+    """Return the sums of groups; NaN where a term is undefined, for what is left would not be the whole."""
+    groups = rows.groupby(keys)[columns]
+    return groups.sum().where(groups.count().eq(groups.size(), axis=0)).reset_index()
 
 
 def _whole_sum(counts: pd.Series) -> float:
@@ -187,7 +204,8 @@ def edit_outcomes(variants: pd.DataFrame) -> pd.DataFrame:
     """Return a row an edited last checkpoint and task: changes of `nll` and of `score`, each `_low`, `_high`.
 
     Of `variant_scores`: `nll` is general text's, nats a token, `score` the task's leading metric; changes are
-    variant - step, NaN ends where there is no interval. Arms of the same EDIT_SETTINGS belong together.
+    variant - step, NaN where not scored, NaN ends where there is no interval. An edit that was scored on no
+    task has one row. Arms of the same EDIT_SETTINGS belong together.
     """
     edits = last_checkpoints(variants[variants["kind"] == "intervention"])
     keys = ["run", "variant", "arm", *EDIT_SETTINGS, "vectors", "relative_edit_norm", "relative_update_norm"]
@@ -195,9 +213,13 @@ def edit_outcomes(variants: pd.DataFrame) -> pd.DataFrame:
     nll = scores_of(edits, GENERAL_TEXT, "nll")[["run", "variant", *ends]]
     nll = nll.set_axis(["run", "variant", "nll", "nll_low", "nll_high"], axis=1)
     leading = [scores_of(edits, *named) for named in leading_metrics(edits)]
-    scores = pd.concat(leading or [edits.head(0)])[[*keys, "task", "metric", "higher_is_better", *ends]]
+    scores = pd.concat(leading or [edits.head(0)])
+    scores = scores[["run", "variant", "task", "metric", "higher_is_better", *ends]]
     names = dict(zip(ends, ("score", "score_low", "score_high"), strict=True))
-    return scores.rename(columns=names).merge(nll, on=["run", "variant"]).dropna(subset=["score", "nll"])
+    made = edits[keys].drop_duplicates(["run", "variant"])
+    for measured in (scores.rename(columns=names), nll):
+        made = made.merge(measured, on=["run", "variant"], how="left")
+    return made.dropna(subset=["score", "nll"], how="all")
 
 
 def line_scores(variants: pd.DataFrame) -> pd.DataFrame:
@@ -244,7 +266,7 @@ def gradient_statistics(gradients: pd.DataFrame, level: str) -> pd.DataFrame:
         mean_abs=rows["mean_abs"] * rows["numel"],
         zero_fraction=rows["zero_fraction"] * rows["numel"],
     )
-    sums = weighted.groupby(keys, as_index=False)[["numel", "square", "mean_abs", "zero_fraction"]].sum()
+    sums = _whole_sums(weighted, keys, ["numel", "square", "mean_abs", "zero_fraction"])
     sums["l2_norm"] = np.sqrt(sums["square"])
     sums["rms"] = np.sqrt(sums["square"] / sums["numel"])
     for column in ("mean_abs", "zero_fraction"):

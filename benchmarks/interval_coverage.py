@@ -23,7 +23,7 @@ from scipy import stats
 
 from rankdrift import records
 from rankdrift.analysis.statistics.association import spearman
-from rankdrift.analysis.statistics.bootstrap import BootstrapInterval, paired_bootstrap, run_bootstrap
+from rankdrift.analysis.statistics.bootstrap import BootstrapInterval, cluster_bootstrap, paired_bootstrap
 from rankdrift.analysis.statistics.intervals import Interval, t_interval
 
 HERE = Path(__file__).resolve().parent
@@ -91,7 +91,7 @@ def of_runs(runs: int, draws: int, resamples: int) -> dict[str, dict[str, float]
         common = generator.normal(size=(runs, 2))[names]
         own = generator.normal(size=(len(names), 2))
         rows = (math.sqrt(ALIKE) * common + math.sqrt(1 - ALIKE) * own) @ root.T
-        return _holds(run_bootstrap(spearman, rows, clusters, resamples=resamples), RANK_CORRELATION)
+        return _holds(cluster_bootstrap(spearman, rows, clusters, resamples=resamples), RANK_CORRELATION)
 
     sides: dict[str, Callable[[int], bool]] = {
         "checkpoints": lambda seed: holds(np.arange(len(names)), seed),

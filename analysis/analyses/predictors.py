@@ -1,9 +1,10 @@
 """What predicts forgetting: how the NLL on general text goes with each quantity said to drive it.
 
-Candidates are KL from the base (arXiv 2509.04259), the size of the update, its leading value against the
-base's (2607.23711), intruder dimensions (2410.21228) and drift of the layers. Along one run all of them grow
-with the step, so that any two go together over its checkpoints: rows of the last checkpoints alone are free
-of that. Association is not cause.
+Candidates are KL from the base on the same text, which is no independent quantity (arXiv 2509.04259 finds the
+KL on the new task's inputs to go with forgetting; that is not measured), the size of the update, its leading
+value against the base's (2607.23711), intruder dimensions (2410.21228) and drift of the layers. Along one run
+all of them tend to grow with the step, so that any two go together over its checkpoints: rows of the last
+checkpoints alone are free of that. Association is not cause.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import pandas as pd
 
 from rankdrift.analysis.analyses import Analysis, Params, Tables
 from rankdrift.analysis.checkpoint_summary import MEASURES, SOURCES, checkpoint_summaries
-from rankdrift.analysis.observations import last_checkpoints
+from rankdrift.analysis.observations import last_checkpoints, with_arms
 from rankdrift.analysis.sources.study_tables import read_study_tables
 from rankdrift.analysis.statistics.association import Association, associate
-from rankdrift.analysis.statistics.bootstrap import MIN_RUNS, BootstrapInterval
+from rankdrift.analysis.statistics.bootstrap import MIN_ARMS, BootstrapInterval
 from rankdrift.analysis.subjects import Subject
 
 TABLE = "forgetting_predictors"
@@ -32,7 +33,7 @@ PREDICTORS = (
     "intruder_energy",
     "drift",
 )
-RESAMPLED = f"95 % interval, resampled runs; NaN for fewer than {MIN_RUNS} runs"
+RESAMPLED = f"95 % interval, resampled arms; NaN for fewer than {MIN_ARMS} arms"
 COLUMNS = {
     "scope": "pooled (all runs), or the method whose runs are taken",
     "points": "all checkpoints, or the last of every run",
@@ -45,6 +46,7 @@ COLUMNS = {
     "pearson_log_high": "upper end",
     "r2_log": "pearson_log squared: the share of the variance of log forgetting a power law explains",
     "runs": "runs",
+    "arms": "arms: clusters that are drawn whole, since seeds and checkpoints of one arm are much alike",
     "checkpoints": "checkpoints",
     "log_checkpoints": "checkpoints where both are positive",
     "reason": "why values or intervals are NaN; else empty",
@@ -55,7 +57,7 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
     """Return a row a scope, choice of checkpoints and predictor; none where forgetting was not measured."""
     summary = checkpoint_summaries(read_study_tables(tables, SOURCES)).dropna(subset=["nll_increase"])
     rows = [
-        {"scope": scope, "points": points, "predictor": predictor, **_values(_association(found, predictor))}
+        {"scope": scope, "points": points, "predictor": predictor, **_values(found, predictor)}
         for scope, points, found in _scopes(summary)
         for predictor in PREDICTORS
         if found[predictor].notna().any()
@@ -75,15 +77,19 @@ def _scopes(summary: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 def _association(rows: pd.DataFrame, predictor: str) -> Association:
     assert set(PREDICTORS) <= set(MEASURES)
-    return associate(rows[predictor].to_numpy(), rows["nll_increase"].to_numpy(), rows["run"].to_numpy())
+    return associate(
+        rows[predictor].to_numpy(), rows["nll_increase"].to_numpy(), with_arms(rows)["arm"].to_numpy()
+    )
 
 
-def _values(found: Association) -> dict[str, Any]:
+def _values(rows: pd.DataFrame, predictor: str) -> dict[str, Any]:
+    found = _association(rows, predictor)
     return {
         **_interval("spearman", found.spearman),
         **_interval("pearson_log", found.pearson_log),
         "r2_log": found.pearson_log.value**2,
-        "runs": found.runs,
+        "runs": rows.dropna(subset=[predictor])["run"].nunique(),
+        "arms": found.clusters,
         "checkpoints": found.checkpoints,
         "log_checkpoints": found.log_checkpoints,
         "reason": found.reason,

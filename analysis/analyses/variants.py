@@ -23,7 +23,7 @@ from rankdrift.layout import RunLayout, step_name, steps_in
 TABLE = "variant_scores"
 EDIT = {
     "kind": "intervention or interpolation",
-    "arm": "what is edited: intruders, or neighbours, random, rescaled (controls); interpolation",
+    "arm": "what is edited: intruders, or neighbours, random, shrunk, rescaled (controls); interpolation",
     "at": "intervention: what singular values are multiplied with; interpolation: t of W0 + t (W - W0)",
     "top_k": "leading vectors among which intruders are looked for; NaN of an interpolation",
     "threshold": "|cosine| below which a vector is an intruder; NaN of an interpolation",

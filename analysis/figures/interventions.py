@@ -17,13 +17,14 @@ ARMS = {
     "intruders": ("intruders", "#D55E00", "D"),
     "neighbours": ("control: neighbours", "#0072B2", "s"),
     "random": ("control: random directions", "#56B4E9", "^"),
-    "rescaled": ("control: whole update", "#009E73", "o"),
+    "shrunk": ("control: whole update, shrunk", "#009E73", "o"),
+    "rescaled": ("control: whole update, to the norm left", "#999933", "v"),
 }
 """Arm -> label, colour and marker."""
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    outcomes = edit_outcomes(tables["variant_scores"])
+    outcomes = edit_outcomes(tables["variant_scores"]).dropna(subset=["score", "nll"])
     if outcomes.empty:
         raise NothingToDraw(
             "no edited model was scored on a task and on general text; run 'rankdrift analyze intervene'"
@@ -85,9 +86,10 @@ FIGURE = Figure(
         "with 95 % intervals over items scored by both: left is less forgetting, up is a higher score. "
         "Intruders: their singular values are scaled (by 0: removed; arXiv 2410.21228). Controls: as "
         "many neighbouring vectors that are no intruders are scaled alike; random directions are taken "
-        "away, with an edit of the same norm; the whole update is scaled to the norm that is left. Edits "
-        "of one arm by several strengths are joined. Any shrinkage brings a model nearer to its base: "
-        "that intruders carry forgetting is shown only where their point lies left of every control's, "
+        "away, with an edit of the same norm; the whole update is shrunk by an edit of the same norm, and "
+        "scaled to the norm that the intruders' edit leaves, which may be larger than before. Edits of one "
+        "arm by several strengths are joined. Whatever moves a model towards its base may forget less: that "
+        " intruders carry forgetting is shown only where their point lies left of every control's, "
         "beyond both intervals. The intervals are over items, of one trained model."
     ),
     draw=_draw,

@@ -50,7 +50,8 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         _draw_base(ax, base)
         symlog_if_wide(ax.set_xscale, costs[cost])
         ax.set_xlabel(COSTS[cost])
-        ax.set_ylabel(f"{task}: {metric}")
+        higher = scores_of(performance, task, metric)["higher_is_better"].iloc[0]
+        ax.set_ylabel(f"{task}: {metric}" + ("" if higher else " (lower is better)"))
     star = reference("base model", linestyle="", marker="*", markersize=11)
     legend(canvas, costs["run"].unique(), styles, star)
     return canvas
@@ -91,13 +92,13 @@ FIGURE = Figure(
     section="Learning and forgetting",
     tables=("performance_metrics",),
     caption=(
-        "Each path is one run; markers grow with the step. Up is better learning, left is less forgetting "
-        "(arXiv 2405.09673). Error bars at the last checkpoint are one standard error over items; the "
-        "increase of the NLL is a difference over the same text, whose two standard errors do not give its "
-        "own: its interval is in the table item_contrasts, and stated in the findings. Compare methods where "
-        "their heights agree (equal learning), not at equal step: one point to the right of another that "
-        "also lies higher is a trade-off, not a loss. Where one run went much further than most, the axis is "
-        "logarithmic beyond the lower values."
+        "Each path is one run; markers grow with the step. Up is better learning (for some scores down, as "
+        "labelled), left is less forgetting (arXiv 2405.09673). Error bars at the last checkpoint are one "
+        "standard error over items; the increase of the NLL is a difference over the same text, whose two "
+        "standard errors do not give its own: its interval is in the table item_contrasts, and stated in the "
+        "findings. Compare methods where their heights agree (equal learning), not at equal step: one point "
+        "to the right of another that also lies higher is a trade-off, not a loss. Where one run went much "
+        "further than most, the axis is logarithmic beyond the lower values."
     ),
     draw=_draw,
 )

@@ -72,13 +72,14 @@ FIGURE = Figure(
     tables=("learning_forgetting",),
     caption=(
         "Each point is one checkpoint, each path one run; above, the rank correlation over all points, "
-        "with a 95 % interval from resampled runs (none for fewer than five). Published studies disagree "
-        "on what carries forgetting: intruder dimensions (arXiv 2410.21228) or the mere size and "
-        "threshold of the update (arXiv 2607.23711), or how far the predictions moved (arXiv "
-        "2509.04259); hence all side by side. Along one run everything grows with the step, so that a "
-        "rising path shows no cause: only a line that several runs share speaks for a predictor, and "
-        "only an intervention with the norm held equal would show it. Where one run went much further than "
-        "most, an axis is logarithmic beyond the lower values."
+        "with a 95 % interval from resampled arms (none for fewer than five). KL is taken on the same text "
+        "as forgetting, and so no independent predictor (arXiv 2509.04259 takes it on the new task's "
+        "inputs). Published studies disagree on what carries forgetting: intruder dimensions (arXiv "
+        "2410.21228) or the mere size and threshold of the update (arXiv 2607.23711); hence all side by "
+        "side. Along one run all of these tend to move with the step, so that a rising path shows no cause: "
+        "only a line that several runs share speaks for a predictor, and only an intervention with the norm "
+        "held equal would show it. Where one run went much further than most, an axis is logarithmic beyond "
+        "the lower values."
     ),
     draw=_draw,
 )

@@ -76,8 +76,7 @@ FIGURE = Figure(
         "First minus second arm at the last checkpoints, paired by seed: mean with its 95 % t interval over "
         "seeds. Grey: the negative control, how much two seeds of one of these arms differ, in the median "
         "and at most. It speaks of single seeds, whose difference varies more than that of means over "
-        "seeds; a mean inside the dark band has not been told apart from a change of the seed, whatever "
-        "its interval. An open point has no interval: fewer than two seeds, or no spread among them. Where a "
+        "seeds. An open point has no interval: fewer than two seeds, or no spread among them. Where a "
         "few intervals are much wider than most, the axis is logarithmic beyond the narrow ones."
     ),
     draw=_draw,

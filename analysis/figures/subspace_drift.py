@@ -20,7 +20,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import RUN_KEYS, last_checkpoints, nearest_count, of_blocks
+from rankdrift.analysis.observations import RUN_KEYS, last_checkpoints, nearest_count, of_blocks, of_changed
 
 MEASURES = {"vector_drift": "drift of the subspace", "naive_drift": r"naive: $\|U - U_0\| / 2\sqrt{k}$"}
 SIDES = ("left", "right")
@@ -30,8 +30,9 @@ RANDOM_SIGNS = 0.5**0.5
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     last = of_blocks(last_checkpoints(tables["subspace_drift"])).dropna(subset=list(MEASURES))
+    last = of_changed(last, tables.get("svd_analysis_results"))
     if last.empty:
-        raise NothingToDraw("the table subspace_drift has no trained checkpoint with defined vectors")
+        raise NothingToDraw("the table subspace_drift has no matrix that differs from the base")
     last = last.assign(random=np.sqrt(1 - last["overlap_random"]))
     styles, count = run_styles(tables), nearest_count(last["k"])
     canvas, axes = panels(6, columns=3, height=2.6, share_y=True)
@@ -72,12 +73,12 @@ FIGURE = Figure(
     section="Against the base spectrum",
     tables=("subspace_drift",),
     caption=(
-        "Means over the modules of a layer at the last checkpoint. Above: root mean sin² of the principal "
-        "angles between the spans of the k leading singular vectors of W and W0, which knows neither signs "
-        "nor rotations within the span: 0 unchanged, 1 orthogonal; dashed: two unrelated subspaces. Below, "
-        "for comparison with studies that print it: the distance of the vectors themselves over its "
-        "maximum. Signs of singular vectors are arbitrary, and random ones alone give the dotted line "
-        "where nothing has changed: only the upper row measures. Where the gap of the base's singular "
+        "Means over the modules of a layer that changed, at the last checkpoint. Above: root mean sin² of "
+        "the principal angles between the spans of the k leading singular vectors of W and W0, which knows "
+        "neither signs nor rotations within the span: 0 unchanged, 1 orthogonal; dashed: two unrelated "
+        "subspaces. Below, for comparison with studies that print it: the distance of the vectors themselves "
+        "over its maximum. Signs of singular vectors are arbitrary, and random ones alone give the dotted "
+        "line where nothing has changed: only the upper row measures. Where the gap of the base's singular "
         "values is smaller than twice the update (column reliable), even a span may turn without meaning."
     ),
     draw=_draw,

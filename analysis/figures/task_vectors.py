@@ -33,7 +33,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     beside = len(runs) <= MOST_BESIDE
     height = 1.6 + min(0.35 * len(runs), 1.9) if beside else 1.2 + min(0.29 * len(runs), 8.0)
     canvas, axes = panels(2, columns=2 if beside else 1, height=height)
-    null = float(pairs["cosine_null"].mean())
+    null = float(pairs["cosine_null"].max())
     cosines = _square(pairs, "cosine", runs)
     norm = symmetric(cosines.to_numpy(), WHITE_BELOW * null)
     image = _draw_square(axes[0], cosines, norm, styles, "{:.2f}")

@@ -15,11 +15,11 @@ from rankdrift.analysis.report.grids import (
     change,
     grid_of,
     interval,
-    measured,
     number,
     signed,
 )
 from rankdrift.analysis.report.study import Study
+from rankdrift.analysis.statistics.seeds import holm
 
 MATCHED = {
     "task_loss": ("validation loss", " nats a target token"),
@@ -27,7 +27,7 @@ MATCHED = {
 }
 """What is made equal -> its name and unit."""
 PREDICTORS = {
-    "kl_from_base": "KL from the base",
+    "kl_from_base": "KL from the base, same text",
     "relative_update_norm": "relative size of the update",
     "sigma1_ratio": "largest ratio of leading singular values",
     "intruders": "intruders",
@@ -35,6 +35,8 @@ PREDICTORS = {
     "drift": "1 - CKA, mean over layers",
 }
 ALPHA = 0.05
+SEEDS_FOR_SPREAD = 3
+"""Seeds below which a spread is no ground for what could be detected: of two it is one difference."""
 PAIRS_SHOWN = 12
 """Rows of a table of pairs of arms; further ones, none surer than these, are counted."""
 
@@ -48,15 +50,21 @@ def on_seeds(study: Study) -> Iterator[str | Grid]:
         if len(means):
             yield _means(study, means)
     table = study.table("seed_contrasts")
-    contrasts = None if table is None else of_contrast(table)
-    if contrasts is None or contrasts.empty:
+    if table is None:
         return
+    contrasts = of_contrast(table)
     several = contrasts[contrasts["seeds"] > 1]
     for (task, metric), rows in several.groupby(["task", "metric"], sort=False):
-        yield from _contrasts(rows, measured(str(task), str(metric)))
+        yield from _contrasts(rows, study.measured(str(task), str(metric)))
     single = contrasts[contrasts["seeds"] == 1].drop_duplicates(["arm", "other_arm"])
     if len(single):
-        yield f"{len(single)} pairs of arms have one seed in common: no interval, nothing shown."
+        yield f"Pairs of arms with one seed in common: {len(single)}; no interval, nothing shown."
+    paired, arms = len(contrasts.drop_duplicates(["arm", "other_arm"])), len(study.arms)
+    if arms * (arms - 1) // 2 > paired:
+        yield (
+            f"Of {arms * (arms - 1) // 2} pairs of arms {arms * (arms - 1) // 2 - paired} are not compared: "
+            "they have no seed in common, or were trained on different tasks."
+        )
 
 
 def _means(study: Study, means: pd.DataFrame) -> Grid:
@@ -65,9 +73,9 @@ def _means(study: Study, means: pd.DataFrame) -> Grid:
     cells: dict[str, dict[str, str]] = {}
     for row in rows_of(means):
         base = None if performance is None else base_score(performance, row.task, row.metric)
-        heading = f"{measured(row.task, row.metric)}, {'change' if base else 'value'}"
-        cells.setdefault(row.arm, {"arm": row.arm, "seeds": str(row.seeds)})[heading] = _mean(row, base)
-    return grid_of(cells.values(), "Means over seeds with 95 % t intervals")
+        heading = f"{study.measured(row.task, row.metric)}, {'change' if base else 'value'}"
+        cells.setdefault(row.arm, {"arm": row.arm})[heading] = f"{_mean(row, base)} (n = {row.seeds})"
+    return grid_of(cells.values(), "Means over n seeds with 95 % t intervals")
 
 
 def _mean(row: Any, base: tuple[float, float] | None) -> str:
@@ -85,19 +93,17 @@ def _contrasts(rows: pd.DataFrame, what: str) -> Iterator[str | Grid]:
         map(_contrast, rows_of(order.head(PAIRS_SHOWN))),
         f"Differences of arms over seeds, {what}{part}: 95 % paired t intervals",
     )
-    yield (
-        f"{shown.sum() or 'None'} of {len(rows)} pairs of arms differ in {what}: an interval without 0, and "
-        f"p at most {ALPHA:g} after Holm's correction over tasks (pairs are not corrected for)."
-        f"{_detectable(rows['minimum_detectable'].dropna())}"
+    text = (
+        f"{shown.sum() or 'None'} of {len(rows)} pairs of arms are shown to differ in {what}: an interval "
+        f"without 0, and p at most {ALPHA:g} after Holm's correction over tasks."
     )
-
-
-def _detectable(least: pd.Series) -> str:
-    """Say what so many seeds could have shown."""
-    if least.empty:
-        return ""
-    ends = " to ".join(dict.fromkeys(number(value, 2) for value in (least.min(), least.max())))
-    return f" With 80 % power so many seeds, of such a spread, show a difference of {ends}."
+    tested = rows["p_holm"].dropna()
+    if len(tested) > 1:
+        text += (
+            f" Of {len(tested)} pairs that do not differ about {ALPHA * len(tested):.1g} would seem to; "
+            f"corrected for the number of pairs as well, {(holm(tested) <= ALPHA).sum() or 'none'} are shown."
+        )
+    yield text
 
 
 def _contrast(row: Any) -> dict[str, str]:
@@ -108,7 +114,9 @@ def _contrast(row: Any) -> dict[str, str]:
         "p": number(row.p_value, 2),
         "p after Holm": number(row.p_holm, 2),
         "shown": MISSING,
-        "least detectable": number(row.minimum_detectable, 2),
+        "detectable with 80 % power": (
+            number(row.minimum_detectable, 2) if row.seeds >= SEEDS_FOR_SPREAD else MISSING
+        ),
     }
     if interval(row.low, row.high):
         cells["shown"] = "yes" if row.low * row.high > 0 and not row.p_holm > ALPHA else "no"
@@ -131,11 +139,13 @@ def on_matched(study: Study) -> Iterator[str | Grid]:
         if known:
             yield grid_of(
                 (_at_furthest(found.dropna(subset=["difference"]), unit) for found in known),
-                f"NLL increase (nats a token) at equal {name}, where the furthest of all runs' is",
+                f"NLL increase (nats a token) at equal {name}: at the furthest that all runs of the pair "
+                "reach. The number of pairs is not corrected for",
             )
         unknown = Counter(found["reason"].iloc[0] for found in pairs if found["difference"].isna().all())
         for reason, count in unknown.items():
-            yield f"At equal {name} {count} of {len(pairs)} pairs of arms have no comparison: {reason}."
+            which = f"{count} of {len(pairs)} pairs of arms"
+            yield f"At equal {name} {which} have no comparison: {_plain(reason)}."
 
 
 def _at_furthest(rows: pd.DataFrame, unit: str) -> dict[str, str]:
@@ -155,6 +165,13 @@ def _at_furthest(rows: pd.DataFrame, unit: str) -> dict[str, str]:
     }
 
 
+def _plain(reason: str) -> str:
+    """Return a reason with the names of columns as readers know them."""
+    for column, (name, _) in MATCHED.items():
+        reason = reason.replace(column, name)
+    return reason
+
+
 def on_predictors(study: Study) -> Iterator[str | Grid]:
     """Yield how forgetting goes with each quantity said to drive it, over checkpoints and over last ones."""
     table = study.table("forgetting_predictors")
@@ -165,17 +182,31 @@ def on_predictors(study: Study) -> Iterator[str | Grid]:
         return
     over = known.groupby(["scope", "points"], sort=False)
     rows = [{"over": _over(scope, points, found)} | _correlations(found) for (scope, points), found in over]
-    yield grid_of(rows, "Rank correlation (Spearman) with the NLL increase, 95 % intervals over runs")
+    yield grid_of(
+        rows, "Rank correlation (Spearman) with the NLL increase, 95 % intervals over resampled arms"
+    )
+    yield from _undefined(table)
     yield (
-        "Where no interval is given nothing is shown. Along one run all of these grow with the step: a "
-        "correlation over its checkpoints is no evidence, and over runs it is no cause."
+        "Where no interval is given nothing is shown. KL is taken on the text whose NLL is forgetting: it is "
+        "no independent predictor. Along one run all of these tend to move with the step: a correlation over "
+        "its checkpoints is no evidence, and over runs it is no cause."
     )
 
 
+def _undefined(table: pd.DataFrame) -> Iterator[str]:
+    """Say of which predictors there is no correlation over any checkpoints, and why."""
+    for predictor, rows in table.groupby("predictor", sort=False):
+        if rows["spearman"].isna().all():
+            name = PREDICTORS.get(str(predictor), str(predictor))
+            yield f"No correlation with {name}: {rows['reason'].iloc[0].split(';')[0]}."
+
+
 def _over(scope: Any, points: Any, rows: pd.DataFrame) -> str:
-    which = "all" if points == "all" else "the last"
+    checkpoints, runs, arms = (rows[count].max() for count in ("checkpoints", "runs", "arms"))
     kind = "" if scope == "pooled" else f"{scope} "
-    return f"{which} {rows['checkpoints'].max()} checkpoints of {rows['runs'].max()} {kind}runs"
+    return (
+        f"{'all' if points == 'all' else 'last'} {checkpoints} checkpoints: {runs} {kind}runs of {arms} arms"
+    )
 
 
 def _correlations(rows: pd.DataFrame) -> dict[str, str]:

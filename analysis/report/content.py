@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rankdrift import __version__, records
 from rankdrift.analysis.figures import SECTIONS
@@ -13,7 +14,7 @@ from rankdrift.analysis.report.findings import Topic, findings
 from rankdrift.analysis.report.grids import Grid, differing, shared
 from rankdrift.analysis.report.illustrate import LeftOut, Picture
 from rankdrift.analysis.report.study import Study
-from rankdrift.analysis.report.summary import last_checkpoint_grid
+from rankdrift.analysis.report.summary import NOTE, last_checkpoint_grid
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Content:
     summary: str
     topics: tuple[Topic, ...]
     last_checkpoints: Grid
+    last_checkpoints_note: str
     sections: tuple[Section, ...]
     left_out: tuple[LeftOut, ...]
     settings_differing: Grid
@@ -56,13 +58,14 @@ class Content:
 
 def compose(study: Study, pictures: list[Picture], left_out: list[LeftOut]) -> Content:
     """Return the content of a study's report."""
-    specs = {run.name: run.spec for run in study.runs if run.spec}
+    specs = {run.name: _in_force(run.spec) for run in study.runs if run.spec}
     environments = {run.name: run.environment for run in study.runs if run.environment}
     return Content(
         title=study.layout.root.resolve().name,
         summary=_summary(study),
         topics=tuple(findings(study)),
         last_checkpoints=last_checkpoint_grid(study),
+        last_checkpoints_note=NOTE,
         sections=_sections(pictures),
         left_out=tuple(left_out),
         settings_differing=differing(specs),
@@ -84,11 +87,17 @@ def _summary(study: Study) -> str:
         study.tables[name] for name in ("performance_metrics", "svd_analysis_results") if name in study.tables
     ]
     steps = sorted({int(step) for table in measured for step in tuned_rows(table)["step"].unique()})
-    text = f"{_counted(by_arm, 'arm')} ({', '.join(by_arm)}) at {_counted(seeds, 'seed')} ({_joined(seeds)})"
+    text = f"{_counted(by_arm, 'arm')} ({', '.join(by_arm)}), {_counted(seeds, 'seed')} ({_joined(seeds)})"
     text += f", trained from {', '.join(models)}" if models else ""
     text += f" on {', '.join(tasks)}" if tasks else ""
-    text += f"; {_counted(steps, 'checkpoint')} a run measured, at step {_joined(steps)}" if steps else ""
-    return f"{text}. Every number below is computed from the study's tables, which are listed at the end."
+    text += f"; measured at {_counted(steps, 'step')} ({_joined(steps)})" if steps else ""
+    return f"{text}. What was measured is computed from the study's tables, which are listed at the end."
+
+
+def _in_force(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a run's settings without those of LoRA where nothing is adapted."""
+    method = spec.get("method", {})
+    return {**spec, "method": {"name": "full"}} if method.get("name") == "full" else spec
 
 
 def _counted(things: object, noun: str) -> str:

@@ -11,12 +11,15 @@ from rankdrift.analysis.observations import (
     EDIT_SETTINGS,
     GENERAL_TEXT,
     edit_outcomes,
+    last_checkpoints,
     leading_metrics,
     line_scores,
+    of_blocks,
     rows_of,
     scores_of,
+    update_sizes,
 )
-from rankdrift.analysis.report.grids import Grid, change, grid_of, number, percent
+from rankdrift.analysis.report.grids import Grid, change, grid_of, measured, number, percent
 from rankdrift.analysis.report.study import Study
 
 EDITED = "intruders"
@@ -29,27 +32,47 @@ def on_interventions(study: Study) -> Iterator[str | Grid]:
     if variants is None:
         return
     outcomes = edit_outcomes(variants)
-    for _, rows in outcomes.groupby(["run", "task", *EDIT_SETTINGS], sort=False):
-        yield grid_of(map(_edit, rows_of(rows)), _what(next(rows_of(rows))))
-        yield from _against_controls(rows)
+    for run, of_run in study.by_run(outcomes):
+        for _, rows in of_run.groupby(EDIT_SETTINGS, sort=False):
+            yield grid_of(_edits(rows), _what(next(rows_of(rows)), _size_before(study, run)))
+            yield from _against_controls(rows.drop_duplicates("variant"))
 
 
-def _what(row: Any) -> str:
+def _what(row: Any, before: str) -> str:
     """Return which run is edited how."""
     which = "the largest" if row.first_only else "all"
     return (
         f"{row.run}, singular values times {row.at:g} ({which} of the intruders among {row.top_k:g} leading "
-        f"vectors at the threshold {row.threshold:g})"
+        f"vectors at the threshold {row.threshold:g}). Sizes are shares of the base's norm{before}; "
+        "changes of scores have 95 % intervals over items"
     )
 
 
-def _edit(row: Any) -> dict[str, str]:
-    return {
-        "edited": row.arm,
-        "size of the edit (of the base's norm)": percent(row.relative_edit_norm),
-        "change of the NLL (nats a token)": change(row.nll, row.nll_low, row.nll_high),
-        f"change of {row.metric} on {row.task}": change(row.score, row.score_low, row.score_high),
-    }
+def _size_before(study: Study, run: str) -> str:
+    """Return how large the update is before any edit, in the matrices of the blocks."""
+    spectra = study.table("svd_analysis_results")
+    if spectra is None:
+        return ""
+    sizes = update_sizes(of_blocks(last_checkpoints(spectra)))
+    found = sizes[sizes["run"] == run]["relative_update_norm"]
+    return "" if found.empty else f", the update's {percent(found.iloc[0])} before"
+
+
+def _edits(outcomes: pd.DataFrame) -> Iterator[dict[str, str]]:
+    """Yield a row an edited model; of several tasks, each has a column."""
+    for _, rows in outcomes.groupby("variant", sort=False):
+        row = next(rows_of(rows))
+        yield {
+            "edited": row.arm,
+            "size of the edit": percent(row.relative_edit_norm),
+            "size of the update left": percent(row.relative_update_norm),
+            "change of the NLL (nats a token)": change(row.nll, row.nll_low, row.nll_high),
+        } | {
+            f"change of {measured(task.task, task.metric, task.higher_is_better)}": change(
+                task.score, task.score_low, task.score_high
+            )
+            for task in rows_of(rows.dropna(subset=["score"]))
+        }
 
 
 def _against_controls(rows: pd.DataFrame) -> Iterator[str]:
@@ -58,12 +81,15 @@ def _against_controls(rows: pd.DataFrame) -> Iterator[str]:
     if edited.empty or controls.empty:
         return
     highest = edited["nll_high"].iloc[0]
-    if not highest < 0:
+    if highest != highest:
+        yield "Whether editing intruders lowers the NLL is not known: its change has no interval."
+        return
+    if highest >= 0:
         yield "That editing intruders lowers the NLL is not shown: its interval does not lie below 0."
         return
     left = controls[~(controls["nll_low"] > highest)]["arm"]
     if left.empty:
-        yield "Editing intruders lowers the NLL more than every control does, beyond both intervals."
+        yield "Editing intruders lowers this model's NLL more than every control does, beyond both intervals."
     else:
         yield (
             f"Editing intruders does not lower the NLL more than {', '.join(left)} beyond both intervals: "
@@ -91,7 +117,8 @@ def _best_points(rows: pd.DataFrame) -> dict[str, str]:
     cells = {}
     for task, metric in leading_metrics(rows):
         scores = scores_of(rows, task, metric)
-        cells[f"best {metric} on {task}"] = _at_best(scores, bool(scores["higher_is_better"].iloc[0]))
+        higher = bool(scores["higher_is_better"].iloc[0])
+        cells[f"best {measured(task, metric, higher)}"] = _at_best(scores, higher)
     text = scores_of(rows, GENERAL_TEXT, "nll")
     return cells | ({"lowest NLL of general text": _at_best(text, higher=False)} if len(text) else {})
 

@@ -73,6 +73,13 @@ def _evidence(study: Study) -> Iterator[str | Grid]:
             f"One seed: {'; '.join(single)}. No interval over seeds can be given for these: a difference "
             "between such runs includes a variation from seed to seed of unknown size."
         )
+    commits = {
+        str((run.environment.get("git") or {}).get("commit", "unknown"))
+        for run in study.runs
+        if run.environment
+    }
+    if len(commits) > 1:
+        yield f"Runs were trained by code of different commits: {', '.join(sorted(commits))}."
     yield (
         "Standard errors, and the intervals of runs, are over scored items, for one trained model each: they "
         "say how far a number would move with other items, not with another training."

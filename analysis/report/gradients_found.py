@@ -21,23 +21,24 @@ def on_gradients(study: Study) -> Iterator[str | Grid]:
     layers = gradient_statistics(gradients, "layer")
     yield grid_of(
         (_course(run, rows, layers[layers["run"] == run]) for run, rows in study.by_run(whole)),
-        "Norm of the gradient while training: medians of the first and of the last tenth of the probed "
-        "steps, and the layers with the largest and the smallest median",
+        "Norm of the gradient before clipping while training: medians of the first and of the last third of "
+        "the probed steps, and the layers with the largest and the smallest median over all of them",
     )
     if whole["method"].nunique() > 1:
         yield "LoRA's factors and whole weights are different spaces: their gradients' sizes do not compare."
 
 
 def _course(run: str, whole: pd.DataFrame, layers: pd.DataFrame) -> dict[str, str]:
-    tenth = max(len(whole) // 10, 1)
+    third = max(len(whole) // 3, 1)
     cells = {
         "run": run,
-        "at first": number(whole["l2_norm"].head(tenth).median()),
-        "at last": number(whole["l2_norm"].tail(tenth).median()),
+        "probed steps": f"{len(whole)} ({whole['step'].min()} to {whole['step'].max()})",
+        "at first": number(whole["l2_norm"].head(third).median()),
+        "at last": number(whole["l2_norm"].tail(third).median()),
     }
-    if layers.empty:
+    by_layer = layers.groupby("layer")["l2_norm"].median().dropna()
+    if by_layer.empty:
         return cells
-    by_layer = layers.groupby("layer")["l2_norm"].median()
     return cells | {"largest layer": str(by_layer.idxmax()), "smallest layer": str(by_layer.idxmin())}
 
 
@@ -54,17 +55,24 @@ def on_task_gradients(study: Study) -> Iterator[str | Grid]:
             )
     noise = study.table("gradient_noise")
     if noise is not None:
-        last = last_checkpoints(whole_gradients(noise))
+        yield from _noise(study, last_checkpoints(whole_gradients(noise)))
+
+
+def _noise(study: Study, noise: pd.DataFrame) -> Iterator[str | Grid]:
+    """Yield the noise scales whose gradient is told from 0, and how many are not."""
+    known = noise[noise["gradient_square"] > 1.96 * noise["gradient_square_stderr"]]
+    if len(known):
         yield grid_of(
-            ({"run": run} | _noise_scales(rows) for run, rows in study.by_run(last)),
+            ({"run": run} | _noise_scales(rows) for run, rows in study.by_run(known)),
             "Noise scale of each task's gradient, in rows ± standard error: a batch of that size has as much "
             "noise as gradient",
         )
-        yield from (
-            f"Undefined on {task} in {len(rows)} runs: {reason}."
-            for (task, reason), rows in last[last["noise_scale"].isna()].groupby(
-                ["task", "reason"], sort=False
-            )
+    unknown = len(noise) - len(known)
+    if unknown:
+        rows = " to ".join(dict.fromkeys(map(str, (noise["n"].min(), noise["n"].max()))))
+        yield (
+            f"Of {len(noise)} gradients (a run and task each, {rows} rows), {unknown} are not told from 0 by "
+            "1.96 standard errors of their squared norm: their noise scale is not known, and not given."
         )
 
 

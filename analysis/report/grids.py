@@ -98,13 +98,15 @@ def change(value: float, low: float, high: float, reason: str = "") -> str:
     return f"{signed(value)} {interval(low, high) or without}"
 
 
-def measured(task: str, metric: str) -> str:
-    """Return what a sentence calls a score; of general text it is always the NLL.
+def measured(task: str, metric: str, higher_is_better: bool = True) -> str:
+    """Return what a score is called; of general text it is always the NLL, of which all know its direction.
 
-    >>> measured("topic", "accuracy")
-    'accuracy on topic'
+    >>> measured("topic", "accuracy"), measured("mt", "ter", False)
+    ('accuracy on topic', 'ter on mt (lower is better)')
     """
-    return "NLL of general text (nats a token)" if task == GENERAL_TEXT else f"{metric} on {task}"
+    if task == GENERAL_TEXT:
+        return "NLL of general text (nats a token)"
+    return f"{metric} on {task}" + ("" if higher_is_better else " (lower is better)")
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

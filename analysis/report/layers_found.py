@@ -17,22 +17,28 @@ FEATURES = {"all": "all dimensions", "without_top": "without those of largest va
 def on_drift(study: Study) -> Iterator[str | Grid]:
     """Yield where each run's representations drifted most, and whether that depends on how they are taken."""
     drift = study.table("drift_metrics")
-    if drift is None:
-        return
-    last = last_checkpoints(drift).dropna(subset=["cka"])
+    if drift is not None:
+        yield from _against_base(study, last_checkpoints(drift).dropna(subset=["cka"]))
+    yield from _best_matches(study)
+
+
+def _against_base(study: Study, last: pd.DataFrame) -> Iterator[Grid]:
+    """Yield how far each run's states lie from the base's, layer by layer."""
     means = mean_states(last)
     if len(means):
         inputs = ", ".join(str(count) for count in sorted(means["n"].unique()))
         yield grid_of(
             (_extremes(run, rows) for run, rows in study.by_run(means)),
-            f"Hidden states of the tuned model and of the base, means over the tokens of {inputs} inputs",
+            f"Hidden states of the tuned model and of the base, means over the tokens of {inputs} inputs; "
+            "state 0 are the embeddings, state n is what block n - 1 gives",
         )
     if len(last) > len(means):
         yield grid_of(
             (_by_representation(run, rows) for run, rows in study.by_run(last)),
-            "Lowest CKA over the layers ± standard error over inputs, by what is taken for a representation",
+            "Lowest CKA ± standard error over inputs (at which state), by what is taken for a "
+            "representation; the lowest of many is low by chance, too, and its error does not allow for the "
+            "choice",
         )
-    yield from _best_matches(study)
 
 
 def _extremes(run: str, rows: pd.DataFrame) -> dict[str, str]:
@@ -41,10 +47,10 @@ def _extremes(run: str, rows: pd.DataFrame) -> dict[str, str]:
     return {
         "run": run,
         "lowest CKA ± standard error": with_error(lowest.cka, lowest.cka_stderr, 4),
-        "after layer": str(lowest.layer),
-        "median CKA over layers": number(rows["cka"].median(), 4),
+        "at state": str(lowest.layer),
+        "median CKA over states": number(rows["cka"].median(), 4),
         "largest shift (of the norm)": percent(moved.relative_l2),
-        "after layer ": str(moved.layer),
+        "shift at state": str(moved.layer),
     }
 
 
@@ -52,30 +58,49 @@ def _by_representation(run: str, rows: pd.DataFrame) -> dict[str, str]:
     """Return the lowest CKA of every representation and set of features, each with its standard error."""
     lowest = rows.loc[rows.groupby(["features", "representation"], sort=False)["cka"].idxmin()]
     return {"run": run} | {
-        f"{REPRESENTATIONS[row.representation]}, {FEATURES[row.features]}": with_error(
-            row.cka, row.cka_stderr, 4
+        f"{REPRESENTATIONS[row.representation]}, {FEATURES[row.features]}": (
+            f"{with_error(row.cka, row.cka_stderr, 4)} ({row.layer})"
         )
         for row in rows_of(lowest)
     }
 
 
 def _best_matches(study: Study) -> Iterator[str | Grid]:
-    """Yield which layers of the tuned models are most like another layer of the base than their own."""
+    """Yield which states of the tuned models are most like another state of the base than their own."""
     similarity = study.table("layer_similarity")
     if similarity is None:
         return
-    last = last_checkpoints(similarity).dropna(subset=["cka"])
-    best = last.loc[last.groupby(["run", "tuned_layer"])["cka"].idxmax()]
-    moved = best[best["tuned_layer"] != best["base_layer"]]
-    kept = best["run"].nunique() - moved["run"].nunique()
-    if kept:
-        runs = best["run"].nunique()
-        yield f"In {kept} of {runs} runs every layer is, by CKA, most like the same layer of the base."
-    if len(moved):
-        yield grid_of(
-            ({"run": run, "tuned layer (base layer)": _pairs(rows)} for run, rows in study.by_run(moved)),
-            "Layers that are, by CKA, more like another layer of the base than like their own",
+    best = _with_own(study, last_checkpoints(similarity).dropna(subset=["cka"]))
+    runs = best["run"].nunique()
+    clear = best[best["gap"] > 1.96 * best["cka_stderr"]]
+    nominal = best[best["tuned_layer"] != best["base_layer"]]
+    if runs:
+        yield (
+            f"In {runs - nominal['run'].nunique()} of {runs} runs every state is, by CKA, most like the same "
+            f"state of the base. Of {len(nominal)} that are more like another one, {len(clear)} are so by "
+            "more than 1.96 standard errors of their CKA with their own."
         )
+    if len(clear):
+        yield grid_of(
+            ({"run": run, "tuned state (base state)": _pairs(rows)} for run, rows in study.by_run(clear)),
+            "States more like another state of the base than like their own, by more than that error",
+        )
+
+
+def _with_own(study: Study, similarity: pd.DataFrame) -> pd.DataFrame:
+    """Return each tuned state's best match; its `gap` to the match with its own state, and the error of that.
+
+    The error is that of mean-pooled states in `drift_metrics`; NaN without it, so that nothing is clear.
+    """
+    best = similarity.loc[similarity.groupby(["run", "tuned_layer"])["cka"].idxmax()]
+    own = similarity[similarity["tuned_layer"] == similarity["base_layer"]]
+    best = best.merge(own[["run", "tuned_layer", "cka"]], on=["run", "tuned_layer"], suffixes=("", "_own"))
+    best["gap"] = best["cka"] - best["cka_own"]
+    drift = study.table("drift_metrics")
+    if drift is None:
+        return best.assign(cka_stderr=float("nan"))
+    errors = mean_states(last_checkpoints(drift))[["run", "layer", "cka_stderr"]]
+    return best.merge(errors.rename(columns={"layer": "tuned_layer"}), on=["run", "tuned_layer"], how="left")
 
 
 def _pairs(rows: pd.DataFrame) -> str:

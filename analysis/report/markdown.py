@@ -17,7 +17,7 @@ def as_markdown(content: Content) -> str:
 def _lines(content: Content) -> Iterator[str]:
     yield f"# {content.title}\n\n{content.summary}\n"
     yield from _grid("## Last checkpoints", content.last_checkpoints)
-    yield "## Findings\n"
+    yield f"{content.last_checkpoints_note}\n\n## Findings\n"
     for topic in content.topics:
         yield f"### {topic.title}\n"
         yield from _topic(topic)

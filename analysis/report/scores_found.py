@@ -36,7 +36,9 @@ from rankdrift.analysis.report.grids import (
 from rankdrift.analysis.report.study import Study
 
 CONTRASTS = "item_contrasts"
-BEYOND = "excludes 0"
+EXACT = "McNemar's p"
+ALPHA = 0.05
+SHOWN = "shown"
 
 
 def on_learning(study: Study) -> Iterator[str | Grid]:
@@ -69,12 +71,14 @@ def _against_base(study: Study, last: pd.DataFrame, task: str, metric: str) -> I
     if not changes:
         return
     origin = f"the base model has {with_error(*base)}" if base else "the base model was not scored"
-    yield grid_of(changes, f"{measured(task, metric)} at the last checkpoint; {origin}")
-    verdicts = [row[BEYOND] for row in changes if row[BEYOND] != MISSING]
+    yield grid_of(changes, f"{study.measured(task, metric)} at the last checkpoint; {origin}")
+    verdicts = [row[SHOWN] for row in changes if row.get(SHOWN, MISSING) != MISSING]
     if verdicts:
         yield (
-            f"{verdicts.count('yes')} of {len(verdicts)} runs changed by more than the choice of items "
-            "may explain; of runs that did not change about one in twenty would seem to."
+            f"{verdicts.count('yes')} of {len(verdicts)} runs are shown to differ from the base over these "
+            f"items: {_rule(changes)}. Of runs that do not differ about one in twenty would seem to, "
+            "somewhat more with few windows or items, and many at once: all runs share the base and the "
+            "items."
         )
 
 
@@ -106,21 +110,33 @@ def _contrast_with_base(study: Study, row: Any, task: str, metric: str) -> Any:
 def _stated(contrast: Any) -> dict[str, str]:
     """Return the cells of a contrast; the verdict is that of its interval."""
     if isinstance(contrast, str):
-        return {BEYOND: MISSING, "no interval": contrast}
+        return {SHOWN: MISSING, "no interval": contrast}
     ends = interval(contrast.low, contrast.high)
-    cells = {"95 % BCa interval over items": ends or MISSING, BEYOND: MISSING}
-    if ends:
-        cells[BEYOND] = _yes(contrast.low * contrast.high > 0)
-    else:
+    cells = {"95 % BCa interval over items": ends or MISSING}
+    if not ends:
         cells["no interval"] = contrast.reason
     if not np.isnan(contrast.mcnemar_p):
-        cells["McNemar's p"] = number(contrast.mcnemar_p, 2)
+        cells[EXACT] = number(contrast.mcnemar_p, 2)
         cells["items gained / lost"] = f"{contrast.gained:.0f} / {contrast.lost:.0f}"
+    if ends or EXACT in cells:
+        cells[SHOWN] = "yes" if _is_shown(contrast) else "no"
     return cells | _sample(contrast)
 
 
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "no"
+def _is_shown(contrast: Any) -> bool:
+    """Return whether a difference is shown: by the exact test of right or wrong answers, else the interval.
+
+    The ends of an interval over a hundred right or wrong answers lie on few possible values, 0 among them.
+    """
+    if not np.isnan(contrast.mcnemar_p):
+        return bool(contrast.mcnemar_p < ALPHA)
+    return bool(contrast.low * contrast.high > 0)
+
+
+def _rule(changes: list[dict[str, str]]) -> str:
+    """Say what counts as shown."""
+    exact = any(EXACT in row for row in changes)
+    return f"McNemar's exact p below {ALPHA:g}" if exact else "the interval excludes 0"
 
 
 def _sample(contrast: Any) -> dict[str, str]:
@@ -141,11 +157,13 @@ def _between_runs(study: Study, last: pd.DataFrame, task: str, metric: str) -> I
     for row in rows_of(found):
         heading = f"{arm_of(row.run, row.seed)} minus this run"
         cells.setdefault(row.other_run, {})[heading] = _difference(row)
+    exact = bool(found["mcnemar_p"].notna().any())
+    rule = f"McNemar's exact p is below {ALPHA:g}" if exact else "that excludes 0"
     in_order = [run for run, _ in study.by_run(last) if run in cells]
     yield grid_of(
         ({"run": run, **cells[run]} for run in in_order),
-        f"Full fine-tuning against the other runs of its seed, {measured(task, metric)}: difference and 95 % "
-        "BCa interval over items; * where that excludes 0",
+        f"Full fine-tuning against the other runs of its seed, {study.measured(task, metric)}: difference "
+        f"and 95 % BCa interval over items; * where {rule}",
     )
 
 
@@ -174,4 +192,4 @@ def _turned(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _difference(row: Any) -> str:
     text = change(row.difference, row.low, row.high, row.reason)
-    return text + (" *" if row.low * row.high > 0 else "")
+    return text + (" *" if _is_shown(row) else "")

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from rankdrift import records
-from rankdrift.analysis.observations import arm_of, rows_of, tuned_rows
+from rankdrift.analysis.observations import arm_of, rows_of, scores_of, tuned_rows
+from rankdrift.analysis.report.grids import measured
 from rankdrift.analysis.subjects import IDENTITY
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
@@ -58,6 +59,12 @@ class Study:
             found.setdefault(arm_of(row.run, row.seed), {})[int(row.seed)] = row.run
         return {arm: dict(sorted(runs.items())) for arm, runs in found.items()}
 
+    def measured(self, task: str, metric: str) -> str:
+        """Return what a score is called, with its direction where lower is better."""
+        performance = self.table("performance_metrics")
+        rows = pd.DataFrame() if performance is None else scores_of(performance, task, metric)
+        return measured(task, metric, rows.empty or bool(rows["higher_is_better"].iloc[0]))
+
     def by_run(self, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         """Return (run, its rows) of a table, in the order of the arms and their seeds."""
         for runs in self.arms.values():
@@ -71,13 +78,19 @@ def read_study(layout: StudyLayout) -> Study:
     """Read a study's folder; raise UserError where it has no tables or an incomplete one."""
     names = [path.stem for path in table_files(layout)]
     metas = {name: _read_meta(layout.table(name)) for name in names}
-    return Study(
+    study = Study(
         layout=layout,
         recipe=_read_if_there(layout.spec),
         tables={name: _read_table(layout.table(name), metas[name]) for name in names},
         metas=metas,
         runs=tuple(_read_run(layout.run(name), name) for name in layout.run_names()),
     )
+    if not study.of_checkpoints():
+        raise UserError(
+            f"{layout.tables}: no table of checkpoints, only of the study as a whole ({', '.join(names)}); "
+            f"run 'rankdrift analyze --study {layout.root}'"
+        )
+    return study
 
 
 def table_files(layout: StudyLayout) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 
@@ -21,7 +21,7 @@ from rankdrift.analysis.observations import (
     tuned_rows,
     update_sizes,
 )
-from rankdrift.analysis.report.grids import MISSING, Grid, count, grid_of, number, with_error
+from rankdrift.analysis.report.grids import MISSING, Grid, count, grid_of, number, percent, with_error
 from rankdrift.analysis.report.study import RunFacts, Study
 
 Columns = dict[str, dict[str, str]]
@@ -29,18 +29,17 @@ Columns = dict[str, dict[str, str]]
 
 
 def last_checkpoint_grid(study: Study) -> Grid:
-    """Return what was measured on every run's last checkpoint and on the base."""
+    """Return what was measured on every run's last checkpoint and on the base.
+
+    What was not measured at the last of a run's checkpoints is missing: an earlier one is another model.
+    """
     runs = [run for seeds in study.arms.values() for run in seeds.values()]
-    sources: dict[str, Callable[[pd.DataFrame], Columns]] = {
-        "performance_metrics": _scores,
-        "svd_analysis_results": _weights,
-        "drift_metrics": _drift,
-    }
-    columns = _steps(study)
-    for name, source in sources.items():
+    last = _last_steps(study)
+    columns: Columns = {"step": {run: str(step) for run, step in last.items()}}
+    for name, source in SOURCES.items():
         table = study.table(name)
         if table is not None:
-            columns |= source(table)
+            columns |= source(table[(table["run"] == BASE) | (table["step"] == table["run"].map(last))])
     columns["trainable parameters"] = {run.name: _trainable(run) for run in study.runs}
     columns["training time"] = {run.name: _training_time(run) for run in study.runs}
     rows = (
@@ -50,18 +49,13 @@ def last_checkpoint_grid(study: Study) -> Grid:
     return grid_of(rows)
 
 
-def _steps(study: Study) -> Columns:
+def _last_steps(study: Study) -> dict[str, int]:
     """Return the last step of each run among its analysed checkpoints."""
-    names = [
-        name
-        for name in ("performance_metrics", "svd_analysis_results", "drift_metrics")
-        if name in study.tables
-    ]
-    steps = [tuned_rows(study.tables[name]).groupby("run")["step"].max() for name in names]
+    tables = [study.table(name) for name in SOURCES]
+    steps = [tuned_rows(table).groupby("run")["step"].max() for table in tables if table is not None]
     if not steps:
         return {}
-    last = pd.concat(steps).groupby(level=0).max()
-    return {"step": {str(run): str(step) for run, step in last.items()}}
+    return {str(run): int(step) for run, step in pd.concat(steps).groupby(level=0).max().items()}
 
 
 def _scores(performance: pd.DataFrame) -> Columns:
@@ -88,7 +82,7 @@ def _weights(spectra: pd.DataFrame) -> Columns:
     return {
         "relative update norm": _texts(update_sizes(last), "relative_update_norm"),
         "entropy rank": {row.run: number(row.update_entropy_rank) for row in rows_of(shares)},
-        "share of noise's": {row.run: f"{100 * row.null_share:.0f} %" for row in rows_of(shares)},
+        "share of noise's": {row.run: percent(row.null_share) for row in rows_of(shares)},
         "intruders L / R": {
             row.run: f"{count(row.intruders_left)} / {count(row.intruders_right)}"
             for row in rows_of(intruders)
@@ -118,3 +112,19 @@ def _training_time(run: RunFacts) -> str:
         return MISSING
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+SOURCES: Mapping[str, Callable[[pd.DataFrame], Columns]] = {
+    "performance_metrics": _scores,
+    "svd_analysis_results": _weights,
+    "drift_metrics": _drift,
+}
+"""Tables, and what is taken of each at a run's last checkpoint."""
+
+NOTE = (
+    "± is one standard error over scored items. A dash: not measured at this step, or not defined for that "
+    'row. Ranks are medians over the matrices that changed; "share of noise\'s" is the median share of the '
+    "rank that Gaussian noise of the same shape (LoRA: of the same r) has. NLL and KL are on general text, "
+    "in nats a token. States are counted from 0, the embeddings. Training time is that of the steps alone, "
+    "without start, evaluation and saves; it depends on whatever else the machine ran."
+)

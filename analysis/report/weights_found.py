@@ -15,6 +15,7 @@ from rankdrift.analysis.observations import (
     last_pairs,
     nearest_count,
     of_blocks,
+    of_changed,
     rank_shares,
     rows_of,
     update_sizes,
@@ -69,7 +70,7 @@ def on_rank(study: Study) -> Iterator[str | Grid]:
         "Entropy rank of the update, medians over the matrices that changed. Noise is Gaussian, of the "
         "matrix's shape; for LoRA a product BA of Gaussian factors of that r",
     )
-    if last["rank"].nunique() > 1:
+    if (last["method"] == "full").any() and (last["method"] == "lora").any():
         yield (
             "LoRA's ranks are bounded by r: the gap to full fine-tuning is there by construction, and what "
             "compares is the share of noise's."
@@ -148,18 +149,20 @@ def on_subspaces(study: Study) -> Iterator[str | Grid]:
     if drift is None:
         return
     last = of_blocks(last_checkpoints(drift)).dropna(subset=["vector_drift"])
+    last = of_changed(last, study.table("svd_analysis_results"))
     if last.empty:
         return
     k = nearest_count(last["k"])
     last = last[last["k"] == k]
     yield grid_of(
         (_turned(run, rows) for run, rows in study.by_run(last)),
-        f"How far the span of the {k} leading singular vectors turned, means over matrices: 0 not at all, 1 "
-        "into an orthogonal one",
+        f"How far the span of the {k} leading singular vectors turned, means over the matrices that changed: "
+        "0 not at all, 1 into an orthogonal one",
     )
+    naive = last.groupby("run")["naive_drift"].mean()
     yield (
-        f"The naive distance of the same vectors would say {number(last['naive_drift'].min())} to "
-        f"{number(last['naive_drift'].max())}: it depends on signs, which are arbitrary. Where the gap "
+        f"The naive distance of the same vectors would say {number(naive.min())} to {number(naive.max())} in "
+        "the mean over a run's matrices: it depends on signs, which are arbitrary. Where the gap "
         "is smaller than twice the update, neighbouring vectors may have changed places without meaning."
     )
 

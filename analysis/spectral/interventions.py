@@ -2,8 +2,10 @@
 
 An intruder with singular value s is scaled: W' = W + (strength - 1) s u v^T (Shuttleworth et al., arXiv
 2410.21228, section 5), strength 0 removing it. That forgetting falls then says little by itself: whatever
-shrinks the update makes the model more like its base. So the same is done to vectors that are no intruders,
-to random directions, and to the update as a whole, with an edit or an update of the same norm.
+moves a model towards its base may do as much. So the same is done to vectors that are no intruders, to random
+directions, and to the update as a whole, shrunk by an edit of the same norm. An intruder is a vector of W, in
+part the base's own: W' may well lie further from W0 than W does, so that the update scaled to the norm which
+is left is no shrinkage; it stands beside the others for that norm's sake.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ ARMS = {
     "intruders": "the intruders' singular values are scaled by the strength",
     "neighbours": "control: as many vectors that are no intruders, next to them by size, are scaled alike",
     "random": "control: random directions are taken away, with an edit of the same Frobenius norm",
+    "shrunk": "control: all of dW is shrunk, by an edit of the same Frobenius norm (to 0 if it is less)",
     "rescaled": "control: all of dW is scaled, to the norm of the update that the intruders' edit leaves",
 }
 
@@ -91,12 +94,13 @@ def edits(
     scaled = _scaled(system, chosen, strength)
     removed = float(np.linalg.norm(system.sigma[list(chosen)])) * (1 - strength)
     left_norm = float(np.linalg.norm(update + scaled.left @ scaled.right))
-    share = left_norm / float(np.linalg.norm(update))
+    norm = float(np.linalg.norm(update))
     return {
         "intruders": scaled,
         "neighbours": _scaled(system, neighbours, strength),
         "random": _random(update.shape, len(chosen), removed, generator),
-        "rescaled": Edit(share, *_nothing(update.shape)),
+        "shrunk": Edit(max(0.0, 1 - removed / norm), *_nothing(update.shape)),
+        "rescaled": Edit(left_norm / norm, *_nothing(update.shape)),
     }
 
 

@@ -1,4 +1,4 @@
-"""How two quantities go together over checkpoints, with intervals that know of the runs they belong to."""
+"""How two quantities go together over checkpoints, with intervals that know which ones belong together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rankdrift.analysis.statistics.bootstrap import BootstrapInterval, run_bootstrap
+from rankdrift.analysis.statistics.bootstrap import BootstrapInterval, cluster_bootstrap
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Association:
     spearman: BootstrapInterval
     pearson_log: BootstrapInterval
     """Pearson's correlation of the logarithms, over the checkpoints where both are positive."""
-    runs: int
+    clusters: int
     checkpoints: int
     """Checkpoints where both are known."""
     log_checkpoints: int
@@ -30,25 +30,25 @@ class Association:
         return "; ".join(f"{name}: {reason}" for name, reason in parts.items() if reason)
 
 
-def associate(predictor: ArrayLike, outcome: ArrayLike, runs: ArrayLike) -> Association:
-    """Return the association of two quantities over checkpoints, with 95 % intervals over resampled runs.
+def associate(predictor: ArrayLike, outcome: ArrayLike, clusters: ArrayLike) -> Association:
+    """Return the association of two quantities over checkpoints, with 95 % intervals over resampled clusters.
 
     Parameters
     ----------
     predictor, outcome
         (checkpoints,) NaN where unknown.
-    runs
-        (checkpoints,) the run of each.
+    clusters
+        (checkpoints,) the cluster of each: its arm, whose runs and checkpoints are drawn together.
 
     """
     both = np.stack([np.asarray(predictor, dtype=np.float64), np.asarray(outcome, dtype=np.float64)], axis=1)
     known = np.isfinite(both).all(axis=1)
-    both, names = both[known], np.asarray(runs)[known]
+    both, names = both[known], np.asarray(clusters)[known]
     positive = (both > 0).all(axis=1)
     return Association(
-        spearman=run_bootstrap(spearman, both, names),
-        pearson_log=run_bootstrap(pearson, np.log(both[positive]), names[positive]),
-        runs=len(np.unique(names)),
+        spearman=cluster_bootstrap(spearman, both, names),
+        pearson_log=cluster_bootstrap(pearson, np.log(both[positive]), names[positive]),
+        clusters=len(np.unique(names)),
         checkpoints=len(both),
         log_checkpoints=int(positive.sum()),
     )

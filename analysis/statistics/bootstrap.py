@@ -1,4 +1,4 @@
-"""Bootstrap intervals: over items that two models share, and over the runs of a study.
+"""Bootstrap intervals: over items that two models share, and over the arms of a study.
 
 Not for seeds: three of them are too few to be resampled (see ``intervals.t_interval``).
 """
@@ -17,12 +17,12 @@ from rankdrift.errors import UserError
 
 RESAMPLES = 9999
 """Bootstrap samples of items."""
-RUN_RESAMPLES = 1999
-"""Bootstrap samples of runs."""
+ARM_RESAMPLES = 1999
+"""Bootstrap samples of arms."""
 MIN_CLUSTERS = 10
 """Fewer items or documents than this are not resampled."""
-MIN_RUNS = 5
-"""Fewer runs than this are not resampled."""
+MIN_ARMS = 5
+"""Fewer arms than this are not resampled."""
 MAX_UNDEFINED = 0.01
 """Share of the resamples in which a statistic may be undefined before its interval is refused."""
 MEMORY = 2**22
@@ -38,7 +38,7 @@ class BootstrapInterval:
 
     value: float
     n: int
-    """What was resampled: items, documents or runs."""
+    """What was resampled: items, documents or arms."""
     low: float | None
     high: float | None
     reason: str = ""
@@ -102,19 +102,19 @@ def paired_bootstrap(
     return BootstrapInterval(value, n, float(found.low), float(found.high))
 
 
-def run_bootstrap(
+def cluster_bootstrap(
     statistic: Statistic,
     rows: NDArray[np.float64],
-    runs: ArrayLike,
+    clusters: ArrayLike,
     confidence: float = 0.95,
-    resamples: int = RUN_RESAMPLES,
+    resamples: int = ARM_RESAMPLES,
     seed: int = 0,
 ) -> BootstrapInterval:
-    """Return a statistic of checkpoints with the percentile interval of resampled runs.
+    """Return a statistic of checkpoints with the percentile interval of resampled clusters.
 
-    Checkpoints of one run are not independent, so runs are drawn, each with all its checkpoints (cluster
-    bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Of few runs
-    it is somewhat too narrow: benchmarks/interval_coverage.py says by how much.
+    Checkpoints of one run are not independent, nor are runs of one arm: whole clusters are drawn (cluster
+    bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Of few
+    clusters it is somewhat too narrow: benchmarks/interval_coverage.py says by how much.
 
     Parameters
     ----------
@@ -122,8 +122,8 @@ def run_bootstrap(
         Of the rows, for many draws at once.
     rows
         (checkpoints, columns).
-    runs
-        (checkpoints,) the run of each.
+    clusters
+        (checkpoints,) the cluster of each, its arm say.
     confidence
         Of the interval.
     resamples
@@ -132,18 +132,18 @@ def run_bootstrap(
         Of the resampling.
 
     """
-    names, which = np.unique(np.asarray(runs), return_inverse=True)
+    names, which = np.unique(np.asarray(clusters), return_inverse=True)
     value, n = float(statistic(rows, np.ones((1, len(rows)), dtype=np.int64))[0]), len(names)
     if not np.isfinite(value):
         return BootstrapInterval(value, n, None, None, reason="undefined: a constant, or too few checkpoints")
-    if n < MIN_RUNS:
-        return BootstrapInterval(value, n, None, None, reason=f"{n} runs, fewer than {MIN_RUNS}")
+    if n < MIN_ARMS:
+        return BootstrapInterval(value, n, None, None, reason=f"{n} arms, fewer than {MIN_ARMS}")
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     found = statistic(rows, drawn[:, which])
     undefined = float(np.mean(~np.isfinite(found)))
     if undefined > MAX_UNDEFINED:
         return BootstrapInterval(
-            value, n, None, None, reason=f"undefined in {100 * undefined:.0f} % of the resamples of runs"
+            value, n, None, None, reason=f"undefined in {100 * undefined:.0f} % of the resamples of arms"
         )
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(found, [tail, 1 - tail])

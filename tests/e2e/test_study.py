@@ -198,7 +198,7 @@ def test_intruders_are_edited_beside_controls_of_equal_size(study: StudyLayout) 
     rankdrift("analyze", "variants", "--study", study.root)
     table = records.read_table(study.table("variant_scores"))
     arms = table[table["kind"] == "intervention"].groupby("arm").first()
-    assert set(arms.index) == {"intruders", "neighbours", "random", "rescaled"}
+    assert set(arms.index) == {"intruders", "neighbours", "random", "shrunk", "rescaled"}
     assert arms.loc["intruders", "vectors"] == arms.loc["random", "vectors"] > 0
     sizes = arms["relative_edit_norm"], arms["relative_update_norm"]
     assert sizes[0]["random"] == pytest.approx(sizes[0]["intruders"], rel=1e-6)

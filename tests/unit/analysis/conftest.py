@@ -18,7 +18,7 @@ Who = tuple[str, int, int]
 Row = dict[str, object]
 TASKS = ("topic", "entailment", "general_text")
 """Whose gradients are taken."""
-EDITS = ("intruders", "neighbours", "random", "rescaled")
+EDITS = ("intruders", "neighbours", "random", "shrunk", "rescaled")
 PREDICTORS = ("kl_from_base", "relative_update_norm", "sigma1_ratio", "intruders", "intruder_energy", "drift")
 MODULES = {
     "q_proj": (64, 64),
@@ -340,7 +340,7 @@ def _predictor(name: str, number: int) -> Row:
     rho = 0.9 - 0.1 * number
     values = {"spearman": rho, "spearman_low": rho - 0.2, "spearman_high": rho + 0.05, "pearson_log": rho}
     values |= {"pearson_log_low": rho - 0.2, "pearson_log_high": rho + 0.05, "r2_log": rho**2}
-    counts = {"runs": 12, "checkpoints": 24, "log_checkpoints": 24}
+    counts = {"runs": 12, "arms": 6, "checkpoints": 24, "log_checkpoints": 24}
     return {"scope": "pooled", "points": "all", "predictor": name, **values, **counts, "reason": ""}
 
 

@@ -64,9 +64,9 @@ def test_changes_from_the_base_are_stated_with_their_interval_over_items(whole: 
         "accuracy on topic": "0.8700",
         "change from the base": "+0.450",
         "95 % BCa interval over items": "[0.400, 0.500]",
-        "excludes 0": "yes",
         "McNemar's p": "1.0e-09",
         "items gained / lost": "200 / 20",
+        "shown": "yes",
         "items": "400",
     }
     forgotten, _ = grids(study, "Forgetting")
@@ -75,7 +75,7 @@ def test_changes_from_the_base_are_stated_with_their_interval_over_items(whole: 
         "NLL of general text (nats a token)": "3.150",
         "change from the base": "+0.0500",
         "95 % BCa interval over items": "[0.0400, 0.0600]",
-        "excludes 0": "yes",
+        "shown": "yes",
         "windows": "48",
         "of documents": "12",
         "KL from the base (nats a token) ± standard error": "0.0700 ± 0.0050",
@@ -120,26 +120,44 @@ def test_runs_of_one_method_are_not_compared(whole: Write, method: str) -> None:
 def test_only_an_interval_without_0_is_more_than_chance(
     whole: Write, ends: tuple[float, float], verdict: str
 ) -> None:
-    study = whole(item_contrasts=lambda table: table.assign(low=ends[0], high=ends[1]))
+    """Of scores that are not right or wrong, which have no exact test."""
+    free = {"low": ends[0], "high": ends[1], "mcnemar_p": np.nan}
+    study = whole(item_contrasts=lambda table: table.assign(**free))
     for topic in ("Learning", "Forgetting"):
         changes, between = grids(study, topic)
-        assert [row["excludes 0"] for row in cells(changes).values()] == [verdict] * 2
+        assert [row["shown"] for row in cells(changes).values()] == [verdict] * 2
         marked = [row["full minus this run"].endswith(" *") for row in cells(between).values()]
         assert marked == [verdict == "yes"]
         (count,) = sentences(study, topic)
-        assert count.startswith(
-            f"{2 if verdict == 'yes' else 0} of 2 runs changed by more than the choice of"
-        )
+        assert count.startswith(f"{2 if verdict == 'yes' else 0} of 2 runs are shown to differ from the base")
+        assert "the interval excludes 0" in count
+
+
+@pytest.mark.parametrize(("p_value", "verdict"), [(0.04, "yes"), (0.06, "no")])
+def test_right_and_wrong_answers_are_judged_by_the_exact_test(
+    whole: Write, p_value: float, verdict: str
+) -> None:
+    """The ends of their interval lie on few values, and the order of the items may decide on which."""
+    study = whole(item_contrasts=lambda table: table.assign(low=0.01, high=0.02, mcnemar_p=p_value))
+    changes, between = grids(study, "Learning")
+    assert [row["shown"] for row in cells(changes).values()] == [verdict] * 2
+    assert between.rows[0][1].endswith(" *") == (verdict == "yes")
+    assert "McNemar's exact p below 0.05" in sentences(study, "Learning")[0]
 
 
 def test_without_an_interval_there_is_no_verdict(whole: Write) -> None:
-    few = {"low": np.nan, "high": np.nan, "reason": "6 to resample, fewer than 10"}
+    few = {"low": np.nan, "high": np.nan, "mcnemar_p": np.nan, "reason": "6 to resample, fewer than 10"}
     study = whole(item_contrasts=lambda table: table.assign(**few))
     changes, between = grids(study, "Learning")
-    assert "excludes 0" not in changes.headers
+    assert "shown" not in changes.headers
     assert cells(changes)["full-seed42"]["no interval"] == "6 to resample, fewer than 10"
     assert cells(between)["lora-r8-seed42"]["full minus this run"] == "0 (6 to resample, fewer than 10)"
     assert sentences(study, "Learning") == []
+
+
+def test_scores_of_which_less_is_better_say_so(whole: Write) -> None:
+    study = whole(performance_metrics=lambda table: table.assign(higher_is_better=False))
+    assert grids(study, "Learning")[0].caption.startswith("accuracy on topic (lower is better) at the last")
 
 
 def test_other_items_leave_the_change_of_the_scores_alone(whole: Write) -> None:
@@ -165,20 +183,22 @@ def test_means_over_seeds_are_of_changes_from_the_base(whole: Write) -> None:
     means, *_ = grids(whole(THREE_SEEDS), "Means and differences over seeds")
     assert list(cells(means)) == ["full", "lora-r8"]
     assert cells(means)["full"] == {  # perplexity is the NLL again
-        "seeds": "3",
-        "accuracy on topic, change": "+0.450 [0.420, 0.480]",
-        "NLL of general text (nats a token), change": "+0.0500 [0.0300, 0.0700]",
+        "accuracy on topic, change": "+0.450 [0.420, 0.480] (n = 3)",
+        "NLL of general text (nats a token), change": "+0.0500 [0.0300, 0.0700] (n = 3)",
     }
     unscored = whole(THREE_SEEDS, performance_metrics=lambda table: table[table["run"] != "base"])
     means, *_ = grids(unscored, "Means and differences over seeds")
-    assert cells(means)["full"]["accuracy on topic, value"] == "0.870 [0.840, 0.900]"
+    assert cells(means)["full"]["accuracy on topic, value"] == "0.870 [0.840, 0.900] (n = 3)"
 
 
 def test_seeds_that_agree_have_a_mean_without_an_interval(whole: Write) -> None:
     alike = {"low": np.nan, "high": np.nan, "reason": "all 3 seeds give the same value"}
     study = whole(THREE_SEEDS, seed_means=lambda table: table.assign(**alike))
     means, *_ = grids(study, "Means and differences over seeds")
-    assert cells(means)["full"]["accuracy on topic, change"] == "+0.450 (all 3 seeds give the same value)"
+    assert (
+        cells(means)["full"]["accuracy on topic, change"]
+        == "+0.450 (all 3 seeds give the same value) (n = 3)"
+    )
 
 
 def test_means_and_differences_are_those_of_t_tests(whole: Write, tmp_path: Path) -> None:
@@ -203,7 +223,7 @@ def test_means_and_differences_are_those_of_t_tests(whole: Write, tmp_path: Path
     means, accuracy, _ = grids(study, "Means and differences over seeds")
     mean = stats.ttest_1samp(scores["full"] - 0.42, 0).confidence_interval()
     ends = f"[{number(mean.low)}, {number(mean.high)}]"
-    assert cells(means)["full"]["accuracy on topic, change"] == f"+0.410 {ends}"
+    assert cells(means)["full"]["accuracy on topic, change"] == f"+0.410 {ends} (n = 3)"
     paired = stats.ttest_rel(scores["full"], scores["lora"])
     ends = "[{}, {}]".format(*map(number, paired.confidence_interval()))
     contrast = cells(accuracy)["full minus lora-r8"]
@@ -219,15 +239,21 @@ def test_contrasts_over_seeds_say_what_was_shown_and_what_could_be(whole: Write)
         "p": "0.010",
         "p after Holm": "0.020",
         "shown": "yes",
-        "least detectable": "0.010",
+        "detectable with 80 % power": "0.010",
         "two seeds of one arm: median, largest": "0.0050, 0.010 (3 pairs)",
     }
     assert cells(nll)["full minus lora-r8"]["mean difference"].startswith("+0.0300")
     first, _ = sentences(study, "Means and differences over seeds")
-    assert first.startswith(
-        "1 of 1 pairs of arms differ in accuracy on topic: an interval without 0, and p at"
+    assert first == (
+        "1 of 1 pairs of arms are shown to differ in accuracy on topic: an interval without 0, and p at most "
+        "0.05 after Holm's correction over tasks."
     )
-    assert first.endswith("With 80 % power so many seeds, of such a spread, show a difference of 0.010.")
+
+
+def test_two_seeds_are_no_ground_for_what_could_be_detected(whole: Write) -> None:
+    study = whole(THREE_SEEDS, seed_contrasts=lambda table: table.assign(seeds=2))
+    _, accuracy, _ = grids(study, "Means and differences over seeds")
+    assert "detectable with 80 % power" not in accuracy.headers
 
 
 @pytest.mark.parametrize("change", [{"low": -0.01}, {"p_holm": 0.08}], ids=["interval", "Holm"])
@@ -256,13 +282,21 @@ def test_of_many_pairs_the_surest_are_listed_and_all_counted(whole: Write) -> No
     listed = [row[0] for row in accuracy.rows]
     assert listed == ["surest minus lora-r8", *(f"arm{i} minus lora-r8" for i in range(19, 8, -1))]
     assert "the 12 surest of 21 pairs" in accuracy.caption
-    assert sentences(study, "Means and differences over seeds")[0].startswith("1 of 21 pairs of arms differ")
+    (first, _) = sentences(study, "Means and differences over seeds")
+    assert first.startswith("1 of 21 pairs of arms are shown to differ in accuracy on topic: an interval")
+    # p = 0.02 after Holm over tasks, times 21 pairs
+    assert first.endswith(
+        "Of 21 pairs that do not differ about 1 would seem to; corrected for the number of pairs as well, "
+        "none are shown."
+    )
+    surer = whole(THREE_SEEDS, seed_contrasts=lambda table: many(table).replace({"p_holm": {0.02: 0.002}}))
+    assert sentences(surer, "Means and differences over seeds")[0].endswith("as well, 1 are shown.")
 
 
 def test_one_shared_seed_shows_nothing(whole: Write) -> None:
     study = whole()
     assert sentences(study, "Means and differences over seeds") == [
-        "1 pairs of arms have one seed in common: no interval, nothing shown."
+        "Pairs of arms with one seed in common: 1; no interval, nothing shown."
     ]
     at_loss, _ = grids(study, "Equal learning, equal update")
     row = cells(at_loss)["full minus lora-r8"]
@@ -312,12 +346,15 @@ def test_unmatched_arms_are_counted_with_the_reason(whole: Write) -> None:
 
 def test_predictors_are_stated_with_their_intervals(whole: Write) -> None:
     (found,) = grids(whole(), "What goes with forgetting")
-    row = cells(found)["all 24 checkpoints of 12 runs"]
-    assert row["KL from the base"] == "0.90 [0.700, 0.950]"
+    row = cells(found)["all 24 checkpoints: 12 runs of 6 arms"]
+    assert row["KL from the base, same text"] == "0.90 [0.700, 0.950]"
     assert list(row)[1] == "relative size of the update"
     study = whole(forgetting_predictors=lambda table: table.assign(spearman_low=np.nan, runs=3, scope="lora"))
     (found,) = grids(study, "What goes with forgetting")
-    assert cells(found)["all 24 checkpoints of 3 lora runs"]["KL from the base"] == "0.90 (no interval)"
+    assert (
+        cells(found)["all 24 checkpoints: 3 lora runs of 6 arms"]["KL from the base, same text"]
+        == "0.90 (no interval)"
+    )
     assert "nothing is shown" in sentences(study, "What goes with forgetting")[0]
 
 
@@ -368,7 +405,7 @@ def test_subspaces_and_what_the_naive_distance_would_say(whole: Write) -> None:
 def test_drift_is_stated_by_representation(whole: Write) -> None:
     _, found = grids(whole(), "Drift of the representations")
     assert cells(found)["full-seed42"] == {
-        f"{pooled}, {features}": text
+        f"{pooled}, {features}": f"{text} (3)"
         for features in ("all dimensions", "without those of largest variance")
         for pooled, text in {
             "means of the tokens": "0.9400 ± 0.0075",
@@ -377,7 +414,8 @@ def test_drift_is_stated_by_representation(whole: Write) -> None:
         }.items()
     }
     assert sentences(whole(), "Drift of the representations") == [
-        "In 2 of 2 runs every layer is, by CKA, most like the same layer of the base."
+        "In 2 of 2 runs every state is, by CKA, most like the same state of the base. Of 0 that are more "
+        "like another one, 0 are so by more than 1.96 standard errors of their CKA with their own."
     ]
 
 
@@ -386,10 +424,20 @@ def test_layers_that_changed_places_are_named(whole: Write) -> None:
         here = (table["run"] == "full-seed42") & (table["tuned_layer"] == 2) & (table["base_layer"] == 1)
         return table.assign(cka=table["cka"].mask(here, 0.96))
 
-    study = whole(layer_similarity=swapped)
-    *_, places = grids(study, "Drift of the representations")
-    assert cells(places) == {"full-seed42": {"tuned layer (base layer)": "2 (1)"}}
-    assert sentences(study, "Drift of the representations")[0].startswith("In 1 of 2 runs")
+    def error(stderr: float) -> Callable[[pd.DataFrame], pd.DataFrame]:
+        return lambda table: table.assign(cka_stderr=stderr)
+
+    own = whole().tables["layer_similarity"].query("run == 'full-seed42' and tuned_layer == base_layer == 2")
+    gap = 0.96 - own["cka"].iloc[-1]
+    sure = whole(layer_similarity=swapped, drift_metrics=error(gap / 2))
+    *_, places = grids(sure, "Drift of the representations")
+    assert cells(places) == {"full-seed42": {"tuned state (base state)": "2 (1)"}}
+    assert "In 1 of 2 runs" in sentences(sure, "Drift of the representations")[0]
+    unsure = whole(layer_similarity=swapped, drift_metrics=error(gap / 1.9))
+    assert (
+        "Of 1 that are more like another one, 0 are" in sentences(unsure, "Drift of the representations")[0]
+    )
+    assert len(grids(unsure, "Drift of the representations")) == 2
 
 
 def test_gradients_are_stated_at_first_and_at_last(whole: Write) -> None:
@@ -398,9 +446,10 @@ def test_gradients_are_stated_at_first_and_at_last(whole: Write) -> None:
         return table.assign(l2_norm=table["step"] + deep)
 
     (found,) = grids(whole(((("full", 0, 42),)), gradient_analysis_results=growing), "Gradients")
-    assert cells(found)["full-seed42"] == {  # eight steps: a tenth is one
-        "at first": "1.00",
-        "at last": "8.00",
+    assert cells(found)["full-seed42"] == {  # eight steps: a third is two
+        "probed steps": "8 (1 to 8)",
+        "at first": "1.50",
+        "at last": "7.50",
         "largest layer": "2",
         "smallest layer": "0",
     }
@@ -416,9 +465,8 @@ def test_gradients_of_tasks_are_a_conflict_only_beyond_their_error(whole: Write)
     assert conflict == ("-1.00 ± 0.050", "-0.600", "a conflict")
     assert cells(noise)["full-seed42"]["topic"] == "80.0 ± 16"
     assert cells(noise)["full-seed42"].get("general_text", MISSING) == MISSING
-    assert sentences(whole(), "Gradients of the tasks")[0].startswith(
-        "Undefined on general_text in 2 runs: |G|² is"
-    )
+    (unknown_scales,) = sentences(whole(), "Gradients of the tasks")
+    assert unknown_scales.startswith("Of 6 gradients (a run and task each, 32 rows), 2 are not told from 0")
     small = whole(
         task_gradients=lambda table: table.assign(cosine_corrected=0.09, cosine_corrected_stderr=0.05)
     )
@@ -434,11 +482,11 @@ def test_gradients_of_tasks_are_a_conflict_only_beyond_their_error(whole: Write)
     [
         (
             {"intruders": (-0.023, -0.017)},
-            "lowers the NLL more than every control does, beyond both intervals.",
+            "lowers this model's NLL more than every control does, beyond both intervals.",
         ),
         (
             {"intruders": (-0.03, -0.01)},
-            "not lower the NLL more than neighbours, random, rescaled beyond both",
+            "not lower the NLL more than neighbours, random, shrunk, rescaled beyond both",
         ),
         (
             {"random": (-0.025, -0.005)},
@@ -449,7 +497,7 @@ def test_gradients_of_tasks_are_a_conflict_only_beyond_their_error(whole: Write)
             "Editing intruders does not lower the NLL more than random beyond both",
         ),
         ({"intruders": (-0.05, 0.01)}, "That editing intruders lowers the NLL is not shown"),
-        ({"intruders": (np.nan, np.nan)}, "That editing intruders lowers the NLL is not shown"),
+        ({"intruders": (np.nan, np.nan)}, "Whether editing intruders lowers the NLL is not known"),
     ],
 )
 def test_intruders_are_blamed_only_beyond_every_control(
@@ -464,7 +512,7 @@ def test_intruders_are_blamed_only_beyond_every_control(
     study = whole(variant_scores=changed)
     assert verdict in sentences(study, "Interventions on intruders")[0]
     rescaled = cells(grids(study, "Interventions on intruders")[0])["rescaled"]
-    assert rescaled["size of the edit (of the base's norm)"] == "1.00 %"
+    assert (rescaled["size of the edit"], rescaled["size of the update left"]) == ("1.00 %", "2.00 %")
     assert rescaled["change of the NLL (nats a token)"] == "-0.0100 [-0.0130, -0.00700]"
 
 
@@ -475,9 +523,9 @@ def test_edits_of_other_settings_are_no_controls(whole: Write) -> None:
 
     study = whole(variant_scores=looser)
     intruders, controls = grids(study, "Interventions on intruders")
-    assert intruders.caption == (
+    assert intruders.caption.startswith(
         "full-seed42, singular values times 0 (all of the intruders among 10 leading vectors at the "
-        "threshold 0.5)"
+        "threshold 0.5). Sizes are shares of the base's norm, the update's 0.473 % before;"
     )
     assert list(cells(intruders)) == ["intruders"]
     assert "intruders" not in cells(controls)

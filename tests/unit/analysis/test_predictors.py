@@ -14,7 +14,8 @@ from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.analyses.predictors import ANALYSIS, PREDICTORS, TABLE, compute_all
 
 Tables = dict[str, pd.DataFrame]
-RUNS = [("full", 0, seed) for seed in range(1, 7)] + [("lora", 4, seed) for seed in range(1, 7)]
+RUNS = [("full", 0, seed) for seed in (1, 2)]
+RUNS += [("lora", rank, seed) for rank in (2, 4, 8, 16, 32) for seed in (1, 2)]
 STEPS = [6, 12, 18]
 
 
@@ -50,7 +51,7 @@ def test_a_power_law_is_found(tables: Tables, tmp_path: Path) -> None:
     row = pick(compute(tables, tmp_path), "kl_from_base")
     assert row[["spearman", "pearson_log", "r2_log"]].tolist() == pytest.approx([1, 1, 1])
     assert row[["spearman_low", "pearson_log_low"]].tolist() == pytest.approx([1, 1])
-    assert (row["runs"], row["checkpoints"], row["log_checkpoints"]) == (12, 36, 36)
+    assert (row["runs"], row["arms"], row["checkpoints"], row["log_checkpoints"]) == (12, 6, 36, 36)
     assert row["reason"] == ""
 
 
@@ -86,12 +87,12 @@ def test_every_scope_has_every_predictor(tables: Tables, tmp_path: Path) -> None
     assert "undefined: a constant" in constant["reason"]
 
 
-def test_few_runs_have_no_interval_and_say_so(make_tables: Callable[..., Tables], tmp_path: Path) -> None:
-    table = compute(make_tables(RUNS[:4], STEPS, 2), tmp_path)
+def test_few_arms_have_no_interval_and_say_so(make_tables: Callable[..., Tables], tmp_path: Path) -> None:
+    table = compute(make_tables(RUNS[2:6], STEPS, 2), tmp_path)
     row = pick(table, "kl_from_base")
     assert row["spearman"] == pytest.approx(1)
     assert np.isnan(row[["spearman_low", "spearman_high"]].astype(float)).all()
-    assert "4 runs, fewer than 5" in row["reason"]
+    assert "2 arms, fewer than 5" in row["reason"]
     assert set(table["scope"]) == {"pooled"}  # one method alone is what is pooled
 
 

@@ -140,7 +140,9 @@ def test_a_configuration_is_printed_once_for_the_runs_that_share_it(scores_only:
 
 def test_report_says_what_the_study_was(reported: StudyLayout) -> None:
     page = reported.report.read_text(encoding="utf-8")
-    assert "2 arms (full, lora-r8) at 1 seed (42), trained from tiny on topic" in page
+    assert (
+        "2 arms (full, lora-r8), 1 seed (42), trained from tiny on topic; measured at 2 steps (4, 8)" in page
+    )
     assert "what update_norm means" in page
     assert "zero_optimization" in page
     assert "2 min 05 s" in page

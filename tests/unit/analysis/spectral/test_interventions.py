@@ -59,6 +59,16 @@ def test_random_directions_are_an_edit_of_the_same_norm(
     assert np.linalg.matrix_rank(found["random"] - tuned) == 2
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.7, 0.95])
+def test_the_update_is_shrunk_by_an_edit_of_the_same_norm(
+    matrices: tuple[np.ndarray, np.ndarray], strength: float
+) -> None:
+    found, (base, update) = edited(matrices, strength, [0, 4], [1, 2]), matrices
+    edit = np.linalg.norm(found["intruders"] - base - update)
+    share = max(0, 1 - edit / np.linalg.norm(update))  # at strength 0 the edit is larger than the update
+    np.testing.assert_allclose(found["shrunk"], base + share * update, atol=1e-12)
+
+
 def test_the_rescaled_update_has_the_norm_that_the_edit_leaves(
     matrices: tuple[np.ndarray, np.ndarray],
 ) -> None:

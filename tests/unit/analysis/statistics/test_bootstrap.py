@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from rankdrift.analysis.statistics.association import associate, pearson, spearman
-from rankdrift.analysis.statistics.bootstrap import paired_bootstrap, run_bootstrap
+from rankdrift.analysis.statistics.bootstrap import cluster_bootstrap, paired_bootstrap
 from rankdrift.errors import UserError
 
 DRAWS = 300
@@ -126,7 +126,7 @@ def test_checkpoints_of_a_run_are_no_independent_points() -> None:
     for seed in range(draws):
         rows, runs = related(8, 5, 0.6, seed)
         for name, clusters in (("checkpoints", np.arange(len(runs))), ("runs", runs)):
-            found = run_bootstrap(spearman, rows, clusters, resamples=199)
+            found = cluster_bootstrap(spearman, rows, clusters, resamples=199)
             held[name] += found.low <= truth <= found.high
     assert held["runs"] / draws >= lowest(0.92, draws)
     assert held["checkpoints"] / draws < 0.85
@@ -152,7 +152,7 @@ def test_correlations_are_scipys() -> None:
 def test_a_constant_correlates_with_nothing(rows: np.ndarray) -> None:
     assert math.isnan(spearman(rows, once(rows))[0])
     assert math.isnan(pearson(rows, once(rows))[0])
-    assert "undefined" in run_bootstrap(spearman, rows, np.arange(len(rows))).reason
+    assert "undefined" in cluster_bootstrap(spearman, rows, np.arange(len(rows))).reason
 
 
 def test_an_association_says_what_it_is_taken_over() -> None:
@@ -161,7 +161,7 @@ def test_an_association_says_what_it_is_taken_over() -> None:
     outcome[0] = math.nan
     found = associate(rows[:, 0], outcome, runs)
     positive = (rows[1:] > 0).all(axis=1)
-    assert (found.runs, found.checkpoints, found.log_checkpoints) == (6, 29, positive.sum())
+    assert (found.clusters, found.checkpoints, found.log_checkpoints) == (6, 29, positive.sum())
     assert found.pearson_log.value == pytest.approx(stats.pearsonr(*np.log(rows[1:][positive]).T).statistic)
     assert found.spearman.low <= found.spearman.value <= found.spearman.high
 
@@ -171,15 +171,15 @@ def test_few_runs_have_a_correlation_and_a_reason() -> None:
     found = associate(*rows.T, runs)
     assert math.isfinite(found.spearman.value)
     assert (found.spearman.low, found.spearman.high) == (None, None)
-    assert "spearman: 4 runs, fewer than 5" in found.reason
+    assert "spearman: 4 arms, fewer than 5" in found.reason
 
 
 def test_a_statistic_that_most_resamples_leave_undefined_has_no_interval() -> None:
     """One run alone has another value than 0: without it, drawn in a third of the cases, nothing varies."""
     rows, runs = related(6, 5, 0.9, 0)
     rows[5:, 0] = 0
-    found = run_bootstrap(spearman, rows, runs)
+    found = cluster_bootstrap(spearman, rows, runs)
     assert found.low is None
-    stated = re.fullmatch(r"undefined in (\d+) % of the resamples of runs", found.reason)
+    stated = re.fullmatch(r"undefined in (\d+) % of the resamples of arms", found.reason)
     assert stated is not None
     assert float(stated[1]) == pytest.approx(100 * (5 / 6) ** 6, abs=4.5)  # four standard errors of 1999
