@@ -103,6 +103,7 @@ def _interval(name: str, found: BootstrapInterval) -> dict[str, float]:
 
 ANALYSIS = Analysis(
     name="predictors",
+    version=2,
     columns={TABLE: COLUMNS},
     per="study",
     compute_all=compute_all,
