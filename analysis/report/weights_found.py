@@ -70,7 +70,7 @@ def on_rank(study: Study) -> Iterator[str | Grid]:
         "Entropy rank of the update, medians over the matrices that changed. Noise is Gaussian, of the "
         "matrix's shape; for LoRA a product BA of Gaussian factors of that r",
     )
-    if (last["method"] == "full").any() and (last["method"] == "lora").any():
+    if last["bounded"].any() and not last["bounded"].all():
         yield (
             "LoRA's ranks are bounded by r: the gap to full fine-tuning is there by construction, and what "
             "compares is the share of noise's."
@@ -79,7 +79,7 @@ def on_rank(study: Study) -> Iterator[str | Grid]:
 
 def _rank(run: str, rows: pd.DataFrame) -> dict[str, str]:
     middle = rows[["update_entropy_rank", "update_entropy_rank_null", "null_share"]].median()
-    bound = int(rows["rank"].iloc[0])
+    bound = int(rows["rank"].iloc[0]) if rows["bounded"].all() else 0
     return {
         "run": run,
         "entropy rank": number(middle["update_entropy_rank"]),

@@ -293,6 +293,60 @@ def test_of_many_pairs_the_surest_are_listed_and_all_counted(whole: Write) -> No
     assert sentences(surer, "Means and differences over seeds")[0].endswith("as well, 1 are shown.")
 
 
+def test_pairs_that_cannot_be_compared_are_counted(whole: Write) -> None:
+    arms = (*THREE_SEEDS, ("lora", 4, 7))  # a seed that no other arm has
+    alone = ["lora-r4"]
+    study = whole(
+        arms,
+        seed_contrasts=lambda table: table[~table["arm"].isin(alone) & ~table["other_arm"].isin(alone)],
+    )
+    *_, said = sentences(study, "Means and differences over seeds")
+    assert said == (
+        "Of 3 pairs of arms 2 are not compared: they have no seed in common, or were trained on different "
+        "tasks."
+    )
+
+
+def test_predictors_that_do_not_vary_are_named(whole: Write) -> None:
+    def constant(table: pd.DataFrame) -> pd.DataFrame:
+        here = table["predictor"] == "intruders"
+        unknown = {"spearman": np.nan, "reason": "undefined: a constant; other"}
+        return table.assign(**{name: table[name].mask(here, value) for name, value in unknown.items()})
+
+    study = whole(forgetting_predictors=constant)
+    assert "intruders" not in grids(study, "What goes with forgetting")[0].headers
+    assert sentences(study, "What goes with forgetting")[0] == (
+        "No correlation with intruders: undefined: a constant."
+    )
+
+
+def test_what_did_not_change_is_no_drift_of_subspaces(whole: Write) -> None:
+    """Matrices that an adapter leaves alone stay where they are, and are no measure of those it changes."""
+
+    def attention_alone(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(update_norm=table["update_norm"].where(table["module"] == "q_proj", 0.0))
+
+    def still(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(vector_drift=table["vector_drift"].where(table["module"] == "q_proj", 0.0))
+
+    (found,) = grids(whole(svd_analysis_results=attention_alone, subspace_drift=still), "Leading subspaces")
+    assert found.rows == grids(whole(), "Leading subspaces")[0].rows  # made up: modules drift alike
+
+
+def test_edits_scored_on_several_tasks_are_told_once(whole: Write) -> None:
+    def two_tasks(table: pd.DataFrame) -> pd.DataFrame:
+        other = table[table["task"] == "topic"].assign(task="describe", metric="ter", higher_is_better=False)
+        return pd.concat([table, other])
+
+    study = whole(variant_scores=two_tasks)
+    assert len(sentences(study, "Interventions on intruders")) == 2  # runs
+    found = grids(study, "Interventions on intruders")[0]
+    assert "change of ter on describe (lower is better)" in found.headers
+    alone = whole(variant_scores=lambda table: table[table["task"] == "general_text"])
+    found = grids(alone, "Interventions on intruders")[0]
+    assert found.headers[-1] == "change of the NLL (nats a token)"
+
+
 def test_one_shared_seed_shows_nothing(whole: Write) -> None:
     study = whole()
     assert sentences(study, "Means and differences over seeds") == [

@@ -57,18 +57,35 @@ def test_relative_update_adds_squares_over_matrices() -> None:
 def test_rank_shares_know_that_lora_is_bounded_by_r() -> None:
     table = pd.DataFrame(
         {
-            "run": ["l", "f", "l"],
-            "rank": [8, 0, 8],
+            "run": ["l", "f", "l", "dora"],
+            "rank": [8, 0, 8, 8],
             "rows": 64,
             "columns": 96,
-            "update_norm": [1.0, 2.0, 0.0],  # the last is a matrix without an adapter
-            "update_entropy_rank": [4.0, 16.0, 0.0],
-            "update_entropy_rank_null": [5.0, 32.0, np.nan],
+            "update_norm": [1.0, 2.0, 0.0, 1.0],  # the third is a matrix without an adapter
+            "update_entropy_rank": [4.0, 16.0, 0.0, 16.0],
+            "update_entropy_rank_null": [5.0, 32.0, np.nan, 32.0],  # DoRA's lengths make it dense
         }
     )
     shares = observations.rank_shares(table)
-    assert shares["bound_share"].tolist() == [0.5, 0.25]
-    assert shares["null_share"].tolist() == [0.8, 0.5]
+    assert shares["bound_share"].tolist() == [0.5, 0.25, 0.25]
+    assert shares["bounded"].tolist() == [True, False, False]
+    assert shares["null_share"].tolist() == [0.8, 0.5, 0.5]
+
+
+def test_a_sum_with_an_undefined_term_is_undefined() -> None:
+    """What is left of a norm is not the model's, and nothing is not 0."""
+    who = {"run": ["a", "a", "b"], "method": "full", "rank": 0, "seed": 1, "step": 4}
+    sizes = pd.DataFrame({**who, "update_norm": [3.0, np.nan, 4.0], "base_norm": [1.0, 1.0, 8.0]})
+    found = observations.update_sizes(sizes).set_index("run")["relative_update_norm"]
+    assert np.isnan(found["a"])
+    assert found["b"] == 0.5
+    gradients = pd.DataFrame(
+        {**who, "level": "global", "layer": -1, "group": "", "factor": "", "numel": 4}
+        | {name: [np.nan, np.nan, 2.0] for name in ("l2_norm", "mean_abs", "zero_fraction")}
+    ).drop_duplicates("run")
+    norms = observations.gradient_statistics(gradients, "global").set_index("run")["l2_norm"]
+    assert np.isnan(norms["a"])
+    assert norms["b"] == 2
 
 
 @pytest.mark.parametrize("with_sum", [False, True], ids=["factors", "factors and their sum"])

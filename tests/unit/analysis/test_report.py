@@ -245,6 +245,44 @@ def test_summary_has_a_row_a_run(study: StudyLayout) -> None:
     assert columns["trainable parameters"] == (MISSING, "4,096", "4,096")
 
 
+def test_what_was_not_measured_at_the_last_step_is_missing(
+    tmp_path: Path, make_tables: Callable[..., Tables]
+) -> None:
+    """Scores of an earlier checkpoint beside the weights of the last one would be of two models."""
+    tables = make_tables(ONE_SEED, [4, 8], 1)
+    scores = tables["performance_metrics"]
+    early = tables | {"performance_metrics": scores[scores["step"] < 8]}
+    grid = last_checkpoint_grid(read_study(write_study(tmp_path / "demo", early)))
+    columns = dict(zip(grid.headers, zip(*grid.rows, strict=True), strict=True))
+    assert columns["step"] == (MISSING, "8", "8")
+    assert columns["topic: accuracy"] == ("0.420 ± 0.025", MISSING, MISSING)
+    assert columns["entropy rank"][1] != MISSING
+
+
+def test_settings_of_lora_are_not_those_of_full_fine_tuning(scores_only: StudyLayout) -> None:
+    for name, method in (("full-seed42", "full"), ("lora-r8-seed42", "lora")):
+        spec = records.read_json(scores_only.run(name).spec)
+        records.write_json(scores_only.run(name).spec, spec | {"method": {"name": method, "rank": 8}})
+    grid = compose(read_study(scores_only), [], []).settings_differing
+    assert grid.headers == ("run", "method.name", "method.rank")
+    assert grid.rows == (("full-seed42", "full", MISSING), ("lora-r8-seed42", "lora", "8"))
+
+
+def test_runs_of_different_code_are_said_to_be(scores_only: StudyLayout) -> None:
+    assert not any("different commits" in str(part) for part in parts(scores_only, "Evidence"))
+    for name, commit in (("full-seed42", "aaa"), ("lora-r8-seed42", "bbb")):
+        records.write_json(scores_only.run(name).environment, {"git": {"commit": commit, "dirty": False}})
+    assert "Runs were trained by code of different commits: aaa, bbb." in parts(scores_only, "Evidence")
+
+
+def test_tables_of_the_whole_study_alone_are_no_report(study: StudyLayout) -> None:
+    for path in study.tables.glob("*.parquet"):
+        if path.stem != "matched_comparison":
+            path.unlink()
+    with pytest.raises(UserError, match=r"no table of checkpoints.*rankdrift analyze --study"):
+        read_study(study)
+
+
 def test_settings_are_parted_into_alike_and_different() -> None:
     trees = {"a": {"x": {"y": 1}, "z": [1, 2]}, "b": {"x": {"y": 2}, "z": [1, 2], "only": None}}
     assert differing(trees) == Grid(("run", "x.y", "only"), (("a", "1", MISSING), ("b", "2", "none")))
