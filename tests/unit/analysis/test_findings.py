@@ -531,6 +531,22 @@ def test_gradients_of_tasks_are_a_conflict_only_beyond_their_error(whole: Write)
     assert {row[-1] for row in cosines.rows} == {"|G|² of topic is not above 0"}
 
 
+@pytest.mark.parametrize(("errors", "given"), [(1.9, 0), (2.0, 2)])
+def test_noise_scales_are_given_of_gradients_that_are_told_from_0(
+    whole: Write, errors: float, given: int
+) -> None:
+    study = whole(
+        gradient_noise=lambda table: table[table["task"] == "topic"].assign(
+            gradient_square=errors, gradient_square_stderr=1.0
+        )
+    )
+    noise = [grid for grid in grids(study, "Gradients of the tasks") if "Noise scale" in grid.caption]
+    assert sum(len(grid.rows) for grid in noise) == given
+    assert any(
+        "2 are not told from 0" in text for text in sentences(study, "Gradients of the tasks")
+    ) != bool(given)
+
+
 @pytest.mark.parametrize(
     ("ends", "verdict"),
     [
