@@ -181,7 +181,8 @@ def predictors(tables: Tables) -> Iterator[Finding]:
     yield Finding(
         "H9",
         "KL from the base on the new task's inputs predicts forgetting better than ||dW||",
-        f"KL was taken on the text whose NLL is forgetting, which is no independent predictor: {text(pooled)}",
+        "KL was taken on the text whose NLL is forgetting, which is no independent predictor: "
+        f"{text(pooled)}",
         None,
     )
 
