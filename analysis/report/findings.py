@@ -53,7 +53,10 @@ class Topic:
 def findings(study: Study) -> list[Topic]:
     """Return the strength of the evidence, then the topics on which the study's tables say something."""
     sources = {"Evidence": _evidence, **TOPICS}
-    topics = [Topic(title, tuple(source(study))) for title, source in sources.items()]
+    topics = [
+        Topic(title, tuple(part for part in source(study) if isinstance(part, str) or part.rows))
+        for title, source in sources.items()
+    ]
     return [topic for topic in topics if topic.parts]
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 
 from rankdrift.analysis.analyses import Params
 from rankdrift.analysis.analyses.seed_contrasts import compute_all
-from rankdrift.analysis.report.findings import TOPICS
+from rankdrift.analysis.report.findings import TOPICS, findings
 from rankdrift.analysis.report.grids import MISSING, Grid, number
 from rankdrift.analysis.report.study import Study
 from rankdrift.layout import StudyLayout
@@ -507,6 +507,11 @@ def test_gradients_are_stated_at_first_and_at_last(whole: Write) -> None:
         "largest layer": "2",
         "smallest layer": "0",
     }
+
+
+def test_a_table_without_rows_is_not_printed(whole: Write) -> None:
+    study = whole(gradient_analysis_results=lambda table: table[table["level"] == "cell"])
+    assert [topic.title for topic in findings(study) if topic.title == "Gradients"] == []
 
 
 def test_gradients_of_tasks_are_a_conflict_only_beyond_their_error(whole: Write) -> None:
