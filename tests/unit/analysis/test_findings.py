@@ -510,7 +510,7 @@ def test_gradients_are_stated_at_first_and_at_last(whole: Write) -> None:
 
 
 def test_a_table_without_rows_is_not_printed(whole: Write) -> None:
-    study = whole(gradient_analysis_results=lambda table: table[table["level"] == "cell"])
+    study = whole(gradient_analysis_results=lambda table: table[table["level"] == "layer"])
     assert [topic.title for topic in findings(study) if topic.title == "Gradients"] == []
 
 
