@@ -89,7 +89,7 @@ FIGURE = Figure(
         "away, with an edit of the same norm; the whole update is shrunk by an edit of the same norm, and "
         "scaled to the norm that the intruders' edit leaves, which may be larger than before. Edits of one "
         "arm by several strengths are joined. Whatever moves a model towards its base may forget less: that "
-        " intruders carry forgetting is shown only where their point lies left of every control's, "
+        "intruders carry forgetting is shown only where their point lies left of every control's, "
         "beyond both intervals. The intervals are over items, of one trained model."
     ),
     draw=_draw,
