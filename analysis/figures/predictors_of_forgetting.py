@@ -45,7 +45,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         ax.set_title(_association(tables.get("forgetting_predictors"), predictor), fontweight="normal")
         few_ticks(ax)
         symlog_if_wide(ax.set_xscale, points[predictor])
-        symlog_if_wide(ax.set_yscale, points["nll_increase"])
+    symlog_if_wide(axes[0].set_yscale, points["nll_increase"])  # of all, which share it
     for ax in axes:
         if ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
             ax.set_ylabel("NLL increase (nats / token)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 
 from rankdrift.analysis.observations import base_score, of_contrast, rows_of
 from rankdrift.analysis.report.grids import (
+    ALPHA,
     MISSING,
     Grid,
     change,
@@ -34,7 +36,6 @@ PREDICTORS = {
     "intruder_energy": "energy share of intruders",
     "drift": "1 - CKA, mean over layers",
 }
-ALPHA = 0.05
 SEEDS_FOR_SPREAD = 3
 """Seeds below which a spread is no ground for what could be detected: of two it is one difference."""
 PAIRS_SHOWN = 12
@@ -59,10 +60,10 @@ def on_seeds(study: Study) -> Iterator[str | Grid]:
     single = contrasts[contrasts["seeds"] == 1].drop_duplicates(["arm", "other_arm"])
     if len(single):
         yield f"Pairs of arms with one seed in common: {len(single)}; no interval, nothing shown."
-    paired, arms = len(contrasts.drop_duplicates(["arm", "other_arm"])), len(study.arms)
-    if arms * (arms - 1) // 2 > paired:
+    pairs, compared = math.comb(len(study.arms), 2), len(contrasts.drop_duplicates(["arm", "other_arm"]))
+    if pairs > compared:
         yield (
-            f"Of {arms * (arms - 1) // 2} pairs of arms {arms * (arms - 1) // 2 - paired} are not compared: "
+            f"Of {pairs} pairs of arms {pairs - compared} are not compared: "
             "they have no seed in common, or were trained on different tasks."
         )
 
@@ -107,6 +108,7 @@ def _contrasts(rows: pd.DataFrame, what: str) -> Iterator[str | Grid]:
 
 
 def _contrast(row: Any) -> dict[str, str]:
+    """Return the cells of a row of ``seed_contrasts`` that knows whether it is ``shown``."""
     cells = {
         "pair": f"{row.arm} minus {row.other_arm}",
         "seeds": str(row.seeds),
@@ -119,7 +121,7 @@ def _contrast(row: Any) -> dict[str, str]:
         ),
     }
     if interval(row.low, row.high):
-        cells["shown"] = "yes" if row.low * row.high > 0 and not row.p_holm > ALPHA else "no"
+        cells["shown"] = "yes" if row.shown else "no"
     if row.control_pairs:
         cells["two seeds of one arm: median, largest"] = (
             f"{number(row.control_median, 2)}, {number(row.control_largest, 2)} ({row.control_pairs} pairs)"

@@ -9,6 +9,8 @@ from typing import Any
 from rankdrift.analysis.observations import GENERAL_TEXT
 
 MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where nothing was measured
+ALPHA = 0.05
+"""Level of every test whose verdict is stated."""
 ROUNDING = 1e-12
 """Changes of scores below this are sums of scores that cancel."""
 

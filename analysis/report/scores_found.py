@@ -23,6 +23,7 @@ from rankdrift.analysis.observations import (
     scores_of,
 )
 from rankdrift.analysis.report.grids import (
+    ALPHA,
     MISSING,
     Grid,
     change,
@@ -37,7 +38,6 @@ from rankdrift.analysis.report.study import Study
 
 CONTRASTS = "item_contrasts"
 EXACT = "McNemar's p"
-ALPHA = 0.05
 SHOWN = "shown"
 
 
