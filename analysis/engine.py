@@ -15,10 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from rankdrift import records, registry
-from rankdrift.analysis.analyses import Analysis, Params
+from rankdrift import files, registry
+from rankdrift.analysis.contract import Analysis, Params
 from rankdrift.analysis.parts import Part, settings_of
-from rankdrift.analysis.subjects import IDENTITY, Subject
+from rankdrift.analysis.sources.subjects import IDENTITY, Subject
 from rankdrift.analysis.worklist import Share, bring_up_to_date
 from rankdrift.errors import UserError
 from rankdrift.progress import Progress
@@ -84,7 +84,7 @@ def _join(
     dependencies = {part.name: record["dependencies"] for part, record in parts}
     if _is_current(path, dependencies):
         return path
-    stored = [records.read_table(part.file(table)) for part, record in parts if table in record["tables"]]
+    stored = [files.read_table(part.file(table)) for part, record in parts if table in record["tables"]]
     empty = pd.DataFrame(columns=[*IDENTITY, *analysis.columns[table]])
     rows = pd.concat([frame for frame in stored if len(frame)] or [empty], ignore_index=True)
     _write(analysis, path, rows, dependencies)
@@ -118,11 +118,11 @@ def _write(analysis: Analysis, path: Path, rows: pd.DataFrame, dependencies: Map
         "analysis": analysis.name,
         "columns": dict(analysis.columns[path.stem]),
         "parts": dependencies,
-        "environment": records.environment(),
+        "environment": files.environment(),
     }
-    records.write_table(path, rows, meta, csv=path.stem not in analysis.parquet_only)
+    files.write_table(path, rows, meta, csv=path.stem not in analysis.parquet_only)
 
 
 def _is_current(path: Path, parts: Mapping[str, Any]) -> bool:
     meta = path.with_suffix(".meta.json")
-    return path.exists() and meta.exists() and records.read_json(meta).get("parts") == parts
+    return path.exists() and meta.exists() and files.read_json(meta).get("parts") == parts

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PRELOADED = ("rankdrift.analysis.worklist", "rankdrift.analysis.analyses.spectra")
+PRELOADED = ("rankdrift.analysis.worklist", "rankdrift.analysis.measures.spectra")
 """What the processes' common parent imports, once for all of them."""
 
 

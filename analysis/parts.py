@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from rankdrift import records
-from rankdrift.analysis.analyses import Analysis, Params, Tables
-from rankdrift.analysis.subjects import IDENTITY, Subject
+from rankdrift import files
+from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.sources.subjects import IDENTITY, Subject
 from rankdrift.layout import step_name
 
 
@@ -52,7 +52,7 @@ class Part:
 
     def stored(self) -> dict[str, Any]:
         """Return the record of a complete part."""
-        record: dict[str, Any] = records.read_json(self.record)
+        record: dict[str, Any] = files.read_json(self.record)
         return record
 
     def is_current(self, wanted: Mapping[str, Any]) -> bool:
@@ -66,8 +66,8 @@ class Part:
         """Write the rows behind their identity columns, the record last."""
         self.record.unlink(missing_ok=True)
         for table, frame in frames.items():
-            records.write_parquet(self.file(table), self._with_identity(table, frame))
-        records.write_json(self.record, {"dependencies": dependencies, "tables": sorted(frames)})
+            files.write_parquet(self.file(table), self._with_identity(table, frame))
+        files.write_json(self.record, {"dependencies": dependencies, "tables": sorted(frames)})
 
     def _with_identity(self, table: str, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the rows behind their identity columns; a per-run frame states its own steps."""
@@ -86,7 +86,7 @@ def settings_of(analysis: Analysis, params: Params, inputs: Iterable[Path]) -> d
     return {
         "version": analysis.version,
         "params": {name: _json_type(value) for name, value in settings.items()},
-        "inputs": {str(path): records.fingerprint(path) for path in paths if path.exists()},
+        "inputs": {str(path): files.fingerprint(path) for path in paths if path.exists()},
     }
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from rankdrift import records
-from rankdrift.analysis.analyses import Analysis, Params, Tables
+from rankdrift import files
+from rankdrift.analysis.contract import Analysis, Params, Tables
 from rankdrift.analysis.parallel import map_unordered, take_gpu
 from rankdrift.analysis.parts import Part
 from rankdrift.progress import Progress
@@ -84,7 +84,7 @@ class Portion:
 
     def rows(self) -> Tables:
         """Return the stored rows."""
-        return {table: records.read_table(self.file(table)) for table in records.read_json(self.record)}
+        return {table: files.read_table(self.file(table)) for table in files.read_json(self.record)}
 
 
 def bring_up_to_date(
@@ -154,7 +154,7 @@ class _Work:
     def _portions(self, part: Part) -> list[Portion]:
         assert self.analysis.split is not None
         units = tuple(self.analysis.split(part.subject, self.params))
-        digest = records.digest_json({"dependencies": self.wanted[part.name], "units": units})[:16]
+        digest = files.digest_json({"dependencies": self.wanted[part.name], "units": units})[:16]
         starts = range(0, len(units), PORTION)
         return [Portion(part, n, units[at : at + PORTION], digest) for n, at in enumerate(starts)]
 
@@ -168,8 +168,8 @@ def _measure(portion: Portion, params: Params) -> int:
     assert part.analysis.measure is not None
     frames = _together(part.analysis.measure(part.subject, params, unit) for unit in portion.units)
     for table, rows in frames.items():
-        records.write_parquet(portion.file(table), rows)
-    records.write_json(portion.record, sorted(frames))
+        files.write_parquet(portion.file(table), rows)
+    files.write_json(portion.record, sorted(frames))
     return len(portion.units)
 
 

@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rankdrift import records
-from rankdrift.analysis.observations import last_pairs, with_arms
+from rankdrift import files
+from rankdrift.analysis.sources.observations import last_pairs, with_arms
 from rankdrift.data.general_text import load_windows
 from rankdrift.layout import StudyLayout
 from rankdrift.models.base import load_model, load_tokenizer, resolve
@@ -64,7 +64,7 @@ class Tables:
         self.study = study
 
     def __getitem__(self, name: str) -> pd.DataFrame:
-        table = records.read_table(self.study.table(name))
+        table = files.read_table(self.study.table(name))
         runs = {"run", "seed"} <= set(table.columns)
         return with_arms(table) if runs and "arm" not in table.columns else table
 
@@ -425,12 +425,12 @@ def main() -> None:
     found = [finding for question in QUESTIONS for finding in question(tables)]
     found.sort(key=lambda finding: int(finding.name[1:]))
     document = {"claim": __doc__, "seconds": seconds, "findings": [asdict(finding) for finding in found]}
-    environment = {key: value for key, value in records.environment().items() if key != "command"}  # places
-    records.write_json(arguments.results, {**document, "environment": environment})
+    environment = {key: value for key, value in files.environment().items() if key != "command"}  # places
+    files.write_json(arguments.results, {**document, "environment": environment})
     verdicts = {True: "yes", False: "no", None: "open"}
     lines = ["| | published | observed here | agrees |", "|---|---|---|---|"]
     lines += [f"| {f.name} | {f.claim} | {f.observed} | {verdicts[f.agrees]} |" for f in found]
-    records.write_text(arguments.results.with_suffix(".md"), "\n".join(lines) + "\n")
+    files.write_text(arguments.results.with_suffix(".md"), "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

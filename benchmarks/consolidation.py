@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.layout import RunLayout, step_name
 
 HERE = Path(__file__).resolve().parent
@@ -76,7 +76,7 @@ def save_checkpoint(folder: Path, stage: int, params: float) -> None:
     import torch
     from transformers import LlamaForCausalLM
 
-    from rankdrift.checkpoint.record import CheckpointRecord
+    from rankdrift.zero_checkpoint.manifest import Manifest
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # needs a compiler, serves inference only
     deepspeed.init_distributed("gloo")
@@ -97,7 +97,7 @@ def save_checkpoint(folder: Path, stage: int, params: float) -> None:
     engine.save_checkpoint(str(run.checkpoints), tag=step_name(STEP))
     if deepspeed.comm.get_rank() == 0:
         engine.module.config.save_pretrained(run.model)
-        record = CheckpointRecord(
+        manifest = Manifest(
             step=STEP,
             world_size=RANKS,
             zero_stage=stage,
@@ -109,7 +109,7 @@ def save_checkpoint(folder: Path, stage: int, params: float) -> None:
             data_position=RANKS,
             seed=0,
         )
-        record.write(run.checkpoint(STEP))
+        manifest.write(run.checkpoint(STEP))
     deepspeed.comm.barrier()
 
 
@@ -139,7 +139,7 @@ def make(folder: Path, stage: int, params: float) -> None:
 def side_function(side: str) -> Callable[[RunLayout, Path], None]:
     """Import what a side needs and return the function that turns a checkpoint into a model folder."""
     if side == OURS:
-        from rankdrift.checkpoint.consolidate import consolidate
+        from rankdrift.export.consolidate import consolidate
 
         return lambda run, output: consolidate(run, STEP) and None
     import huggingface_hub  # noqa: F401  # what convert imports when it is called
@@ -321,7 +321,7 @@ def touch_memory(size: int) -> None:
 
 def master_sizes(run: RunLayout) -> list[int]:
     """Return the bytes of each fp32 master weight; together they are the consolidated model."""
-    from rankdrift.checkpoint.shards import open_checkpoint
+    from rankdrift.zero_checkpoint.shards import open_checkpoint
 
     tensors = open_checkpoint(run.checkpoint(STEP)).tensors
     return [4 * math.prod(tensor.shape) for tensor in tensors.values()]
@@ -436,13 +436,13 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
     for stage in (2, 3):
         make(folder / f"zero-{stage}", stage, arguments.params)
         stages[f"zero-{stage}"] = compare(folder / f"zero-{stage}", arguments.repeats, SIDES)
-    records.write_json(
+    files.write_json(
         arguments.output,
         {
             "claim": "consolidation reads the fp32 weights alone, in constant memory, for less CPU",
             "settings": {"params": arguments.params, "repeats": arguments.repeats, "ranks": RANKS},
             "stages": stages,
-            "environment": records.environment(),
+            "environment": files.environment(),
         },
     )
     for name, found in stages.items():

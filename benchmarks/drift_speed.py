@@ -27,9 +27,9 @@ import torch
 from gpu_training import tiny_config
 from transformers import LlamaConfig, LlamaModel, PreTrainedModel
 
-from rankdrift import records
-from rankdrift.analysis.analyses import drift
-from rankdrift.analysis.representation import moments
+from rankdrift import files
+from rankdrift.analysis.mathematics.representation import moments
+from rankdrift.analysis.measures import drift
 from rankdrift.analysis.sources import activations
 from rankdrift.analysis.sources.activations import States, TokenRows
 
@@ -147,7 +147,7 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
     for repeat in range(arguments.repeats):
         runs.append(measure(base, tuned, inputs, folder, turned=repeat % 2 == 1))
         print(f"{repeat + 1}/{arguments.repeats} {runs[-1]}", flush=True)
-        records.write_json(arguments.output, result_of(runs, inputs, config, arguments.quick))
+        files.write_json(arguments.output, result_of(runs, inputs, config, arguments.quick))
 
 
 def result_of(
@@ -174,7 +174,7 @@ def result_of(
         "memory": memory_of(inputs, config.num_hidden_layers + 1, config.hidden_size)
         | {PEAK: runs[0][PEAK], "peak_rss_mb": peak_mb()},
         "runs": runs,
-        "environment": records.environment(),
+        "environment": files.environment(),
     }
 
 

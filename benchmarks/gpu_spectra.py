@@ -42,10 +42,10 @@ from safetensors.numpy import save_file
 from spectra_speed import THRESHOLD, TOP, Shape, label, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankdrift import records
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.spectral import intruders, linalg
-from rankdrift.analysis.spectral.decomposition import DenseSum, DeviceSum, device_half_system
+from rankdrift import files
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.mathematics.spectral import intruders, linalg
+from rankdrift.analysis.mathematics.spectral.decomposition import DenseSum, DeviceSum, device_half_system
 from rankdrift.layout import StudyLayout
 from rankdrift.models.tiny import tiny_tokenizer
 
@@ -120,7 +120,7 @@ def analyze(base: Path, tuned: Path, output: Path, workers: int) -> dict[str, An
     command = [sys.executable, "-m", "rankdrift", "analyze", "spectra", "--workers", str(workers)]
     command += ["--base", str(base), "--tuned", str(tuned), "--output", str(output)]
     found = watched(command)
-    rows = records.read_table(study.tables / "svd_analysis_results.parquet")
+    rows = files.read_table(study.tables / "svd_analysis_results.parquet")
     return {**found, "matrices": len(rows)}
 
 
@@ -256,10 +256,10 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
         "matrices": measure_matrices(shapes, repeats),
         "error_at_1e-3": errors_at_a_thousandth(config.hidden_size),
         "intruders_left_and_right": {label(of): intruder_counts(of) for of in in_blocks},
-        "environment": records.environment(),
+        "environment": files.environment(),
     }
     if arguments.output:
-        records.write_json(arguments.output, result)
+        files.write_json(arguments.output, result)
     print(json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=2))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.models.tiny import tiny_config, tiny_tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -77,8 +77,8 @@ def run_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict[s
         command = [sys.executable, "-m", "rankdrift", "train", "--config", str(CONFIG), *overrides]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         run = Path(output) / "s" / "runs" / "a-seed42"
-        rows = [row for row in records.read_jsonl(run / "metrics.jsonl") if row["split"] == "train"][WARM_UP:]
-        trained = records.read_json(run / "status.json")["trainable_parameters"]
+        rows = [row for row in files.read_jsonl(run / "metrics.jsonl") if row["split"] == "train"][WARM_UP:]
+        trained = files.read_json(run / "status.json")["trainable_parameters"]
     medians = {key: statistics.median(row[key] for row in rows) for key in ("seconds", "tokens_per_second")}
     return {**medians, "memory_gib": max(row["memory_gib"] for row in rows), "trained": trained}
 
@@ -116,7 +116,7 @@ def main() -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "output"}
     result = {"settings": settings, "gpu": gpu, "summary": summary, "ratio_lora_to_full": ratio, "runs": runs}
-    records.write_json(arguments.output, {**result, "environment": records.environment()})
+    files.write_json(arguments.output, {**result, "environment": files.environment()})
     print(json.dumps({"summary": summary, "ratio_lora_to_full": ratio}, indent=2))
 
 

@@ -21,10 +21,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from rankdrift import records
-from rankdrift.analysis.statistics.association import spearman
-from rankdrift.analysis.statistics.bootstrap import BootstrapInterval, cluster_bootstrap, paired_bootstrap
-from rankdrift.analysis.statistics.intervals import Interval, t_interval
+from rankdrift import files
+from rankdrift.analysis.mathematics.statistics.association import spearman
+from rankdrift.analysis.mathematics.statistics.bootstrap import (
+    BootstrapInterval,
+    cluster_bootstrap,
+    paired_bootstrap,
+)
+from rankdrift.analysis.mathematics.statistics.intervals import Interval, t_interval
 
 HERE = Path(__file__).resolve().parent
 CONFIDENCE = 0.95
@@ -115,9 +119,9 @@ def main(arguments: argparse.Namespace) -> None:
         "seeds": {str(seeds): of_seeds(seeds, many, resamples) for seeds in SEEDS},
         "items": of_items(few, resamples),
         "runs": {str(runs): of_runs(runs, few, resamples) for runs in RUNS},
-        "environment": records.environment(),
+        "environment": files.environment(),
     }
-    records.write_json(arguments.output, result)
+    files.write_json(arguments.output, result)
     tables = [*result["seeds"].items(), ("items", result["items"]), *result["runs"].items()]
     for name, sides in tables:
         shares = ", ".join(f"{side} {found['coverage']:.3f}" for side, found in sides.items())

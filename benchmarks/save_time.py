@@ -31,13 +31,13 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-from rankdrift import records
-from rankdrift.checkpoint.checksums import flush
-from rankdrift.checkpoint.record import CheckpointRecord
+from rankdrift import files
 from rankdrift.cli.main import leave
 from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
 from rankdrift.training import checkpointing, engine
+from rankdrift.zero_checkpoint.checksums import flush
+from rankdrift.zero_checkpoint.manifest import Manifest
 
 HERE = Path(__file__).resolve().parent
 WIDTH = 2048
@@ -69,9 +69,7 @@ class Saves:
         self.engine, self.run, self.step = under, run, 0
         facts = {"method": "full", "precision": "bf16", "spec_digest": "", "base": "", "base_digest": ""}
         counts = {"step": 0, "data_position": 0, "seed": 0}
-        self.record = CheckpointRecord(
-            **facts, **counts, world_size=engine.world_size(), zero_stage=under.stage
-        )
+        self.manifest = Manifest(**facts, **counts, world_size=engine.world_size(), zero_stage=under.stage)
 
     def deepspeed(self) -> None:
         """Save as DeepSpeed does."""
@@ -89,8 +87,8 @@ class Saves:
 
     def rankdrift(self) -> checkpointing.Save:
         """Save as a training run does."""
-        record = replace(self.record, step=self.step)
-        return checkpointing.save(self.engine, self.run, record, exclude_frozen=False, needed=0)
+        manifest = replace(self.manifest, step=self.step)
+        return checkpointing.save(self.engine, self.run, manifest, exclude_frozen=False, needed=0)
 
     def timed(self, side: str) -> dict[str, float]:
         """Save once; return seconds and bytes, and remove the checkpoint."""
@@ -128,7 +126,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 if engine.rank() == 0:
                     print(f"{repeat + 1} {name} {timed}", flush=True)
         if engine.rank() == 0:
-            records.write_json(arguments.folder / "found.json", found)
+            files.write_json(arguments.folder / "found.json", found)
 
 
 def start_ranks(arguments: argparse.Namespace, folder: Path, stage: int) -> dict[str, list[dict[str, float]]]:
@@ -143,7 +141,7 @@ def start_ranks(arguments: argparse.Namespace, folder: Path, stage: int) -> dict
         ranks.append(subprocess.Popen(command, env=environment))
     if any([rank.wait() for rank in ranks]):
         raise RuntimeError("a rank failed")
-    found: dict[str, list[dict[str, float]]] = records.read_json(folder / "found.json")
+    found: dict[str, list[dict[str, float]]] = files.read_json(folder / "found.json")
     return found
 
 
@@ -185,7 +183,7 @@ def main() -> None:
     settings = {
         key: value for key, value in vars(arguments).items() if key in ("parameters", "ranks", "repeats")
     }
-    records.write_json(
+    files.write_json(
         arguments.output,
         {
             "claim": "a save that cannot be lost holds up training at most 10 % longer",
@@ -193,7 +191,7 @@ def main() -> None:
             "medians": medians,
             "median_ratios": ratios,
             "saves": found,
-            "environment": records.environment(),
+            "environment": files.environment(),
         },
     )
     print(json.dumps({"medians": medians, "median_ratios": ratios}, indent=2))

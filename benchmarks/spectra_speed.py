@@ -36,13 +36,14 @@ import torch
 from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
-from rankdrift import records
-from rankdrift.analysis.analyses import Params, spectra
+from rankdrift import files
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.mathematics.spectral import intruders, linalg
+from rankdrift.analysis.mathematics.spectral.lowrank import LowRankSum
+from rankdrift.analysis.measures import spectra
 from rankdrift.analysis.sources.base_spectra import BaseSpectra
+from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.analysis.sources.weights import BaseWeights, Projection
-from rankdrift.analysis.spectral import intruders, linalg
-from rankdrift.analysis.spectral.lowrank import LowRankSum
-from rankdrift.analysis.subjects import Subject
 
 HERE = Path(__file__).resolve().parent
 RANK, TOP, THRESHOLD = 16, 10, 0.5
@@ -101,7 +102,7 @@ def save_models(folder: Path, shape: Shape) -> tuple[Path, Path, Path]:
     stored = {f"base_model.model.{NAME}.lora_{key}.weight": v for key, v in (("B", left), ("A", right))}
     save_file(stored, places[2] / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": ["q_proj"]}
-    records.write_json(places[2] / "adapter_config.json", config)
+    files.write_json(places[2] / "adapter_config.json", config)
     return places
 
 
@@ -287,9 +288,9 @@ def main(arguments: argparse.Namespace) -> None:
         "settings": {"repeats": repeats, "rank": RANK, "top": TOP, "threads": 1, "quick": arguments.quick},
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "models": models,
-        "environment": records.environment(),
+        "environment": files.environment(),
     }
-    records.write_json(arguments.output, result)
+    files.write_json(arguments.output, result)
     for name, found in models.items():
         print(name, json.dumps({k: v for k, v in found.items() if k != "shapes"}, indent=2))
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rankdrift import records
+from rankdrift import files
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "ds_configs" / "zero2.json"
@@ -53,7 +53,7 @@ def run_once(arguments: argparse.Namespace, method: str, kept: bool) -> dict[str
         ]
         if any([rank.wait() for rank in ranks]):
             raise RuntimeError(f"a rank of {method} failed")
-        rows = records.read_jsonl(Path(output) / "s" / "runs" / "a-seed42" / "metrics.jsonl")
+        rows = files.read_jsonl(Path(output) / "s" / "runs" / "a-seed42" / "metrics.jsonl")
     steps = [row for row in rows if row["split"] == "train"][WARM_UP:]
     return {
         "seconds": statistics.median(row["seconds"] for row in steps),
@@ -102,7 +102,7 @@ def main() -> None:
         for method in ("full", "lora")
     }
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "output"}
-    records.write_json(
+    files.write_json(
         arguments.output,
         {
             "claim": "keeping freed memory makes a step on CPU ranks faster (plain seconds / kept seconds)",
@@ -110,7 +110,7 @@ def main() -> None:
             "ratio_plain_to_kept": ratios,
             "medians": medians,
             "runs": runs,
-            "environment": records.environment(),
+            "environment": files.environment(),
         },
     )
     print(json.dumps({"medians": medians, "ratio_plain_to_kept": ratios}, indent=2))

@@ -26,7 +26,7 @@ from typing import Any
 from consolidation import disk_bytes, evict, resident_bytes
 from gpu_training import save_model, shape
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.layout import RunLayout
 
 HERE = Path(__file__).resolve().parent
@@ -47,7 +47,7 @@ def make_base(folder: Path, small: bool) -> None:
 
 def make_run(folder: Path, base: Path, stage: int) -> RunLayout:
     """Train one step on two ranks, save and consolidate it, unless that is done; return the run."""
-    from rankdrift.checkpoint.consolidate import consolidate
+    from rankdrift.export.consolidate import consolidate
     from rankdrift.studies.launcher import launch
 
     run = RunLayout(folder / "s" / "runs" / f"zero-{stage}-seed42")
@@ -152,9 +152,9 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
         "settings": {"repeats": arguments.repeats, "ranks": RANKS, "small": arguments.small},
         "read_ahead_kb": read_ahead_kb(folder),
         "stages": stages,
-        "environment": records.environment(),
+        "environment": files.environment(),
     }
-    records.write_json(arguments.output, result)
+    files.write_json(arguments.output, result)
     for name, found in stages.items():
         print(name, json.dumps({key: value for key, value in found.items() if key != "runs"}, indent=2))
 

@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "rankdrift"
-GROUND = {"errors", "layout", "registry", "records", "spec"}
 BASE = {"errors", "layout", "registry"}
+GROUND = BASE | {"files", "spec"}
+STORED = {"zero_checkpoint", "export", "verify"}
 
 # part -> the other parts of rankdrift it may import
 ALLOWED: dict[str, set[str]] = {
@@ -19,33 +20,37 @@ ALLOWED: dict[str, set[str]] = {
     "registry": {"errors"},
     "signals": set(),
     "progress": set(),
-    "records": BASE,
-    "spec": BASE | {"records"},
+    "files": BASE,
+    "spec": BASE | {"files"},
     "tasks": GROUND,
     "metrics": GROUND,
     "methods": GROUND | {"tasks"},
     "data": GROUND | {"tasks"},
     "models": GROUND | {"tasks"},
-    "checkpoint": {"errors", "layout", "records", "registry", "methods"},
-    "training": GROUND | {"signals", "tasks", "metrics", "methods", "data", "models", "checkpoint"},
+    "zero_checkpoint": BASE | {"files"},
+    "export": BASE | {"files", "methods", "zero_checkpoint"},
+    "verify": BASE | {"files", "methods", "zero_checkpoint", "export"},
+    "training": GROUND | STORED | {"signals", "tasks", "metrics", "methods", "data", "models"},
     "scoring": GROUND | {"tasks", "metrics", "methods", "data", "models"},
-    "studies": GROUND | {"signals", "progress", "data", "models", "checkpoint", "scoring", "analysis"},
-    "analysis": BASE | {"records", "progress"},
+    "studies": GROUND | STORED | {"signals", "progress", "data", "models", "scoring", "analysis"},
+    "analysis": BASE | {"files", "progress"},
 }
 # part -> single modules of other parts it may import as well
 ALLOWED_MODULES: dict[str, set[str]] = {
     "analysis": {  # readers of file formats
-        "rankdrift.checkpoint.adapters",
-        "rankdrift.checkpoint.lora",
-        "rankdrift.checkpoint.record",
-        "rankdrift.checkpoint.shards",
+        "rankdrift.export.adapter_update",
+        "rankdrift.export.peft_names",
+        "rankdrift.zero_checkpoint.manifest",
+        "rankdrift.zero_checkpoint.shards",
     },
 }
-NO_TORCH = {"errors", "layout", "registry", "records", "signals", "spec"}
-MATHEMATICS = ("spectral", "representation", "statistics")  # sub-packages of analysis
+NO_TORCH = {"errors", "layout", "registry", "files", "signals", "spec"}
+MATHEMATICS = ("spectral", "representation", "gradients", "statistics")  # of analysis/mathematics
 FORBIDDEN: dict[str, set[str]] = {
     "analysis": {"deepspeed", "peft"},
-    "checkpoint": {"deepspeed"},
+    "zero_checkpoint": {"deepspeed"},
+    "export": {"deepspeed"},
+    "verify": {"deepspeed"},
     "scoring": {"deepspeed"},
     "tasks": {"deepspeed", "torch"},
     "metrics": {"deepspeed", "torch"},
@@ -83,7 +88,7 @@ def imports(path: Path) -> set[str]:
             package = package_of(path)
             prefix = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*prefix, *([node.module] if node.module else [])])
-            # "from rankdrift import records" names the module rankdrift.records
+            # "from rankdrift import records" names the module rankdrift.files
             package_is_named = module.startswith("rankdrift") and file_of(module).with_suffix("").is_dir()
             found |= {f"{module}.{a.name}" for a in node.names} if package_is_named else {module}
     return found
@@ -121,10 +126,12 @@ def test_single_modules_bring_in_nothing_that_their_importer_may_not_have(part: 
 
 @pytest.mark.parametrize("subject", MATHEMATICS)
 def test_mathematics_of_the_analysis_knows_no_other_subject_and_no_files(subject: str) -> None:
-    names = set().union(*(imports(path) for path in (ROOT / "analysis" / subject).glob("*.py")))
+    names = set().union(
+        *(imports(path) for path in (ROOT / "analysis" / "mathematics" / subject).glob("*.py"))
+    )
     ours = {name for name in names if name.startswith("rankdrift.")}
-    assert ours
-    assert {name for name in ours if not name.startswith(f"rankdrift.analysis.{subject}")} <= {
+    assert names
+    assert {name for name in ours if not name.startswith(f"rankdrift.analysis.mathematics.{subject}")} <= {
         "rankdrift.errors"
     }
     assert not {name.split(".")[0] for name in names} & {

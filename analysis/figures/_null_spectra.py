@@ -12,7 +12,7 @@ import itertools
 import numpy as np
 from scipy.linalg import eigvalsh_tridiagonal
 
-from rankdrift.analysis.spectral.nulls import product_spectra
+from rankdrift.analysis.mathematics.spectral.nulls import product_spectra
 
 
 def noise_spectrum(

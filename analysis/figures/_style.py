@@ -20,7 +20,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from rankdrift.analysis.observations import RUN_KEYS, arm_of, rows_of, tuned_rows
+from rankdrift.analysis.sources.observations import RUN_KEYS, arm_of, rows_of, tuned_rows
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",

@@ -16,7 +16,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import last_checkpoints, mean_states
+from rankdrift.analysis.sources.observations import last_checkpoints, mean_states
 
 MEASURES = {
     "cka": "debiased CKA",

@@ -16,7 +16,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import last_checkpoints
+from rankdrift.analysis.sources.observations import last_checkpoints
 
 REPRESENTATIONS = {"mean": "mean of the tokens", "last_token": "last token", "token": "every token"}
 FEATURES = {"all": "all dimensions", "without_top": "without the largest"}

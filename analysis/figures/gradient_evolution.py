@@ -16,7 +16,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import gradient_statistics
+from rankdrift.analysis.sources.observations import gradient_statistics
 
 GROUPS = ("attention", "mlp", "embed", "norm", "head")
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._style import heatmap, in_order, log_colours, panels, run_styles
-from rankdrift.analysis.observations import gradient_statistics
+from rankdrift.analysis.sources.observations import gradient_statistics
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:

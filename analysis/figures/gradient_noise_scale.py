@@ -21,7 +21,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import tuned_rows, whole_gradients
+from rankdrift.analysis.sources.observations import tuned_rows, whole_gradients
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:

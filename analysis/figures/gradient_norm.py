@@ -17,7 +17,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import gradient_statistics
+from rankdrift.analysis.sources.observations import gradient_statistics
 
 STATISTICS = {
     "l2_norm": "L2 norm",

@@ -18,7 +18,7 @@ from rankdrift.analysis.figures._style import (
     reference,
     run_styles,
 )
-from rankdrift.analysis.observations import GENERAL_TEXT, leading_metrics, line_scores, scores_of
+from rankdrift.analysis.sources.observations import GENERAL_TEXT, leading_metrics, line_scores, scores_of
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._style import GREY, few_ticks, in_order, panels, reference, run_styles
-from rankdrift.analysis.observations import EDIT_SETTINGS, edit_outcomes, leading_metrics
+from rankdrift.analysis.sources.observations import EDIT_SETTINGS, edit_outcomes, leading_metrics
 
 ARMS = {
     "intruders": ("intruders", "#D55E00", "D"),

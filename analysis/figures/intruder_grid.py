@@ -18,7 +18,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     shared_bar,
 )
-from rankdrift.analysis.observations import intruder_shares, last_checkpoints, with_arms
+from rankdrift.analysis.sources.observations import intruder_shares, last_checkpoints, with_arms
 
 MOST_WRITTEN = 6
 """Panels above which counts in the cells could not be read."""

@@ -18,7 +18,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import intruder_totals, last_checkpoints, tuned_rows
+from rankdrift.analysis.sources.observations import intruder_totals, last_checkpoints, tuned_rows
 
 BY_LAYER = {
     "intruders_left": "left vectors, last checkpoint",

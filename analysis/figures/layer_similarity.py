@@ -19,7 +19,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     shared_bar,
 )
-from rankdrift.analysis.observations import last_checkpoints
+from rankdrift.analysis.sources.observations import last_checkpoints
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:

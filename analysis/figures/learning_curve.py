@@ -19,7 +19,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import base_score, leading_metrics, scores_of, tuned_rows
+from rankdrift.analysis.sources.observations import base_score, leading_metrics, scores_of, tuned_rows
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:

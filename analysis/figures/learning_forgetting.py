@@ -20,7 +20,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     symlog_if_wide,
 )
-from rankdrift.analysis.observations import base_score, forgetting, leading_metrics, scores_of
+from rankdrift.analysis.sources.observations import base_score, forgetting, leading_metrics, scores_of
 
 COSTS = {
     "nll_increase": "NLL increase on general text (nats / token)",

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._style import GREY, MARKERS, OTHER_COLOURS, few_ticks, panels
-from rankdrift.analysis.observations import rows_of
+from rankdrift.analysis.sources.observations import rows_of
 
 MATCHED = {
     "task_loss": "validation loss (nats / target token)",

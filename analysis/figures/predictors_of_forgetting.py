@@ -16,7 +16,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     symlog_if_wide,
 )
-from rankdrift.analysis.observations import rows_of, tuned_rows
+from rankdrift.analysis.sources.observations import rows_of, tuned_rows
 
 PREDICTORS = {
     "kl_from_base": "KL(base ‖ tuned) (nats / token)",

@@ -19,7 +19,7 @@ from rankdrift.analysis.figures._style import (
     reference,
     run_styles,
 )
-from rankdrift.analysis.observations import last_checkpoints, of_blocks, rank_shares
+from rankdrift.analysis.sources.observations import last_checkpoints, of_blocks, rank_shares
 
 SHARES = {"null_share": "entropy rank / noise's", "bound_share": "entropy rank / largest possible"}
 

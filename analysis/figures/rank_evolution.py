@@ -22,7 +22,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import RUN_KEYS, changed_rows, of_blocks
+from rankdrift.analysis.sources.observations import RUN_KEYS, changed_rows, of_blocks
 
 RANKS = {"update_entropy_rank": "entropy rank of ΔW", "update_e90_energy": "rank of 90 % of ΔW's energy"}
 

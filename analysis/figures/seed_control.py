@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._style import GREY, few_ticks, panels, reference, symlog_if_wide
-from rankdrift.analysis.observations import GENERAL_TEXT, of_contrast
+from rankdrift.analysis.sources.observations import GENERAL_TEXT, of_contrast
 
 COLOUR = "#0072B2"
 LIGHT, DARK = "#e3e3e3", "#bdbdbd"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._null_spectra import noise_spectrum
 from rankdrift.analysis.figures._style import GREY, RunStyle, in_order, legend, panels, reference, run_styles
-from rankdrift.analysis.observations import BASE, last_checkpoints
+from rankdrift.analysis.sources.observations import BASE, last_checkpoints
 
 PREFERRED = ("q_proj", "o_proj", "down_proj")
 """Modules shown where the study has them: the attention's input and output, and the MLP's output."""

@@ -18,7 +18,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import RUN_KEYS, last_checkpoints, of_blocks
+from rankdrift.analysis.sources.observations import RUN_KEYS, last_checkpoints, of_blocks
 
 COLUMNS = (
     "spearman_sigma",

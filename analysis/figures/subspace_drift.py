@@ -20,7 +20,13 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import RUN_KEYS, last_checkpoints, nearest_count, of_blocks, of_changed
+from rankdrift.analysis.sources.observations import (
+    RUN_KEYS,
+    last_checkpoints,
+    nearest_count,
+    of_blocks,
+    of_changed,
+)
 
 MEASURES = {"vector_drift": "drift of the subspace", "naive_drift": r"naive: $\|U - U_0\| / 2\sqrt{k}$"}
 SIDES = ("left", "right")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._matrices import column_inches, labelled_matrix
 from rankdrift.analysis.figures._style import in_order, panels, run_styles, shared_bar
-from rankdrift.analysis.observations import last_checkpoints, whole_gradients
+from rankdrift.analysis.sources.observations import last_checkpoints, whole_gradients
 
 KINDS = {"cosine_corrected": "corrected for noise", "cosine": "as observed"}
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._matrices import labelled_matrix, symmetric
 from rankdrift.analysis.figures._style import RunStyle, in_order, panels, run_styles
-from rankdrift.analysis.observations import last_pairs, tuned_rows
+from rankdrift.analysis.sources.observations import last_pairs, tuned_rows
 
 MOST_BESIDE = 8
 """Runs above which the two squares stand one above the other."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._style import heatmap, in_order, panels, run_styles, shared_bar
-from rankdrift.analysis.observations import last_checkpoints, of_blocks
+from rankdrift.analysis.sources.observations import last_checkpoints, of_blocks
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:

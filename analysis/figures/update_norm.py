@@ -18,7 +18,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.observations import tuned_rows, update_sizes
+from rankdrift.analysis.sources.observations import tuned_rows, update_sizes
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from rankdrift import __version__, records, registry
+from rankdrift import __version__, files, registry
 from rankdrift.analysis.report.content import Content, compose
 from rankdrift.analysis.report.illustrate import illustrate
 from rankdrift.analysis.report.markdown import as_markdown
@@ -32,12 +32,10 @@ def build_report(study: StudyLayout, progress: Progress, again: bool = False) ->
     if not again and _is_current(study, made_from):
         return study.report
     content = _compose(study, progress)
-    records.write_text(study.report, as_html(content))
-    records.write_text(_markdown(study), as_markdown(content))
+    files.write_text(study.report, as_html(content))
+    files.write_text(_markdown(study), as_markdown(content))
     outputs = [str(picture.png.relative_to(study.root)) for s in content.sections for picture in s.pictures]
-    records.write_json(
-        _meta(study), {"made_from": made_from, "figures": outputs, "written": records.timestamp()}
-    )
+    files.write_json(_meta(study), {"made_from": made_from, "figures": outputs, "written": files.timestamp()})
     return study.report
 
 
@@ -67,15 +65,15 @@ def _embedded(png: Path) -> str:
 
 def _made_from(study: StudyLayout) -> dict[str, str]:
     """Return what a report depends on: the version, the known figures, every file it quotes."""
-    files = [*table_files(study), *fact_files(study)]
+    quoted = [*table_files(study), *fact_files(study)]
     versions = {"rankdrift": __version__, "figures": " ".join(registry.names("figure"))}
-    return versions | {str(file.relative_to(study.root)): records.fingerprint(file) for file in files}
+    return versions | {str(file.relative_to(study.root)): files.fingerprint(file) for file in quoted}
 
 
 def _is_current(study: StudyLayout, made_from: dict[str, str]) -> bool:
     if not (_meta(study).exists() and study.report.exists() and _markdown(study).exists()):
         return False
-    meta = records.read_json(_meta(study))
+    meta = files.read_json(_meta(study))
     return meta["made_from"] == made_from and all(
         (study.root / figure).exists() for figure in meta["figures"]
     )

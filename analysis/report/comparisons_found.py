@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from rankdrift.analysis.observations import base_score, of_contrast, rows_of
+from rankdrift.analysis.mathematics.statistics.seeds import holm
 from rankdrift.analysis.report.grids import (
     ALPHA,
     MISSING,
@@ -21,7 +21,7 @@ from rankdrift.analysis.report.grids import (
     signed,
 )
 from rankdrift.analysis.report.study import Study
-from rankdrift.analysis.statistics.seeds import holm
+from rankdrift.analysis.sources.observations import base_score, of_contrast, rows_of
 
 MATCHED = {
     "task_loss": ("validation loss", " nats a target token"),

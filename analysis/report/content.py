@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rankdrift import __version__, records
+from rankdrift import __version__, files
 from rankdrift.analysis.figures import SECTIONS
-from rankdrift.analysis.observations import tuned_rows
 from rankdrift.analysis.report.findings import Topic, findings
 from rankdrift.analysis.report.grids import Grid, differing, shared
 from rankdrift.analysis.report.illustrate import LeftOut, Picture
 from rankdrift.analysis.report.study import Study
 from rankdrift.analysis.report.summary import NOTE, last_checkpoint_grid
+from rankdrift.analysis.sources.observations import tuned_rows
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def compose(study: Study, pictures: list[Picture], left_out: list[LeftOut]) -> C
         environment_shared=shared(environments),
         ds_configs=_ds_configs(study),
         tables=tuple(_table_facts(study, name) for name in study.tables),
-        written=f"rankdrift {__version__}, {records.timestamp()}",
+        written=f"rankdrift {__version__}, {files.timestamp()}",
     )
 
 

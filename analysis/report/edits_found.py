@@ -7,7 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from rankdrift.analysis.observations import (
+from rankdrift.analysis.report.grids import Grid, change, grid_of, measured, number, percent
+from rankdrift.analysis.report.study import Study
+from rankdrift.analysis.sources.observations import (
     EDIT_SETTINGS,
     GENERAL_TEXT,
     edit_outcomes,
@@ -19,8 +21,6 @@ from rankdrift.analysis.observations import (
     scores_of,
     update_sizes,
 )
-from rankdrift.analysis.report.grids import Grid, change, grid_of, measured, number, percent
-from rankdrift.analysis.report.study import Study
 
 EDITED = "intruders"
 """The arm that is compared with the others, its controls."""

@@ -7,9 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from rankdrift.analysis.observations import gradient_statistics, last_checkpoints, rows_of, whole_gradients
 from rankdrift.analysis.report.grids import Grid, grid_of, number, with_error
 from rankdrift.analysis.report.study import Study
+from rankdrift.analysis.sources.observations import (
+    gradient_statistics,
+    last_checkpoints,
+    rows_of,
+    whole_gradients,
+)
 
 
 def on_gradients(study: Study) -> Iterator[str | Grid]:

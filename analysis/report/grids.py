@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rankdrift.analysis.observations import GENERAL_TEXT
+from rankdrift.analysis.sources.observations import GENERAL_TEXT
 
 MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where nothing was measured
 ALPHA = 0.05

@@ -10,7 +10,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.analysis.figures import Figure, NothingToDraw, in_report_order
 from rankdrift.analysis.figures._style import STYLE
 from rankdrift.progress import Progress
@@ -63,5 +63,5 @@ def illustrate(
 def _save(canvas: Canvas, path: Path, suffix: str) -> None:
     # without a date in the PDF the same table gives the same file
     metadata = {"CreationDate": None} if suffix == "pdf" else {}
-    with records.replacing(path) as temporary, matplotlib.rc_context(STYLE):
+    with files.replacing(path) as temporary, matplotlib.rc_context(STYLE):
         canvas.savefig(temporary, format=suffix, dpi=DPI, metadata=metadata)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from rankdrift.analysis.observations import last_checkpoints, mean_states, rows_of
 from rankdrift.analysis.report.grids import Grid, grid_of, number, percent, with_error
 from rankdrift.analysis.report.study import Study
+from rankdrift.analysis.sources.observations import last_checkpoints, mean_states, rows_of
 
 REPRESENTATIONS = {"mean": "means of the tokens", "last_token": "last tokens", "token": "single tokens"}
 FEATURES = {"all": "all dimensions", "without_top": "without those of largest variance"}

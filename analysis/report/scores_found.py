@@ -11,17 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rankdrift.analysis.observations import (
-    BASE,
-    GENERAL_TEXT,
-    arm_of,
-    base_score,
-    forgetting,
-    last_checkpoints,
-    leading_metrics,
-    rows_of,
-    scores_of,
-)
 from rankdrift.analysis.report.grids import (
     ALPHA,
     MISSING,
@@ -35,6 +24,17 @@ from rankdrift.analysis.report.grids import (
     with_error,
 )
 from rankdrift.analysis.report.study import Study
+from rankdrift.analysis.sources.observations import (
+    BASE,
+    GENERAL_TEXT,
+    arm_of,
+    base_score,
+    forgetting,
+    last_checkpoints,
+    leading_metrics,
+    rows_of,
+    scores_of,
+)
 
 CONTRASTS = "item_contrasts"
 EXACT = "McNemar's p"

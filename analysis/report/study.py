@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from rankdrift import records
-from rankdrift.analysis.observations import arm_of, rows_of, scores_of, tuned_rows
+from rankdrift import files
 from rankdrift.analysis.report.grids import measured
-from rankdrift.analysis.subjects import IDENTITY
+from rankdrift.analysis.sources.observations import arm_of, rows_of, scores_of, tuned_rows
+from rankdrift.analysis.sources.subjects import IDENTITY
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
 
@@ -115,7 +115,7 @@ def fact_files(layout: StudyLayout) -> list[Path]:
 
 
 def _read_table(path: Path, meta: Mapping[str, Any]) -> pd.DataFrame:
-    table = records.read_table(path)
+    table = files.read_table(path)
     missing = [column for column in IDENTITY if column not in table]
     if missing and not _of_whole_study(meta):
         raise UserError(
@@ -135,7 +135,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{meta}: missing, so that the table beside it is not complete; run the analysis again"
         )
-    return dict(records.read_json(meta))
+    return dict(files.read_json(meta))
 
 
 def _read_run(run: RunLayout, name: str) -> RunFacts:
@@ -144,4 +144,4 @@ def _read_run(run: RunLayout, name: str) -> RunFacts:
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:
-    return dict(records.read_json(path)) if path.exists() else {}
+    return dict(files.read_json(path)) if path.exists() else {}

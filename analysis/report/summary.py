@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from rankdrift.analysis.observations import (
+from rankdrift.analysis.report.grids import MISSING, Grid, count, grid_of, number, percent, with_error
+from rankdrift.analysis.report.study import RunFacts, Study
+from rankdrift.analysis.sources.observations import (
     BASE,
     GENERAL_TEXT,
     base_score,
@@ -21,8 +23,6 @@ from rankdrift.analysis.observations import (
     tuned_rows,
     update_sizes,
 )
-from rankdrift.analysis.report.grids import MISSING, Grid, count, grid_of, number, percent, with_error
-from rankdrift.analysis.report.study import RunFacts, Study
 
 Columns = dict[str, dict[str, str]]
 """Heading -> run -> text."""

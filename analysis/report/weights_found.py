@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rankdrift.analysis.observations import (
+from rankdrift.analysis.report.grids import MISSING, Grid, count, grid_of, number, percent
+from rankdrift.analysis.report.study import Study
+from rankdrift.analysis.sources.observations import (
     intruder_shares,
     intruder_totals,
     last_checkpoints,
@@ -20,8 +22,6 @@ from rankdrift.analysis.observations import (
     rows_of,
     update_sizes,
 )
-from rankdrift.analysis.report.grids import MISSING, Grid, count, grid_of, number, percent
-from rankdrift.analysis.report.study import Study
 
 
 def on_update_size(study: Study) -> Iterator[str | Grid]:

@@ -26,7 +26,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.analysis.sources import models
 from rankdrift.analysis.sources.models import blocks, device
 from rankdrift.errors import UserError
@@ -107,7 +107,7 @@ def read_rows(path: Path, limit: int) -> TokenRows:
         If the file or the column is missing, or a row is not a list of one or more token ids.
 
     """
-    table = records.read_table(path)
+    table = files.read_table(path)
     if "input_ids" not in table.columns:
         raise UserError(f"{path}: no column 'input_ids' (columns: {', '.join(table.columns)}); add token ids")
     values = table["input_ids"].head(limit)
@@ -137,7 +137,7 @@ def base_states(base: Path, inputs: TokenRows, cache: Path) -> States:
     The folder's name is a digest of the model's files, the token ids and what computes them.
     """
     key = {
-        "model": [str(base.resolve()), records.fingerprint(base)],
+        "model": [str(base.resolve()), files.fingerprint(base)],
         "rows": inputs.rows,
         "device": device().type,
         "batch_tokens": BATCH_TOKENS,
@@ -145,10 +145,10 @@ def base_states(base: Path, inputs: TokenRows, cache: Path) -> States:
         "version": VERSION,
         "versions": [torch.__version__, transformers.__version__],
     }
-    path = cache / f"states-{records.digest_json(key)[:32]}" / "states.npy"
-    with records.locked(path.with_suffix(".lock")):  # processes with a checkpoint each wait for one pass
+    path = cache / f"states-{files.digest_json(key)[:32]}" / "states.npy"
+    with files.locked(path.with_suffix(".lock")):  # processes with a checkpoint each wait for one pass
         if not path.exists():
-            with records.replacing(path) as temporary:
+            with files.replacing(path) as temporary:
                 record_states(models.load_backbone(base), inputs, temporary)
     return States(path, inputs)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.analysis.sources.folders import adapter_tensors, config_folder
 from rankdrift.analysis.sources.tensors import ADAPTER_CONFIG, Tensors
 from rankdrift.analysis.sources.updates import DenseUpdate, Update, untouched
-from rankdrift.checkpoint import lora
-from rankdrift.checkpoint.lora import LowRankUpdate
 from rankdrift.errors import IntegrityError, UserError
+from rankdrift.export import adapter_update
+from rankdrift.export.adapter_update import LowRankUpdate
 
 __all__ = ["Adapter", "LowRankUpdate", "untouched"]
 
@@ -45,8 +45,8 @@ class Adapter:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The settings; raises UserError, which names them, where they make an update of another kind."""
-        config: dict[str, Any] = records.read_json(self.config_path)
-        lora.check(config, self.config_path, KNOWN_VARIANTS)
+        config: dict[str, Any] = files.read_json(self.config_path)
+        adapter_update.check(config, self.config_path, KNOWN_VARIANTS)
         return config
 
     @cached_property
@@ -60,7 +60,7 @@ class Adapter:
 
         Raises UserError where it is needed and cannot be found.
         """
-        if not lora.subtracts_start(self.config):
+        if not adapter_update.subtracts_start(self.config):
             return None
         folder = self.initial or self.config_path.parent / INITIAL
         if not (folder / ADAPTER_CONFIG).is_file():
@@ -73,15 +73,15 @@ class Adapter:
         return Adapter(folder)
 
     @cached_property
-    def factored(self) -> dict[str, lora.Factors]:
+    def factored(self) -> dict[str, adapter_update.Factors]:
         """Module (``model.layers.0.self_attn.q_proj``) -> what makes the update of its weight."""
-        return lora.factors(self.tensors.names, self.config, self.folder)
+        return adapter_update.factors(self.tensors.names, self.config, self.folder)
 
     @cached_property
     def replaced(self) -> dict[str, str]:
         """Parameter name in the base model -> stored tensor, of modules saved whole (``modules_to_save``)."""
         whole = (name for name in self.tensors.names if ".lora_" not in name and ".base_layer." not in name)
-        return {name.removeprefix(lora.PREFIX): name for name in whole}
+        return {name.removeprefix(adapter_update.PREFIX): name for name in whole}
 
     def update(self, module: str, weight: Callable[[], Tensor], transposed: bool | None = None) -> Update:
         """Return the update of a module's weight, turned as the weight is stored.
@@ -116,7 +116,7 @@ class Adapter:
         outputs = 1 if stored.embedding or turned else 0
         magnitude = self.tensors.tensor(stored.magnitude)
         try:
-            return DenseUpdate(lora.dora_update(whole, update, magnitude, outputs))
+            return DenseUpdate(adapter_update.dora_update(whole, update, magnitude, outputs))
         except IntegrityError as error:
             raise IntegrityError(f"{self.folder}: {module}: {error}") from None
 
@@ -126,8 +126,8 @@ class Adapter:
         a, b = self.tensors.tensor(stored.a), self.tensors.tensor(stored.b)
         if stored.e:
             b = b.double() * self.tensors.tensor(stored.e).double().T  # no third rounding
-        scale = lora.scaling(self.config, module, a.shape[0], self.config_path)
-        return lora.update_of(stored, a, b, scale, turned)
+        scale = adapter_update.scaling(self.config, module, a.shape[0], self.config_path)
+        return adapter_update.update_of(stored, a, b, scale, turned)
 
     def _started(self, module: str, turned: bool, scale: float) -> LowRankUpdate:
         """Return s B0 A0."""

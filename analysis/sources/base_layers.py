@@ -7,10 +7,10 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankdrift import records
-from rankdrift.analysis.representation.moments import HsicEstimates
-from rankdrift.analysis.representation.principal import Principal
-from rankdrift.analysis.representation.similarity import Side, side
+from rankdrift import files
+from rankdrift.analysis.mathematics.representation.moments import HsicEstimates
+from rankdrift.analysis.mathematics.representation.principal import Principal
+from rankdrift.analysis.mathematics.representation.similarity import Side, side
 
 
 def stored_side(path: Path, rows: Tensor, inputs: Tensor) -> Side:
@@ -21,7 +21,7 @@ def stored_side(path: Path, rows: Tensor, inputs: Tensor) -> Side:
     if path.exists():
         return _side(load_file(path))
     computed = side(rows, inputs)
-    with records.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         save_file(_tensors(computed), temporary)
     return computed
 

@@ -10,10 +10,10 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from rankdrift import records
+from rankdrift import files
+from rankdrift.analysis.mathematics.spectral.decomposition import half_system
+from rankdrift.analysis.mathematics.spectral.linalg import HalfSystem
 from rankdrift.analysis.sources.weights import BaseWeights, Projection
-from rankdrift.analysis.spectral.decomposition import half_system
-from rankdrift.analysis.spectral.linalg import HalfSystem
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BaseSpectra:
     def folder(self) -> Path:
         """Where this base model's systems are kept."""
         made_of = {"weights": self.base.tensors.fingerprint(), "config": self.base.config}
-        return self.cache / f"base-spectra-{records.digest_json(made_of)[:16]}"
+        return self.cache / f"base-spectra-{files.digest_json(made_of)[:16]}"
 
     def sigma(self, projection: Projection) -> np.ndarray:
         """Return the singular values (k,) of W0, descending, float64."""
@@ -46,7 +46,7 @@ class BaseSpectra:
         """Return the singular system of W0, whose values (rows, columns) are ``matrix``."""
         path = self._path(projection)
         if not path.exists():
-            with records.locked(path.with_suffix(".lock")):
+            with files.locked(path.with_suffix(".lock")):
                 if not path.exists():
                     _store(path, half_system(matrix))
         with safe_open(path, framework="numpy") as handle:
@@ -64,5 +64,5 @@ def unit_name(projection: Projection) -> str:
 
 def _store(path: Path, system: HalfSystem) -> None:
     stored = {"sigma": system.sigma, "vectors": system.vectors}
-    with records.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         save_file({name: np.ascontiguousarray(value) for name, value in stored.items()}, temporary)

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.analysis.sources.tensors import ADAPTER_CONFIG, MODEL_CONFIG, finite
-from rankdrift.checkpoint.adapters import adapter_tensors
-from rankdrift.checkpoint.record import RECORD_NAME, CheckpointRecord
-from rankdrift.checkpoint.shards import ShardedTensor, open_checkpoint
 from rankdrift.errors import IntegrityError, UserError
+from rankdrift.export.peft_names import adapter_tensors
 from rankdrift.layout import RunLayout
+from rankdrift.zero_checkpoint.manifest import MANIFEST_NAME, Manifest
+from rankdrift.zero_checkpoint.shards import ShardedTensor, open_checkpoint
 
 CHUNK = 8 * 2**20  # bytes read at once
 
@@ -46,7 +46,7 @@ class CheckpointTensors:
         Shared parameters are listed once. Raises UserError where the checkpoint is incomplete or of an
         unknown layout, IntegrityError where it is damaged.
         """
-        CheckpointRecord.read(self.folder)
+        Manifest.read(self.folder)
         tensors = open_checkpoint(self.folder).tensors
         return adapter_tensors(tensors, self.folder) if self.adapter else tensors
 
@@ -77,7 +77,7 @@ class CheckpointTensors:
 
     def fingerprint(self) -> str:
         """Return a cheap identity of the checkpoint: names, sizes, times of change of its files."""
-        return records.fingerprint(self.folder)
+        return files.fingerprint(self.folder)
 
 
 def _read(stored: ShardedTensor) -> Tensor:
@@ -91,7 +91,7 @@ def _read(stored: ShardedTensor) -> Tensor:
 
 def is_checkpoint(folder: Path) -> bool:
     """Return whether a folder holds a ZeRO checkpoint, whole or not, rather than an export."""
-    return (folder / RECORD_NAME).is_file() or any(folder.glob("*_states.pt"))
+    return (folder / MANIFEST_NAME).is_file() or any(folder.glob("*_states.pt"))
 
 
 def run_model(checkpoint: Path) -> Path:

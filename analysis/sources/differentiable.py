@@ -26,8 +26,8 @@ from rankdrift.analysis.sources.adapters import Adapter
 from rankdrift.analysis.sources.folders import adapter_tensors, config_folder, is_adapter, model_tensors
 from rankdrift.analysis.sources.models import filled
 from rankdrift.analysis.sources.weights import TunedWeights, open_weights
-from rankdrift.checkpoint import lora
 from rankdrift.errors import NotApplicableError, UserError
+from rankdrift.export import adapter_update
 
 Space = Literal["weight", "factor", "image"]
 
@@ -212,7 +212,7 @@ def _changed(weights: TunedWeights, model: PreTrainedModel, name: str) -> str:
 def _factors(adapter: Adapter, module: str, turned: bool) -> Factors:
     stored = adapter.factored[module]
     a, b = adapter.tensors.tensor(stored.a), adapter.tensors.tensor(stored.b)
-    scale = lora.scaling(adapter.config, module, a.shape[0], adapter.config_path)
-    update = lora.update_of(stored, a, b, scale, turned)
+    scale = adapter_update.scaling(adapter.config, module, a.shape[0], adapter.config_path)
+    update = adapter_update.update_of(stored, a, b, scale, turned)
     names = ("A", "B") if stored.embedding or turned else ("B", "A")
     return Factors(update.left.float(), update.right.float(), scale, names)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.analysis.sources.checkpoints import CheckpointTensors, is_checkpoint, run_model
 from rankdrift.analysis.sources.tensors import (
     ADAPTER,
@@ -18,8 +18,8 @@ from rankdrift.analysis.sources.tensors import (
     TensorFolder,
     Tensors,
 )
-from rankdrift.checkpoint.record import CheckpointRecord
 from rankdrift.errors import UserError
+from rankdrift.zero_checkpoint.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RecordedBase:
 
     folder: str
     digest: str
-    """As ``records.weights_digest`` gives it."""
+    """As ``files.weights_digest`` gives it."""
 
 
 def config_folder(folder: Path) -> Path:
@@ -45,7 +45,7 @@ def model_config(folder: Path) -> Mapping[str, Any]:
     Raises UserError where the file is anything but a JSON object.
     """
     path = config_folder(folder) / MODEL_CONFIG
-    config = records.read_json(path) if path.is_file() else {}
+    config = files.read_json(path) if path.is_file() else {}
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a JSON object, but {type(config).__name__}; restore the model's own")
     return config
@@ -54,10 +54,10 @@ def model_config(folder: Path) -> Mapping[str, Any]:
 def recorded_base(folder: Path) -> RecordedBase | None:
     """Return the base model that a checkpoint or an export of ours was trained from; None if not recorded."""
     if is_checkpoint(folder):
-        record = CheckpointRecord.read(folder)
-        return RecordedBase(record.base, record.base_digest)
+        manifest = Manifest.read(folder)
+        return RecordedBase(manifest.base, manifest.base_digest)
     path = folder / PROVENANCE
-    base = records.read_json(path).get("base") if path.is_file() else None
+    base = files.read_json(path).get("base") if path.is_file() else None
     if not isinstance(base, dict) or not isinstance(base.get("digest"), str):
         return None  # of other software
     return RecordedBase(str(base.get("folder")), base["digest"])

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from rankdrift.analysis.gradients import Cell, GradientSums, Shards, cell_of, gradient_sums
+from rankdrift.analysis.mathematics.gradients.products import (
+    Cell,
+    GradientSums,
+    Shards,
+    cell_of,
+    gradient_sums,
+)
 from rankdrift.analysis.sources.activations import length_batches, padded
 from rankdrift.analysis.sources.differentiable import Differentiable, Space
 from rankdrift.analysis.sources.loss_rows import IGNORED, LossRows, Row

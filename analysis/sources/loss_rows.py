@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rankdrift import records
-from rankdrift.analysis.gradients import Shards
+from rankdrift import files
+from rankdrift.analysis.mathematics.gradients.products import Shards
 from rankdrift.errors import UserError
 
 IGNORED = -100
@@ -84,7 +84,7 @@ def read_rows(path: Path) -> LossRows:
         mixed.
 
     """
-    table = records.read_table(path)
+    table = files.read_table(path)
     if missing := {"task", "input_ids", "labels"} - set(table.columns):
         raise UserError(f"{path}: no column {', '.join(sorted(missing))}; write task, input_ids and labels")
     columns = zip(table["task"], table["input_ids"], table["labels"], strict=True)

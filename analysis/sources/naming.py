@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor
 
 from rankdrift.analysis.sources.updates import DenseUpdate, Update
-from rankdrift.checkpoint.lora import LowRankUpdate
 from rankdrift.errors import UserError
+from rankdrift.export.adapter_update import LowRankUpdate
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The projections of a block, in the order of its forward pass."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from rankdrift import records
+from rankdrift import files
 
 
 def read_study_tables(folder: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Return those of the named tables that are there and have rows; raise UserError for a damaged one."""
     paths = {name: folder / f"{name}.parquet" for name in names}
-    tables = {name: records.read_table(path) for name, path in paths.items() if path.exists()}
+    tables = {name: files.read_table(path) for name, path in paths.items() if path.exists()}
     return {name: table for name, table in tables.items() if len(table)}

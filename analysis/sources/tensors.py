@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.errors import IntegrityError, UserError
 
 MODEL = "model.safetensors"
@@ -63,7 +63,7 @@ class TensorFolder:
             return dict.fromkeys(_names(single), single)
         if not index.is_file():
             raise UserError(f"{self.folder}: no {self.stem} there; {_remedy(self.folder, self.stem)}")
-        listed = records.read_json(index).get("weight_map", {})
+        listed = files.read_json(index).get("weight_map", {})
         present = {shard: set(_names(self.folder / shard)) for shard in sorted(set(listed.values()))}
         absent = [name for name, shard in listed.items() if name not in present[shard]]
         if absent:
@@ -97,9 +97,7 @@ class TensorFolder:
 
     def fingerprint(self) -> str:
         """Return a cheap identity of the weights files: names, sizes, times of change."""
-        return records.digest_json(
-            {path.name: records.fingerprint(path) for path in set(self.files.values())}
-        )
+        return files.digest_json({path.name: files.fingerprint(path) for path in set(self.files.values())})
 
 
 def exact_float32(stored: Tensor, path: Path, name: str) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankdrift.checkpoint.lora import LowRankUpdate
+from rankdrift.export.adapter_update import LowRankUpdate
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.analysis.sources.adapters import Adapter
 from rankdrift.analysis.sources.folders import is_adapter, model_config, model_tensors, recorded_base
 from rankdrift.analysis.sources.naming import MODULES, OUTSIDE, Place, Projection, locate
@@ -334,7 +334,7 @@ def _require_recorded_base(base: Path, adapter: Path) -> None:
     recorded = recorded_base(adapter)
     if recorded is None:
         return
-    digest = records.weights_digest(base)
+    digest = files.weights_digest(base)
     if digest != recorded.digest:
         raise IntegrityError(
             f"{adapter}: trained from {recorded.folder} (digest {recorded.digest[:12]}), but {base} holds "

@@ -1,6 +1,6 @@
 """Extension points found by file name: to add a task, a metric, a method ... is to add one file.
 
-A point is a package whose modules each define one thing under an agreed attribute. Nothing is
+A point is a package, or several, whose modules each define one thing under an agreed attribute. Nothing is
 imported until it is asked for, so listing the names costs no torch import.
 """
 
@@ -12,21 +12,20 @@ from typing import Any
 
 from rankdrift.errors import UserError, did_you_mean
 
-POINTS: dict[str, tuple[str, str]] = {
-    "task": ("rankdrift.tasks", "TASK"),
-    "metric": ("rankdrift.metrics", "METRIC"),
-    "method": ("rankdrift.methods", "METHOD"),
-    "probe": ("rankdrift.training.probes", "PROBE"),
-    "analysis": ("rankdrift.analysis.analyses", "ANALYSIS"),
-    "figure": ("rankdrift.analysis.figures", "FIGURE"),
+POINTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "task": ("TASK", ("rankdrift.tasks",)),
+    "metric": ("METRIC", ("rankdrift.metrics",)),
+    "method": ("METHOD", ("rankdrift.methods",)),
+    "probe": ("PROBE", ("rankdrift.training.probes",)),
+    "analysis": ("ANALYSIS", ("rankdrift.analysis.measures", "rankdrift.analysis.comparisons")),
+    "figure": ("FIGURE", ("rankdrift.analysis.figures",)),
 }
+"""Extension point -> the attribute its modules define, and its packages."""
 
 
 def names(point: str) -> list[str]:
     """Return the sorted names found at an extension point, for instance ``names("task")``."""
-    package = importlib.import_module(POINTS[point][0])
-    found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in found if not name.startswith("_"))
+    return sorted(_modules(point))
 
 
 def require(point: str, name: str) -> None:
@@ -39,5 +38,15 @@ def require(point: str, name: str) -> None:
 def load(point: str, name: str) -> Any:
     """Return what ``<point>/<name>.py`` defines; raise UserError with the near miss if there is none."""
     require(point, name)
-    package, attribute = POINTS[point]
-    return getattr(importlib.import_module(f"{package}.{name}"), attribute)
+    return getattr(importlib.import_module(_modules(point)[name]), POINTS[point][0])
+
+
+def _modules(point: str) -> dict[str, str]:
+    """Return the modules of a point by name."""
+    packages = [importlib.import_module(package) for package in POINTS[point][1]]
+    return {
+        module.name: f"{package.__name__}.{module.name}"
+        for package in packages
+        for module in pkgutil.iter_modules(package.__path__)
+        if not module.name.startswith("_")
+    }

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rankdrift import records, registry
+from rankdrift import files, registry
 from rankdrift.errors import UserError, did_you_mean
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -235,7 +235,7 @@ class Spec(_Section):
         tree = self.as_dict()
         kept = {key: tree[key] for key in ("seed", "model", "data", "method")}
         training = {key: value for key, value in tree["training"].items() if key not in RECORD_KEYS}
-        return records.digest_json({**kept, "training": training})
+        return files.digest_json({**kept, "training": training})
 
 
 class Recipe(_Section):
@@ -291,7 +291,7 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
 def read_spec(path: Path) -> Spec:
     """Read the ``spec.json`` of a run."""
     try:
-        return parse_spec(records.read_json(path))
+        return parse_spec(files.read_json(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

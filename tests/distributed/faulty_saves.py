@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from rankdrift.checkpoint import checksums
-from rankdrift.checkpoint.record import CheckpointRecord, newest
 from rankdrift.cli.main import leave
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
 from rankdrift.training import checkpointing, engine
+from rankdrift.zero_checkpoint import checksums
+from rankdrift.zero_checkpoint.manifest import Manifest, newest
 
 
 class Handle(io.FileIO):
@@ -80,7 +80,7 @@ class Campaign:
 
     def __init__(self, under: engine.Engine, run: RunLayout) -> None:
         self.engine, self.run, self.step, self.failures = under, run, 0, 0
-        self.record = CheckpointRecord(
+        self.manifest = Manifest(
             step=0,
             world_size=engine.world_size(),
             zero_stage=under.stage,
@@ -96,10 +96,10 @@ class Campaign:
     def save(self, owner: Any, name: str, index: int | None, on: int) -> int:
         """Save the next step while a call fails on rank ``on``; return how many such calls there were."""
         self.step += 1
-        record, said, failed = replace(self.record, step=self.step), "", False
+        manifest, said, failed = replace(self.manifest, step=self.step), "", False
         with failing(owner, name, index if engine.rank() == on else None) as calls:
             try:
-                checkpointing.save(self.engine, self.run, record, False, needed=1000).finish()
+                checkpointing.save(self.engine, self.run, manifest, False, needed=1000).finish()
             except UserError as error:
                 said, failed = str(error), True
         assert not failed or ("No space left on device" in said and "checkpoints are untouched" in said), said
@@ -113,7 +113,7 @@ class Campaign:
         step = newest(self.run.checkpoints)
         assert step == self.step or (failed and step == self.step - 1), (step, self.step)
         folder = self.run.checkpoint(step)
-        CheckpointRecord.read(folder).check_contents(folder)
+        Manifest.read(folder).check_contents(folder)
         leftovers = [path for path in self.run.checkpoints.iterdir() if path.name.startswith(".step")]
         assert not leftovers, leftovers
         engine.barrier()

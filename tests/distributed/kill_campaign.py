@@ -36,13 +36,13 @@ import psutil
 import torch
 import yaml
 
-from rankdrift import records
-from rankdrift.checkpoint.moments import open_training_state
-from rankdrift.checkpoint.record import CheckpointRecord, complete_steps, newest
+from rankdrift import files
 from rankdrift.cli.main import main as command
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 from rankdrift.studies import launcher
+from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps, newest
+from rankdrift.zero_checkpoint.optimizer_state import open_training_state
 
 RANKS = 2
 STEPS = 12
@@ -167,7 +167,7 @@ def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def logged(run: RunLayout) -> dict[tuple[int, str], float]:
-    return {(row["step"], row["split"]): row["loss"] for row in records.read_jsonl(run.metrics)}
+    return {(row["step"], row["split"]): row["loss"] for row in files.read_jsonl(run.metrics)}
 
 
 class Campaign:
@@ -185,7 +185,7 @@ class Campaign:
         started = time.time()
         parent, ranks = start(self.job.arguments(self.folder / "reference"), self.folder / "reference.log")
         wait_for_all([parent, *ranks])
-        assert records.read_json(self.reference.status)["state"] == "finished", self.log("reference")
+        assert files.read_json(self.reference.status)["state"] == "finished", self.log("reference")
         saved = [self.reference.checkpoint(step).stat().st_mtime - started for step in (1, STEPS)]
         self.first_save, self.step_seconds = saved[0], (saved[1] - saved[0]) / (STEPS - 1)
         self.losses = logged(self.reference)
@@ -219,7 +219,7 @@ class Campaign:
         """Return the step that the run of this start has logged last."""
         with contextlib.suppress(UserError, FileNotFoundError):
             if self.run.status.stat().st_mtime >= self.started:
-                return int(records.read_json(self.run.status)["step"])
+                return int(files.read_json(self.run.status)["step"])
         return 0
 
     def check(self) -> None:
@@ -230,7 +230,7 @@ class Campaign:
         self.inside_a_removal += any(self.run.checkpoints.glob(".step-*.old"))
         if step is not None:
             folder = self.run.checkpoint(step)
-            CheckpointRecord.read(folder).check_contents(folder)
+            Manifest.read(folder).check_contents(folder)
             tensors = checkpoint_tensors(folder)
             assert tensors.keys() == self.tensors[step].keys()
             different = [name for name in tensors if not torch.equal(tensors[name], self.tensors[step][name])]
@@ -240,7 +240,7 @@ class Campaign:
             assert loss == self.losses[key], (
                 f"{key}: {loss} where the uninterrupted run has {self.losses[key]}"
             )
-        if step == STEPS and records.read_json(self.run.status)["state"] == "finished":
+        if step == STEPS and files.read_json(self.run.status)["state"] == "finished":
             assert logged(self.run) == self.losses
             self.finished += 1
             shutil.rmtree(self.run.root)

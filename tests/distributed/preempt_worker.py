@@ -16,15 +16,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rankdrift import records
-from rankdrift.checkpoint.record import complete_steps
+from rankdrift import files
 from rankdrift.cli.main import leave
 from rankdrift.errors import Preempted, UserError
 from rankdrift.layout import StudyLayout
 from rankdrift.spec import load_recipe
 from rankdrift.training import checkpointing, engine
-from rankdrift.training.requests import listening
+from rankdrift.training.stop_requests import listening
 from rankdrift.training.trainer import Trainer, train
+from rankdrift.zero_checkpoint.manifest import complete_steps
 
 METHODS = {name: getattr(Trainer, name) for name in ("_train_step", "_evaluate", "_save")}
 BEGIN = checkpointing.Save.begin
@@ -72,7 +72,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "ended": engine.gather(end),
         "saved": complete_steps(layout.checkpoints),
-        "state": records.read_json(layout.status)["state"],
+        "state": files.read_json(layout.status)["state"],
         "files": [path.name for path in (layout.save_request, layout.stop_request) if path.exists()],
     }
 

@@ -20,10 +20,10 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, set_seed
 
-from rankdrift import records
-from rankdrift.checkpoint.record import CheckpointRecord
+from rankdrift import files
 from rankdrift.cli.main import leave
 from rankdrift.layout import RunLayout, step_name
+from rankdrift.zero_checkpoint.manifest import Manifest
 
 STEPS = 2
 TOKENS = torch.arange(2 * 12).view(2, 12) % 67
@@ -126,7 +126,7 @@ def save(case: dict[str, Any], engine: deepspeed.DeepSpeedEngine, run: RunLayout
         config.save_pretrained(run.model)
         if lora and case.get("classifier"):
             engine.module.config.save_pretrained(run.model)
-        record = CheckpointRecord(
+        manifest = Manifest(
             step=STEPS,
             world_size=deepspeed.comm.get_world_size(),
             zero_stage=case["stage"],
@@ -134,11 +134,11 @@ def save(case: dict[str, Any], engine: deepspeed.DeepSpeedEngine, run: RunLayout
             precision=case.get("precision", "fp32"),
             spec_digest="spec",
             base=str(base),
-            base_digest=records.weights_digest(base) if lora else "base",
+            base_digest=files.weights_digest(base) if lora else "base",
             data_position=STEPS,
             seed=7,
         )
-        record.write(run.checkpoint(STEPS))
+        manifest.write(run.checkpoint(STEPS))
     deepspeed.comm.barrier()
 
 

@@ -17,11 +17,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rankdrift.checkpoint.adapters import disk_name
-from rankdrift.checkpoint.consolidate import consolidate
-from rankdrift.checkpoint.exports import Options
-from rankdrift.checkpoint.shards import open_checkpoint
+from rankdrift.export.consolidate import consolidate
+from rankdrift.export.contents import Options
+from rankdrift.export.peft_names import disk_name
 from rankdrift.layout import RunLayout
+from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 

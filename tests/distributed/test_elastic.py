@@ -20,7 +20,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.layout import RunLayout
 
 pytestmark = pytest.mark.distributed
@@ -138,7 +138,7 @@ class Runs:
         assert done.returncode == 0, done.stdout[-6000:]
 
     def losses(self, name: str) -> np.ndarray:
-        rows = records.read_jsonl(self.run(name).metrics)
+        rows = files.read_jsonl(self.run(name).metrics)
         return np.array([[row["step"], row["loss"]] for row in rows if row["split"] == "train"])
 
     def state(self, name: str, file: str) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(runs: Runs, method: str, zero:
     assert_same(runs.state(again, f"restored-{SAVED}.pt"), runs.state(name, f"saved-{SAVED}.pt"))
     assert runs.losses(again).tolist() == runs.losses(name).tolist()
     assert_same(runs.state(again, f"saved-{STEPS}.pt"), runs.state(name, f"saved-{STEPS}.pt"))
-    gradients, expected = (records.read_table(runs.run(run).probe("gradients")) for run in (again, name))
+    gradients, expected = (files.read_table(runs.run(run).probe("gradients")) for run in (again, name))
     assert set(expected["step"]) == set(range(1, STEPS + 1))
     pd.testing.assert_frame_equal(gradients, expected, check_exact=True)
 

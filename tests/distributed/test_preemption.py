@@ -22,11 +22,11 @@ import pytest
 import torch
 import yaml
 
-from rankdrift import records
-from rankdrift.checkpoint.record import CheckpointRecord, complete_steps
-from rankdrift.checkpoint.shards import open_checkpoint
+from rankdrift import files
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.studies.launcher import run_ranks
+from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps
+from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 pytestmark = pytest.mark.distributed
 
@@ -94,7 +94,7 @@ def run_of(output: Path) -> RunLayout:
 
 def losses(run: RunLayout) -> list[tuple[Any, ...]]:
     keys = ("step", "split", "loss", "gradient_norm", "learning_rate")
-    return [tuple(row.get(key) for key in keys) for row in records.read_jsonl(run.metrics)]
+    return [tuple(row.get(key) for key in keys) for row in files.read_jsonl(run.metrics)]
 
 
 def tensors(run: RunLayout, step: int) -> dict[str, torch.Tensor]:
@@ -181,7 +181,7 @@ LAUNCHERS = {
 
 
 def last_step(run: RunLayout) -> int:
-    return max((row["step"] for row in records.read_jsonl(run.metrics)), default=0)
+    return max((row["step"] for row in files.read_jsonl(run.metrics)), default=0)
 
 
 @pytest.fixture(scope="module")
@@ -217,10 +217,10 @@ def start(tiny: Path, ended: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def assert_saved_and_stopped(run: RunLayout) -> None:
-    status, newest = records.read_json(run.status), complete_steps(run.checkpoints)[-1]
+    status, newest = files.read_json(run.status), complete_steps(run.checkpoints)[-1]
     assert (status["state"], status["step"]) == ("preempted", newest)
     assert last_step(run) == newest
-    CheckpointRecord.read(run.checkpoint(newest)).check_contents(run.checkpoint(newest))
+    Manifest.read(run.checkpoint(newest)).check_contents(run.checkpoint(newest))
 
 
 def test_at_start_up_it_stops_at_once(start: Start) -> None:

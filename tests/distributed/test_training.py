@@ -13,11 +13,11 @@ import pytest
 import yaml
 from ranks import run_ranks
 
-from rankdrift import records
-from rankdrift.checkpoint.record import CheckpointRecord
-from rankdrift.checkpoint.shards import open_checkpoint
+from rankdrift import files
 from rankdrift.layout import RunLayout, steps_in
 from rankdrift.training.checkpointing import predicted_bytes
+from rankdrift.zero_checkpoint.manifest import Manifest
+from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 pytestmark = pytest.mark.distributed
 
@@ -66,7 +66,7 @@ def run_of(folder: Path, name: str) -> RunLayout:
 
 
 def column(folder: Path, name: str, key: str, split: str = "train") -> np.ndarray:
-    rows = records.read_jsonl(run_of(folder, name).metrics)
+    rows = files.read_jsonl(run_of(folder, name).metrics)
     return np.array([row[key] for row in rows if row["split"] == split])
 
 
@@ -160,7 +160,7 @@ def test_bf16_losses_agree_between_stages(runs: Path, name: str) -> None:
 
 
 def table(folder: Path, name: str) -> pd.DataFrame:
-    return records.read_table(run_of(folder, name).probe("gradients"))
+    return files.read_table(run_of(folder, name).probe("gradients"))
 
 
 @pytest.mark.parametrize("name", FP32_RUNS + THREE_RANKS)
@@ -217,7 +217,7 @@ def test_a_step_that_is_repeated_is_compared(runs: Path) -> None:
 
 def test_a_run_keeps_the_newest_the_best_and_the_listed_checkpoints(runs: Path) -> None:
     run = run_of(runs, "kept")
-    rows = [row for row in records.read_jsonl(run.metrics) if row["split"] == "validation"]
+    rows = [row for row in files.read_jsonl(run.metrics) if row["split"] == "validation"]
     saved = [row for row in rows if row["step"]]  # step 0 is only evaluated
     best = min(saved, key=lambda row: row["loss"])["step"]
     assert steps_in(run.checkpoints) == sorted({3, best, STEPS})
@@ -237,12 +237,12 @@ def test_a_run_leaves_nothing_in_shared_memory(runs: Path) -> None:
 def test_the_size_of_a_checkpoint_is_foreseen(runs: Path, name: str) -> None:
     """Within the pickles and zip directories beside the tensors: about 20 kB a file of this tiny model."""
     folder = run_of(runs, name).checkpoint(STEPS)
-    record = CheckpointRecord.read(folder)
+    manifest = Manifest.read(folder)
     tensors = open_checkpoint(folder).tensors
     trained = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    weight = 2 if record.precision == "bf16" else 4
-    foreseen = predicted_bytes(trained, 0, record.zero_stage, weight)
-    assert 0 <= sum(file.size for file in record.files.values()) - foreseen < 40_000 * len(record.files)
+    weight = 2 if manifest.precision == "bf16" else 4
+    foreseen = predicted_bytes(trained, 0, manifest.zero_stage, weight)
+    assert 0 <= sum(file.size for file in manifest.files.values()) - foreseen < 40_000 * len(manifest.files)
 
 
 def test_lora_checkpoints_leave_out_the_frozen_base(runs: Path) -> None:

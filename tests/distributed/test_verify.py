@@ -13,12 +13,12 @@ import pytest
 import yaml
 from ranks import run_ranks
 
-from rankdrift.checkpoint import archive
-from rankdrift.checkpoint.consolidate import Options, consolidate_run
-from rankdrift.checkpoint.shards import open_checkpoint
-from rankdrift.checkpoint.verify import Verdict, find, verify
 from rankdrift.errors import IntegrityError
+from rankdrift.export.consolidate import Options, consolidate_run
 from rankdrift.layout import RunLayout
+from rankdrift.verify.verify import Verdict, find, verify
+from rankdrift.zero_checkpoint import torch_file
+from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 pytestmark = pytest.mark.distributed
 
@@ -92,10 +92,10 @@ def test_the_listed_names_are_those_that_checkpoints_contain(runs: dict[str, Run
     found = {
         name for run in runs.values() for path in run.checkpoints.rglob("*.pt") for name in names_in(path)
     }
-    dtypes = {name for name in archive._NAMES if name[1].endswith("Storage")}
-    assert found <= set(archive._NAMES)
+    dtypes = {name for name in torch_file._NAMES if name[1].endswith("Storage")}
+    assert found <= set(torch_file._NAMES)
     of_fp16 = {("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler")}  # not trained on a CPU
-    assert set(archive._NAMES) - dtypes - of_fp16 <= found
+    assert set(torch_file._NAMES) - dtypes - of_fp16 <= found
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -11,8 +11,8 @@ import yaml
 from ranks import run_ranks
 
 from rankdrift import registry
-from rankdrift.checkpoint.consolidate import consolidate_run
 from rankdrift.cli.main import main
+from rankdrift.export.consolidate import consolidate_run
 from rankdrift.layout import StudyLayout
 
 pytestmark = pytest.mark.distributed

@@ -26,7 +26,7 @@ import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.cli.main import leave
 from rankdrift.errors import IntegrityError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
@@ -99,17 +99,17 @@ def copy_run(job: dict[str, Any], run: RunLayout) -> None:
         for step in steps_in(run.checkpoints):
             if step > job["copy_step"]:
                 shutil.rmtree(run.checkpoint(step))
-        logged = [row for row in records.read_jsonl(run.metrics) if row["step"] <= job["copy_step"]]
-        records.write_text(run.metrics, "".join(map(records.json_line, logged)))
+        logged = [row for row in files.read_jsonl(run.metrics) if row["step"] <= job["copy_step"]]
+        files.write_text(run.metrics, "".join(map(files.json_line, logged)))
     engine.barrier()
 
 
 def prepare(job: dict[str, Any], run: RunLayout) -> None:
     """Tamper with what a run has logged, as its job asks."""
     if engine.rank() == 0 and "forged" in job:
-        rows = records.read_jsonl(run.metrics)
+        rows = files.read_jsonl(run.metrics)
         changed = [row | {"loss": 2 * row["loss"]} if row["step"] == job["forged"] else row for row in rows]
-        records.write_text(run.metrics, "".join(map(records.json_line, changed)))
+        files.write_text(run.metrics, "".join(map(files.json_line, changed)))
     if engine.rank() == 0 and job.get("forget"):
         run.replay.unlink()
     engine.barrier()

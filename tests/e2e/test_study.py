@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from rankdrift import records, registry
+from rankdrift import files, registry
 from rankdrift.layout import StudyLayout
 
 pytestmark = pytest.mark.e2e
@@ -57,9 +57,9 @@ def test_every_table_has_its_columns_and_rows(study: StudyLayout) -> None:
     for name in registry.names("analysis"):
         analysis = registry.load("analysis", name)
         for table, columns in analysis.columns.items():
-            found = records.read_table(study.table(table))
+            found = files.read_table(study.table(table))
             assert list(found.columns) == [*([] if analysis.per == "study" else identity), *columns], table
-            assert records.read_json(study.table(table).with_suffix(".meta.json"))["rows"] == len(found)
+            assert files.read_json(study.table(table).with_suffix(".meta.json"))["rows"] == len(found)
             if table not in ("variant_scores", "matched_seeds"):  # nothing edited; one seed, few checkpoints
                 assert len(found), table
             if analysis.per != "study" and len(found):
@@ -67,7 +67,7 @@ def test_every_table_has_its_columns_and_rows(study: StudyLayout) -> None:
 
 
 def test_the_tables_hold_every_checkpoint(study: StudyLayout) -> None:
-    svd = records.read_table(study.table("svd_analysis_results"))
+    svd = files.read_table(study.table("svd_analysis_results"))
     counts = svd[(svd["run"] != "base") & (svd["layer"] >= 0)].groupby(["run", "step"]).size()
     assert counts.to_dict() == {(run, step): 3 * 7 for run in study.run_names() for step in (2, 4)}
     lora = svd[svd["method"] == "lora"]
@@ -82,14 +82,14 @@ def test_the_report_is_one_file_with_its_pictures_in_it(study: StudyLayout) -> N
     assert "one seed" in html.lower()
 
 
-def files(study: StudyLayout) -> dict[str, int]:
+def files_of(study: StudyLayout) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in study.root.rglob("*") if p.is_file()}
 
 
 def test_a_second_call_changes_nothing(study: StudyLayout) -> None:
-    before = files(study)
+    before = files_of(study)
     run_study(study.root.parent)
-    after = files(study)
+    after = files_of(study)
     assert {name for name in before | after if before.get(name) != after.get(name)} == set()
 
 
@@ -109,8 +109,8 @@ def test_killed_half_way_it_leaves_no_process_and_continues_to_the_same_numbers(
     wait_until_no_process_names(tmp_path)
     run_study(tmp_path)
     for name in study.run_names():
-        expected = records.read_jsonl(study.run(name).metrics)
-        found = records.read_jsonl(killed.run(name).metrics)
+        expected = files.read_jsonl(study.run(name).metrics)
+        found = files.read_jsonl(killed.run(name).metrics)
         timeless = ["step", "split", "loss", "learning_rate", "gradient_norm"]
         pd.testing.assert_frame_equal(pd.DataFrame(found)[timeless], pd.DataFrame(expected)[timeless])
 
@@ -130,14 +130,14 @@ def names(process: psutil.Process, folder: Path) -> bool:
 
 
 def test_another_experiment_in_the_same_folder_is_refused(study: StudyLayout) -> None:
-    before = files(study)
+    before = files_of(study)
     done = subprocess.run(
         command(study.root.parent, "training.learning_rate=0.5"), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
     assert "holds a run with other settings" in done.stderr
     assert "Traceback" not in done.stderr
-    assert files(study) == before
+    assert files_of(study) == before
 
 
 def test_nothing_is_left_in_shared_memory(study: StudyLayout) -> None:
@@ -145,7 +145,7 @@ def test_nothing_is_left_in_shared_memory(study: StudyLayout) -> None:
 
 
 def test_folders_from_anywhere_are_analysed(study: StudyLayout, tmp_path: Path) -> None:
-    base = records.read_json(study.run("full-seed42").checkpoint(4) / "checkpoint.json")["base"]
+    base = files.read_json(study.run("full-seed42").checkpoint(4) / "checkpoint.json")["base"]
     tuned = [study.run(name).export(4) for name in study.run_names()]
     options = [part for folder in tuned for part in ("--tuned", str(folder))]
     done = subprocess.run(
@@ -165,8 +165,8 @@ def test_folders_from_anywhere_are_analysed(study: StudyLayout, tmp_path: Path) 
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    found = records.read_table(StudyLayout(tmp_path).table("svd_analysis_results"))
-    expected = records.read_table(study.table("svd_analysis_results")).query("step == 4")
+    found = files.read_table(StudyLayout(tmp_path).table("svd_analysis_results"))
+    expected = files.read_table(study.table("svd_analysis_results")).query("step == 4")
     key = "relative_update_norm"
     assert sorted(found[found["run"] != "base"][key]) == pytest.approx(sorted(expected[key]))
 
@@ -182,8 +182,8 @@ def test_a_line_from_the_base_ends_in_the_step(study: StudyLayout) -> None:
     run = study.run("lora-r8-seed42")
     rankdrift("analyze", "interpolate", run.root, "--at", 0, 1)
     for at, expected in ((0, study.base / "scores" / "step-000000.json"), (1, run.score(4))):
-        found = records.read_json(run.variant(4, f"interpolation-{at}").score(4))["tasks"]
-        for task, result in records.read_json(expected)["tasks"].items():
+        found = files.read_json(run.variant(4, f"interpolation-{at}").score(4))["tasks"]
+        for task, result in files.read_json(expected)["tasks"].items():
             for metric in set(result["metrics"]) & {"nll", "accuracy", "f1"}:
                 want = result["metrics"][metric]["value"]
                 # an adapter is merged in an edited model, and added in the step's own scores
@@ -196,7 +196,7 @@ def test_intruders_are_edited_beside_controls_of_equal_size(study: StudyLayout) 
     assert "no intruder among" in refused("analyze", "intervene", run.root, "--threshold", 0.01)
     rankdrift("analyze", "intervene", run.root, *chosen)
     rankdrift("analyze", "variants", "--study", study.root)
-    table = records.read_table(study.table("variant_scores"))
+    table = files.read_table(study.table("variant_scores"))
     arms = table[table["kind"] == "intervention"].groupby("arm").first()
     assert set(arms.index) == {"intruders", "neighbours", "random", "shrunk", "rescaled"}
     assert arms.loc["intruders", "vectors"] == arms.loc["random", "vectors"] > 0
@@ -204,7 +204,7 @@ def test_intruders_are_edited_beside_controls_of_equal_size(study: StudyLayout) 
     assert sizes[0]["random"] == pytest.approx(sizes[0]["intruders"], rel=1e-6)
     assert sizes[1]["rescaled"] == pytest.approx(sizes[1]["intruders"], rel=1e-6)
     text = table[(table["task"] == "general_text") & (table["metric"] == "nll")]
-    own = records.read_json(run.score(4))["tasks"]["general_text"]["metrics"]["nll"]["value"]
+    own = files.read_json(run.score(4))["tasks"]["general_text"]["metrics"]["nll"]["value"]
     assert (text["trained_value"] == own).all()
     assert (abs(text["difference"] - (text["value"] - own)) < 1e-9).all()
     assert "up to date" in rankdrift("analyze", "intervene", run.root, *chosen)
@@ -233,8 +233,8 @@ def test_ranks_share_an_analysis_and_change_no_number(study: StudyLayout, tmp_pa
     launcher = ("torch.distributed.run", "--nproc_per_node", "2", "-m", "rankdrift.cli.analyze")
     rankdrift("--study", copy.root, "spectra", "checkpoint_gradients", "drift", launcher=launcher)
     for table in ("svd_analysis_results", "subspace_drift", "intruder_dimensions", "singular_values"):
-        one, other = (records.read_table(layout.table(table)) for layout in (study, copy))
+        one, other = (files.read_table(layout.table(table)) for layout in (study, copy))
         pd.testing.assert_frame_equal(one, other, check_exact=True)
-    assert len(records.read_table(copy.table("drift_metrics"))) == len(
-        records.read_table(study.table("drift_metrics"))
+    assert len(files.read_table(copy.table("drift_metrics"))) == len(
+        files.read_table(study.table("drift_metrics"))
     )

@@ -65,10 +65,10 @@ def test_the_digest_sees_what_changes_weights_and_nothing_else() -> None:
 
 
 def test_a_spec_survives_its_json(tmp_path: Path) -> None:
-    from rankdrift import records
+    from rankdrift import files
 
     spec = parse_spec({"data": {"tasks": ["sst2", "rte"]}, "method": {"targets": ["q_proj"]}})
-    records.write_json(tmp_path / "spec.json", spec.as_dict())
+    files.write_json(tmp_path / "spec.json", spec.as_dict())
     assert read_spec(tmp_path / "spec.json") == spec
 
 

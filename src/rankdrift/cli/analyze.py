@@ -30,10 +30,10 @@ from rankdrift.errors import NotApplicableError, UserError
 from rankdrift.layout import RunLayout, StudyLayout
 
 if TYPE_CHECKING:  # torch takes seconds to import, and other commands read this file for its help
-    from rankdrift.analysis.analyses import Params
-    from rankdrift.analysis.subjects import Subject
+    from rankdrift.analysis.contract import Params
+    from rankdrift.analysis.sources.subjects import Subject
     from rankdrift.analysis.worklist import Share
-    from rankdrift.studies.subjects import Source
+    from rankdrift.studies.study_checkpoints import Source
 
 OUTPUT = Path("outputs/analysis")
 POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -196,7 +196,7 @@ def _of_folders(arguments: argparse.Namespace) -> Iterator[Path]:
 def _given_subjects(names: Sequence[str], arguments: argparse.Namespace) -> list[Subject]:
     """Return the base and the tuned folders as subjects; raise UserError where one is none, or not of it."""
     from rankdrift.models.base import resolve
-    from rankdrift.studies.subjects import folder_subjects
+    from rankdrift.studies.study_checkpoints import folder_subjects
 
     _refuse_as_base(Path(arguments.base).expanduser())
     base = resolve(arguments.base)
@@ -236,9 +236,9 @@ def _reads_text(name: str) -> bool:
 
 def _folder_params(names: Sequence[str], study: StudyLayout, base: Path, workers: int) -> Params:
     """Return the analyses' settings; a base without a tokenizer will do where none of them reads text."""
-    from rankdrift.analysis.analyses import Params
+    from rankdrift.analysis.contract import Params
     from rankdrift.spec import AnalysisSpec
-    from rankdrift.studies.subjects import folder_params
+    from rankdrift.studies.study_checkpoints import folder_params
 
     settings = AnalysisSpec(workers=workers)
     if not any(map(_reads_text, names)):
@@ -285,13 +285,13 @@ def _require_writable(folder: Path, option: str) -> None:
 
 def _require_fit(names: Sequence[str], base: Path, subjects: Sequence[Subject]) -> None:
     """Raise UserError before anything is measured where a tuned folder is not of the base."""
-    from rankdrift import records
-    from rankdrift.analysis.opened import weights_of
+    from rankdrift import files
     from rankdrift.analysis.sources.folders import is_adapter, recorded_base
+    from rankdrift.analysis.sources.opened_weights import weights_of
 
     start, tuned = recorded_base(base), [subject.tuned for subject in subjects if subject.tuned]
     for folder in tuned:
-        if start and not is_adapter(folder) and records.weights_digest(folder) == start.digest:
+        if start and not is_adapter(folder) and files.weights_digest(folder) == start.digest:
             raise UserError(f"--base {base}: was tuned from --tuned {folder}; swap the two")
     if not all(map(_reads_text, names)):
         for subject in subjects:
@@ -318,7 +318,7 @@ def _compare(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _intervene(arguments: argparse.Namespace) -> Iterator[Path]:
-    from rankdrift.studies.variants import Settings, intervene
+    from rankdrift.studies.edited_models import Settings, intervene
 
     given = {name: getattr(arguments, name) for name in EDITS}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
@@ -326,7 +326,7 @@ def _intervene(arguments: argparse.Namespace) -> Iterator[Path]:
 
 
 def _interpolate(arguments: argparse.Namespace) -> Iterator[Path]:
-    from rankdrift.studies.variants import interpolate
+    from rankdrift.studies.edited_models import interpolate
 
     positions = arguments.at or POSITIONS
     return _variants(arguments, lambda run, step: interpolate(run, step, positions, _print))
@@ -340,7 +340,7 @@ def _variants(arguments: argparse.Namespace, make: Callable[[RunLayout, int], li
 
 
 def _step(run: RunLayout, wanted: int | None) -> int:
-    from rankdrift.studies.subjects import stored_steps
+    from rankdrift.studies.study_checkpoints import stored_steps
 
     steps = sorted(stored_steps(run))
     if not steps:

@@ -49,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export the checkpoints, a line a tenth of the way; return 0. Raises UserError."""
-    from rankdrift.checkpoint.consolidate import consolidate_run  # torch loads here, not for --help
-    from rankdrift.checkpoint.exports import Options
-    from rankdrift.checkpoint.watch import watch
+    from rankdrift.export.consolidate import consolidate_run  # torch loads here, not for --help
+    from rankdrift.export.contents import Options
+    from rankdrift.export.watch import watch
 
     layout = RunLayout(arguments.run)
     options = Options(arguments.dtype, arguments.shard_size, arguments.merge)

@@ -20,7 +20,7 @@ from pathlib import Path
 from rankdrift import signals
 from rankdrift.cli.main import program
 from rankdrift.spec import load_recipe
-from rankdrift.training.requests import listening
+from rankdrift.training.stop_requests import listening
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check everything; return 0 if all is well, 3 if something is damaged, 2 if something cannot be read."""
-    from rankdrift.checkpoint.verify import Verdict, find, verify  # torch loads here, not for --help
+    from rankdrift.verify.verify import Verdict, find, verify  # torch loads here, not for --help
 
     subjects = [subject for path in arguments.paths for subject in find(path, print)]
     verdict = verify(subjects, print, fast=arguments.fast, reload=arguments.reload)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.errors import UserError
 from rankdrift.spec import DataSpec
 
@@ -79,7 +79,7 @@ def _paragraphs(source: Path) -> list[str]:
     """Return the paragraphs of a source, without headings (``= Title =``) and blank lines."""
     if source.suffix == ".txt":
         return source.read_text(encoding="utf-8").strip().split("\n\n")
-    table: pd.DataFrame = records.read_table(source)
+    table: pd.DataFrame = files.read_table(source)
     if "text" not in table:
         raise UserError(f"{source}: no column 'text', only {', '.join(table.columns)}")
     lines = (line.strip() for line in table["text"])

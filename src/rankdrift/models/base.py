@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.errors import UserError
 from rankdrift.layout import cache_folder
 from rankdrift.models.tiny import save_tiny
@@ -192,7 +192,7 @@ def _convert_smollm2_wheel(target: Path) -> None:
 def _from_gguf(path: Path) -> Path:
     if not path.is_file():
         raise UserError(f"base model {str(path)!r}: no such .gguf file; check the path")
-    digest = records.digest_file(path)
+    digest = files.digest_file(path)
     return _made_once(f"{path.stem}-{digest[:12]}", lambda target: _convert_gguf(path, target))
 
 

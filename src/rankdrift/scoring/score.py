@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankdrift import records, registry
+from rankdrift import files, registry
 from rankdrift.data.general_text import load_windows, text_source
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
@@ -115,11 +115,11 @@ def score_checkpoint(
     if workload.text is not None:
         tables[GENERAL_TEXT] = score_text(model, workload.text, reference)
     for name, (score, table) in tables.items():
-        records.write_parquet(out.score_items(step, name), table)
+        files.write_parquet(out.score_items(step, name), table)
         progress(f"{target.title}: {name}: {_summary(score)}")
     scores = {name: dataclasses.asdict(score) for name, (score, _) in tables.items()}
     document = {"step": step, "model": str(target.source), "inputs": dict(target.inputs), "tasks": scores}
-    records.write_json(out.score(step), document)
+    files.write_json(out.score(step), document)
     return out.score(step)
 
 
@@ -131,13 +131,13 @@ def scoring_inputs(spec: Spec, source: Path, base: Path) -> dict[str, str]:
         "tasks": {name: registry.load("task", name).version for name in spec.data.tasks},
         "data": spec.data.model_dump(include={"root", "max_length", "validation_limit"}),
         "slices": _slices(spec),
-        "text": [GENERAL_TEXT_VERSION, text.name, records.digest_file(text)],
+        "text": [GENERAL_TEXT_VERSION, text.name, files.digest_file(text)],
         "scoring": spec.scoring.model_dump(exclude={"batch_size"}),
     }
     return {
-        "model": records.fingerprint(source),
-        "base": records.fingerprint(base),
-        "settings": records.digest_json(settings),
+        "model": files.fingerprint(source),
+        "base": files.fingerprint(base),
+        "settings": files.digest_json(settings),
         "general_text": text.name,
     }
 
@@ -148,7 +148,7 @@ def _slices(spec: Spec) -> dict[str, str]:
         return {}
     folders = {name: registry.load("task", name).folder for name in spec.data.tasks}
     paths = {name: Path(spec.data.root) / folder for name, folder in folders.items() if folder}
-    return {name: records.fingerprint(path) for name, path in paths.items() if path.is_dir()}
+    return {name: files.fingerprint(path) for name, path in paths.items() if path.is_dir()}
 
 
 def is_current(spec: Spec, target: Target) -> bool:
@@ -157,7 +157,7 @@ def is_current(spec: Spec, target: Target) -> bool:
     scores = target.out.score(target.step)
     tables = [target.out.score_items(target.step, name) for name in names]
     complete = scores.exists() and all(table.exists() for table in tables)
-    return complete and records.read_json(scores).get("inputs") == dict(target.inputs)
+    return complete and files.read_json(scores).get("inputs") == dict(target.inputs)
 
 
 def score_task(

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
-from rankdrift import records, registry
-from rankdrift.analysis.observations import arm_of
+from rankdrift import files, registry
+from rankdrift.analysis.sources.observations import arm_of
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.spec import read_spec
 from rankdrift.studies.pipeline import analyse_study
-from rankdrift.studies.subjects import stored_steps
+from rankdrift.studies.study_checkpoints import stored_steps
 
 SCORE = ["task", "metric", "score", "score_gain"]
 PLANE = ["run", "step", *SCORE, "task_loss", "nll_increase", "kl_from_base", "reason"]
@@ -36,18 +36,18 @@ def compare(runs: Sequence[RunLayout], say: Callable[[str], None]) -> Iterator[s
             raise UserError(f"{run.root}: no step of it is stored; train and score it first")
     analyse_study(study, registry.names("analysis"), say)
     names = [run.root.resolve().name for run in runs]
-    plane = records.read_table(study.table("learning_forgetting"))
+    plane = files.read_table(study.table("learning_forgetting"))
     last = plane[plane["run"].isin(names)]
     last = last[last["step"] == last.groupby("run")["step"].transform("max")]
     yield _block("Learning and forgetting, last step (nats a token)", last[PLANE])
     yield _block("How far it moved", last[MOVED].drop_duplicates())
-    items = records.read_table(study.table("item_contrasts"))
+    items = files.read_table(study.table("item_contrasts"))
     yield _block(
         "Item by item, 95 % BCa intervals",
         items[items["run"].isin(names) & items["other_run"].isin([*names, "base"])][ITEMS],
     )
     arms = {arm_of(name, read_spec(study.run(name).spec).seed) for name in names}
-    matched = records.read_table(study.table("matched_comparison"))
+    matched = files.read_table(study.table("matched_comparison"))
     yield _block(
         "Forgetting (nats a token) where both learnt, or moved, equally far; 95 % t intervals over seeds",
         matched[matched["arm"].isin(arms) & matched["other_arm"].isin(arms)][MATCHED],

@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankdrift import records, registry
+from rankdrift import files, registry
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.worklist import Share
-from rankdrift.checkpoint.consolidate import consolidate_run
-from rankdrift.checkpoint.record import complete_steps
 from rankdrift.errors import UserError
+from rankdrift.export.consolidate import consolidate_run
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import resolve
 from rankdrift.progress import Say, progress_lines
 from rankdrift.scoring.run import score_run
 from rankdrift.spec import DEFAULT_RECIPE, Recipe, Spec, read_spec
 from rankdrift.studies.launcher import launch
-from rankdrift.studies.subjects import Source, study_params, study_subjects
+from rankdrift.studies.study_checkpoints import Source, study_params, study_subjects
+from rankdrift.zero_checkpoint.manifest import complete_steps
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ def _refuse_other_runs(study: StudyLayout, specs: list[Spec]) -> None:
 def _write_recipe(study: StudyLayout, recipe: Recipe) -> None:
     """Write the recipe unless the same is there: the report depends on the file."""
     tree = recipe.model_dump(mode="json")
-    if not study.spec.exists() or records.read_json(study.spec) != tree:
-        records.write_json(study.spec, tree)
+    if not study.spec.exists() or files.read_json(study.spec) != tree:
+        files.write_json(study.spec, tree)
 
 
 def train_run(recipe: Recipe, spec: Spec, run: RunLayout, start: Launch, say: Say) -> None:
     """Train one run unless it is finished; how it is scored and analysed may have changed since."""
     if _is_finished(run):
         if read_spec(run.spec) != spec:
-            records.write_json(run.spec, spec.as_dict())
+            files.write_json(run.spec, spec.as_dict())
         say("  finished before")
         return
     arguments = ["--config", str(start.config), "--experiment", str(start.recipe or DEFAULT_RECIPE)]
@@ -96,7 +96,7 @@ def train_run(recipe: Recipe, spec: Spec, run: RunLayout, start: Launch, say: Sa
 
 
 def _is_finished(run: RunLayout) -> bool:
-    return run.status.exists() and records.read_json(run.status)["state"] == "finished"
+    return run.status.exists() and files.read_json(run.status)["state"] == "finished"
 
 
 def analyse_study(

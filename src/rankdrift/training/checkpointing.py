@@ -1,6 +1,6 @@
 """Sharded checkpoints: written under a temporary name by all ranks, described, then renamed.
 
-A step's folder therefore exists only whole. ``checkpoint.json`` (see ``checkpoint/record.py``) is the last
+A step's folder therefore exists only whole. ``checkpoint.json`` (see ``checkpoint/manifest.py``) is the last
 file in it, and ``latest`` names it only afterwards.
 """
 
@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from rankdrift import records
-from rankdrift.checkpoint.checksums import StoredFile, flush
-from rankdrift.checkpoint.record import CheckpointRecord, complete_steps, newest
-from rankdrift.checkpoint.rotation import Retention, remove
+from rankdrift import files
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout
 from rankdrift.training.engine import Engine, gather, on_rank_0, rank, require_none, world_size
+from rankdrift.zero_checkpoint.checksums import StoredFile, flush
+from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps, newest
+from rankdrift.zero_checkpoint.rotation import Retention, remove
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class Save:
     ranks have; until then, and if it fails, the checkpoints that were there are all there is.
     """
 
-    def __init__(self, run: RunLayout, record: CheckpointRecord) -> None:
-        self.record, self.target = record, run.checkpoint(record.step)
+    def __init__(self, run: RunLayout, manifest: Manifest) -> None:
+        self.manifest, self.target = manifest, run.checkpoint(manifest.step)
         self.scratch = self.target.with_name(f".{self.target.name}.tmp")
         self.files: dict[str, StoredFile] = {}
         self._failure: str | None = None
@@ -64,8 +64,8 @@ class Save:
         self._thread.join()
         with self._failures():
             require_none(self._failure)
-            files = {name: stored for part in gather(self.files) for name, stored in part.items()}
-            on_rank_0(lambda: _publish(self.scratch, self.target, self.record, files))
+            written = {name: stored for part in gather(self.files) for name, stored in part.items()}
+            on_rank_0(lambda: _publish(self.scratch, self.target, self.manifest, written))
         logger.info("saved %s", self.target)
 
     def _flush(self) -> None:
@@ -86,8 +86,8 @@ class Save:
             raise UserError(message) from None
 
 
-def save(engine: Engine, run: RunLayout, record: CheckpointRecord, exclude_frozen: bool, needed: int) -> Save:
-    """Write the step that the record states; it is a checkpoint once the save that is returned is finished.
+def save(engine: Engine, run: RunLayout, manifest: Manifest, exclude_frozen: bool, needed: int) -> Save:
+    """Write the step that the manifest states; it is a checkpoint once the save that is returned is finished.
 
     Every rank must call it.
 
@@ -97,7 +97,7 @@ def save(engine: Engine, run: RunLayout, record: CheckpointRecord, exclude_froze
         What is saved.
     run
         The run's folder.
-    record
+    manifest
         What the checkpoint will state.
     exclude_frozen
         Leave out parameters that do not train.
@@ -110,7 +110,7 @@ def save(engine: Engine, run: RunLayout, record: CheckpointRecord, exclude_froze
         On every rank, if it cannot be written. The checkpoints that were there stay.
 
     """
-    under_way = Save(run, record)
+    under_way = Save(run, manifest)
     under_way.begin(engine, exclude_frozen, needed)
     return under_way
 
@@ -121,15 +121,15 @@ def _prepare(scratch: Path, needed: int) -> None:
     require_space(scratch.parent, needed, "the files of one checkpoint")
 
 
-def _publish(scratch: Path, target: Path, record: CheckpointRecord, files: Mapping[str, StoredFile]) -> None:
+def _publish(scratch: Path, target: Path, manifest: Manifest, written: Mapping[str, StoredFile]) -> None:
     """Give a whole checkpoint its name; what had the name was not whole, or the run would not be here."""
-    record.write(scratch, files)
+    manifest.write(scratch, written)
     old = target.with_name(f".{target.name}.old")
     if target.exists():
         target.rename(old)
     scratch.rename(target)
-    records.sync_folder(target.parent)
-    records.write_text(target.parent / "latest", target.name + "\n")
+    files.sync_folder(target.parent)
+    files.write_text(target.parent / "latest", target.name + "\n")
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -140,7 +140,7 @@ def rotate(run: RunLayout, keep: Retention) -> None:
     """
     if keep.keeps_all:
         return
-    validation = (row for row in records.read_jsonl(run.metrics) if row["split"] == "validation")
+    validation = (row for row in files.read_jsonl(run.metrics) if row["split"] == "validation")
     losses = {row["step"]: row["loss"] for row in validation}
     for step in keep.superfluous(complete_steps(run.checkpoints), losses):
         try:
@@ -150,7 +150,7 @@ def rotate(run: RunLayout, keep: Retention) -> None:
             logger.warning("%s cannot be removed (%s)", run.checkpoint(step), error)
 
 
-def require_same(run: RunLayout, expected: CheckpointRecord) -> None:
+def require_same(run: RunLayout, expected: Manifest) -> None:
     """Raise UserError if the newest checkpoint was made by another experiment.
 
     The number of ranks and the ZeRO stage may differ.
@@ -158,9 +158,9 @@ def require_same(run: RunLayout, expected: CheckpointRecord) -> None:
     step = newest(run.checkpoints)
     if step is None:
         return
-    record = CheckpointRecord.read(run.checkpoint(step))
+    manifest = Manifest.read(run.checkpoint(step))
     for key in IDENTITY:
-        found, wanted = getattr(record, key), getattr(expected, key)
+        found, wanted = getattr(manifest, key), getattr(expected, key)
         if found != wanted:
             raise UserError(
                 f"{run.checkpoint(step)}: was saved with {key}={found!r}, this run has {wanted!r}; "
@@ -176,10 +176,10 @@ def require_intact(run: RunLayout) -> None:
     step = newest(run.checkpoints)
     if step is None:
         return
-    record, failure = CheckpointRecord.read(run.checkpoint(step)), None
-    share = sorted(record.files)[rank() :: world_size()]
+    manifest, failure = Manifest.read(run.checkpoint(step)), None
+    share = sorted(manifest.files)[rank() :: world_size()]
     try:
-        replace(record, files={name: record.files[name] for name in share}).check_contents(
+        replace(manifest, files={name: manifest.files[name] for name in share}).check_contents(
             run.checkpoint(step)
         )
     except (OSError, IntegrityError) as error:
@@ -197,12 +197,12 @@ def resume(engine: Engine, run: RunLayout) -> int:
     if step is None:
         return 0
     folder = run.checkpoint(step)
-    record = CheckpointRecord.read(folder)
-    if (record.world_size, record.zero_stage) != (world_size(), engine.stage):
+    manifest = Manifest.read(folder)
+    if (manifest.world_size, manifest.zero_stage) != (world_size(), engine.stage):
         logger.info(
             "resuming a checkpoint of %s, ZeRO-%d on %s, ZeRO-%d",
-            _ranks(record.world_size),
-            record.zero_stage,
+            _ranks(manifest.world_size),
+            manifest.zero_stage,
             _ranks(world_size()),
             engine.stage,
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.errors import UserError, did_you_mean
 from rankdrift.spec import Spec
 
@@ -85,7 +85,7 @@ def merge(
         For an unknown key, a knob of the recipe, or a knob set differently in both.
 
     """
-    given = records.read_json(path)
+    given = files.read_json(path)
     if not isinstance(given, dict):
         raise UserError(f"{path}: a DeepSpeed configuration is a JSON object, got {type(given).__name__}")
     owned = _recipe_knobs(spec, plan, precision)

@@ -28,12 +28,12 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
-from rankdrift.checkpoint.checksums import StoredFile, writing
-from rankdrift.checkpoint.moments import open_training_state
 from rankdrift.errors import RankError, UserError
 from rankdrift.spec import TrainingSpec
 from rankdrift.training.ds_config import stage_of
-from rankdrift.training.restore import restore
+from rankdrift.zero_checkpoint.checksums import StoredFile, writing
+from rankdrift.zero_checkpoint.load_state import restore
+from rankdrift.zero_checkpoint.optimizer_state import open_training_state
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.layout import RunLayout
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Journal:
 
     def metrics(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
         """Log one line; the keys are those of the table ``training_metrics``."""
-        records.append_jsonl(self._metrics, {"step": step, "split": split, **values})
+        files.append_jsonl(self._metrics, {"step": step, "split": split, **values})
         for key in SCALARS:
             value = values.get(key)
             if value is not None:
@@ -69,14 +69,14 @@ class Journal:
 
     def status(self, state: str, step: int, **facts: Any) -> None:
         """Say where the run stands."""
-        value = {"state": state, "step": step, "steps": self.steps, "time": records.timestamp(), **facts}
-        records.write_json(self.run.status, value)
+        value = {"state": state, "step": step, "steps": self.steps, "time": files.timestamp(), **facts}
+        files.write_json(self.run.status, value)
 
     def flush(self) -> None:
         """Bring tables and event files to the disk; called before a checkpoint says they are there."""
         for name, tables in self._probes.items():
             if tables:
-                records.write_parquet(self.run.probe(name), pd.concat(tables, ignore_index=True))
+                files.write_parquet(self.run.probe(name), pd.concat(tables, ignore_index=True))
         self._tensorboard.flush()
 
     def close(self) -> None:
@@ -107,13 +107,13 @@ def log_to(path: Path | None) -> None:
 
 def _keep_until(path: Path, step: int) -> None:
     """Drop what comes after a step; a run that starts anew drops everything, its step 0 too."""
-    rows = [row for row in records.read_jsonl(path) if step and row["step"] <= step]
-    lines = [records.json_line(row) for row in rows]
-    records.write_text(path, "".join(lines))
+    rows = [row for row in files.read_jsonl(path) if step and row["step"] <= step]
+    lines = [files.json_line(row) for row in rows]
+    files.write_text(path, "".join(lines))
 
 
 def _rows_until(path: Path, step: int) -> list[pd.DataFrame]:
-    table = records.read_table(path)
+    table = files.read_table(path)
     kept = table[table["step"] <= step]
     return [kept] if len(kept) else []
 

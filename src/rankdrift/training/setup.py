@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankdrift import records, registry
-from rankdrift.checkpoint.record import CheckpointRecord
+from rankdrift import files, registry
 from rankdrift.data.batches import BatchOrder, plan_micro_batches
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.tokens import TokenizedRows
@@ -20,7 +19,8 @@ from rankdrift.layout import RunLayout
 from rankdrift.methods import Method
 from rankdrift.models.base import load_tokenizer, resolve
 from rankdrift.spec import Spec
-from rankdrift.training import ds_config, engine, replay
+from rankdrift.training import ds_config, engine, resume_check
+from rankdrift.zero_checkpoint.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ class Setup:
     plan: ds_config.BatchPlan
     config: dict[str, Any]
     """DeepSpeed's configuration, merged."""
-    record: CheckpointRecord
+    manifest: Manifest
     """What every checkpoint of this run states, at step 0."""
     conditions: dict[str, Any]
-    """What its last bits depend on besides the experiment (``replay.conditions``)."""
+    """What its last bits depend on besides the experiment (``resume_check.conditions``)."""
 
 
 def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
@@ -69,7 +69,7 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     logger.info("global batch %d = %s", training.global_batch, plan)
     base = resolve(spec.model.name, spec.model.revision)
     tokenizer = load_tokenizer(base)
-    record = CheckpointRecord(
+    manifest = Manifest(
         step=0,
         data_position=0,
         seed=spec.seed,
@@ -79,12 +79,12 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         precision=precision,
         spec_digest=spec.digest(),
         base=str(base),
-        base_digest=records.weights_digest(base),
+        base_digest=files.weights_digest(base),
     )
     method: Method = registry.load("method", spec.method.name)
     data = load_data(spec, tokenizer)
-    under = replay.conditions({**records.environment(), "ranks": engine.world_size()}, config)
-    return Setup(spec, run, method, base, tokenizer, data, plan, config, record, under)
+    under = resume_check.conditions({**files.environment(), "ranks": engine.world_size()}, config)
+    return Setup(spec, run, method, base, tokenizer, data, plan, config, manifest, under)
 
 
 def resolved_precision(spec: Spec) -> str:
@@ -107,9 +107,9 @@ def describe(setup: Setup, model: PreTrainedModel) -> None:
     """Write on rank 0 what the run is: settings, environment, what an export needs besides weights."""
     if engine.rank() == 0:
         run = setup.run
-        records.write_json(run.spec, setup.spec.as_dict())
-        records.write_json(run.ds_config, setup.config)
-        records.write_json(run.environment, {**records.environment(), "ranks": engine.world_size()})
+        files.write_json(run.spec, setup.spec.as_dict())
+        files.write_json(run.ds_config, setup.config)
+        files.write_json(run.environment, {**files.environment(), "ranks": engine.world_size()})
         run.model.mkdir(parents=True, exist_ok=True)
         setup.method.save_config(model, run.model)
         setup.tokenizer.save_pretrained(run.model)

@@ -12,9 +12,7 @@ import numpy as np
 import psutil
 import torch
 
-from rankdrift import records, registry
-from rankdrift.checkpoint.record import newest
-from rankdrift.checkpoint.rotation import Retention, remove_leftovers
+from rankdrift import files, registry
 from rankdrift.data.batches import collate, rank_micro_batches, target_positions
 from rankdrift.data.dataset import num_labels
 from rankdrift.data.tokens import Row
@@ -22,13 +20,15 @@ from rankdrift.errors import IntegrityError, Preempted, UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import load_model
 from rankdrift.spec import Spec, TrainingSpec
-from rankdrift.training import checkpointing, engine, replay
+from rankdrift.training import checkpointing, engine, resume_check
 from rankdrift.training.journal import Journal, log_to
 from rankdrift.training.loss import target_loss_sum
 from rankdrift.training.probes import Probe
-from rankdrift.training.requests import Request, Requests, forget
 from rankdrift.training.schedule import learning_rate
 from rankdrift.training.setup import Setup, describe, set_up
+from rankdrift.training.stop_requests import Request, Requests, forget
+from rankdrift.zero_checkpoint.manifest import newest
+from rankdrift.zero_checkpoint.rotation import Retention, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
     with engine.alone_in(run.root):
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
-        checkpointing.require_same(run, setup.record)
+        checkpointing.require_same(run, setup.manifest)
         checkpointing.require_intact(run)
         if engine.rank() == 0:
             remove_leftovers(run.checkpoints)
-            replay.keep(run, newest(run.checkpoints) or 0)
+            resume_check.keep(run, newest(run.checkpoints) or 0)
         torch.manual_seed(spec.seed)
         model = load_model(setup.base, spec.model, num_labels(spec))
         model = setup.method.prepare(model, spec.method, setup.base)
@@ -201,13 +201,13 @@ class Trainer:
                     "training.learning_rate or training.clip, or use precision=fp32"
                 )
 
-    def _expected(self) -> replay.Expected | None:
+    def _expected(self) -> resume_check.Expected | None:
         """Return what the first step after an interruption is compared with, on every rank the same."""
-        dropout, precision = self.spec.method.dropout > 0, self.setup.record.precision
+        dropout, precision = self.spec.method.dropout > 0, self.setup.manifest.precision
         mine = None
         if engine.rank() == 0:
-            mine = replay.expected(self.run, self.setup.conditions, precision, dropout)
-        expected: replay.Expected | None = engine.gather(mine)[0]
+            mine = resume_check.expected(self.run, self.setup.conditions, precision, dropout)
+        expected: resume_check.Expected | None = engine.gather(mine)[0]
         return expected
 
     def _check_replay(self, step: int, values: dict[str, float]) -> None:
@@ -222,7 +222,7 @@ class Trainer:
         logger.info("step %d is as it was before the interruption", step)
         self.expected = None
         if self.journal:
-            replay.forget(self.run)
+            resume_check.forget(self.run)
 
     def _log(self, step: int, values: dict[str, float], speed: dict[str, float]) -> None:
         if not self.journal:
@@ -256,7 +256,7 @@ class Trainer:
         if self.journal:
             self.journal.flush()
         used = step * self.spec.training.global_batch
-        record = replace(self.setup.record, step=step, data_position=used)
+        record = replace(self.setup.manifest, step=step, data_position=used)
         exclude_frozen, size = self.setup.method.exclude_frozen, self._checkpoint_bytes()
         self.save = checkpointing.save(self.engine, self.run, record, exclude_frozen, size)
 
@@ -283,7 +283,7 @@ class Trainer:
     def _checkpoint_bytes(self) -> int:
         trained = sum(self.engine.numels.values())
         frozen = 0 if self.setup.method.exclude_frozen else _numel(self.engine.module) - trained
-        weight = 2 if self.setup.record.precision == "bf16" else 4
+        weight = 2 if self.setup.manifest.precision == "bf16" else 4
         return checkpointing.predicted_bytes(trained, frozen, self.engine.stage, weight)
 
     def _require_space(self, start: int) -> None:
@@ -303,7 +303,7 @@ def _retention(training: TrainingSpec) -> Retention:
 
 def _training_seconds(run: RunLayout) -> float:
     """Return the wall time of all logged steps, those before a resume included; without saves and scores."""
-    return float(sum(row.get("seconds", 0.0) for row in records.read_jsonl(run.metrics)))
+    return float(sum(row.get("seconds", 0.0) for row in files.read_jsonl(run.metrics)))
 
 
 def _numel(module: torch.nn.Module) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rankdrift.analysis.analyses.comparisons import learning_forgetting
-from rankdrift.analysis.checkpoint_summary import checkpoint_summaries
+from rankdrift.analysis.comparisons.comparisons import learning_forgetting
+from rankdrift.analysis.sources.checkpoint_summary import checkpoint_summaries
 
 Tables = dict[str, pd.DataFrame]
 Who = tuple[str, int, int]

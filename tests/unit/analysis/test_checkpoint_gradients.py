@@ -23,11 +23,11 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.checkpoint_gradients import ANALYSIS
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.measures.checkpoint_gradients import ANALYSIS
 from rankdrift.analysis.sources import activations, loss_gradients
 from rankdrift.analysis.sources.differentiable import open_model
-from rankdrift.analysis.subjects import Subject, base_subject
+from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.errors import UserError
 from rankdrift.training.probes import gradients as probe
 

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.comparisons import ANALYSIS, MEANS, PLANE, SEEDS, compute_all
-from rankdrift.analysis.arms import arm_pairs, arms_of
-from rankdrift.analysis.checkpoint_summary import checkpoint_summaries
-from rankdrift.analysis.statistics.intervals import t_interval
-from rankdrift.analysis.statistics.matching import Trajectory, common_levels
+from rankdrift.analysis.comparisons.comparisons import ANALYSIS, MEANS, PLANE, SEEDS, compute_all
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.mathematics.statistics.intervals import t_interval
+from rankdrift.analysis.mathematics.statistics.matching import Trajectory, common_levels
+from rankdrift.analysis.sources.arms import arm_pairs, arms_of
+from rankdrift.analysis.sources.checkpoint_summary import checkpoint_summaries
 
 Tables = dict[str, pd.DataFrame]
 RUNS = [("full", 0, 1), ("full", 0, 2), ("lora", 4, 1), ("lora", 4, 2), ("lora", 4, 3)]

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.drift import ANALYSIS, GRID, TABLE, VERSION
-from rankdrift.analysis.representation.layer_grid import layer_grid_cka
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.mathematics.representation.layer_grid import layer_grid_cka
+from rankdrift.analysis.measures.drift import ANALYSIS, GRID, TABLE, VERSION
 from rankdrift.analysis.sources import activations, base_layers
 from rankdrift.analysis.sources import models as models_of
 from rankdrift.analysis.sources.activations import REPRESENTATIONS, States, TokenRows
-from rankdrift.analysis.subjects import Subject, base_subject
+from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.errors import UserError
 
 VOCABULARY, WIDTH, LAYERS = 101, 32, 3

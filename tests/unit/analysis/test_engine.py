@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from rankdrift import records, registry
+from rankdrift import files, registry
 from rankdrift.analysis import engine
-from rankdrift.analysis.analyses import Analysis, Params
-from rankdrift.analysis.subjects import IDENTITY, Subject, base_subject
+from rankdrift.analysis.contract import Analysis, Params
+from rankdrift.analysis.sources.subjects import IDENTITY, Subject, base_subject
 from rankdrift.analysis.worklist import Share
 from rankdrift.errors import UserError
 
@@ -82,7 +82,7 @@ def test_csv_and_metadata_lie_beside_the_parquet(study: Study) -> None:
     sizes, names = study.run(top_k=3)
     assert pd.read_csv(sizes.with_suffix(".csv")).equals(pd.read_parquet(sizes))
     assert not names.with_suffix(".csv").exists()
-    meta = records.read_json(sizes.with_suffix(".meta.json"))
+    meta = files.read_json(sizes.with_suffix(".meta.json"))
     assert meta["columns"] == {"size": "bytes"}
     assert meta["parts"]["r-step-000001"]["params"] == {"top_k": 3, "drift_inputs": None}
     assert set(meta["parts"]["r-step-000001"]["inputs"]) == {str(study.root / n) for n in ("base", "step-1")}

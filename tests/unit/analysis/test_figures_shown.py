@@ -16,7 +16,7 @@ from rankdrift import registry
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._matrices import labelled_matrix
 from rankdrift.analysis.figures._style import FULL_COLOURS, OTHER_COLOURS
-from rankdrift.analysis.subjects import IDENTITY
+from rankdrift.analysis.sources.subjects import IDENTITY
 
 Tables = dict[str, pd.DataFrame]
 TWO = (("lora", 8, 42), ("full", 0, 42))

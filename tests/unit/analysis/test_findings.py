@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.seed_contrasts import compute_all
+from rankdrift.analysis.comparisons.seed_contrasts import compute_all
+from rankdrift.analysis.contract import Params
 from rankdrift.analysis.report.findings import TOPICS, findings
 from rankdrift.analysis.report.grids import MISSING, Grid, number
 from rankdrift.analysis.report.study import Study

@@ -28,11 +28,11 @@ from transformers import (
     XLMWithLMHeadModel,
 )
 
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.checkpoint_gradients import ANALYSIS
-from rankdrift.analysis.gradients import Cell, cell_of
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.mathematics.gradients.products import Cell, cell_of
+from rankdrift.analysis.measures.checkpoint_gradients import ANALYSIS
 from rankdrift.analysis.sources.differentiable import open_model
-from rankdrift.analysis.subjects import Subject
+from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import UserError
 
 LENGTHS = (5, 3, 8, 5, 12, 4, 8, 5, 3, 6)

@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from rankdrift.analysis import gradient_noise as noise
-from rankdrift.analysis.gradient_noise import alignment, jackknife_stderr, noise_scale, reliability, sample
-from rankdrift.analysis.gradients import Cell, Shards, cell_of, gradient_sums, levels, statistics
+from rankdrift.analysis.mathematics.gradients import noise as noise
+from rankdrift.analysis.mathematics.gradients.noise import (
+    alignment,
+    jackknife_stderr,
+    noise_scale,
+    reliability,
+    sample,
+)
+from rankdrift.analysis.mathematics.gradients.products import (
+    Cell,
+    Shards,
+    cell_of,
+    gradient_sums,
+    levels,
+    statistics,
+)
 from rankdrift.training.probes import gradients as probe
 
 Array = np.ndarray

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.item_contrasts import ANALYSIS, TABLE, compute_all
-from rankdrift.analysis.statistics.bootstrap import paired_bootstrap
-from rankdrift.analysis.subjects import Subject, base_subject
+from rankdrift.analysis.comparisons.item_contrasts import ANALYSIS, TABLE, compute_all
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.mathematics.statistics.bootstrap import paired_bootstrap
+from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.layout import RunLayout
 
 RUNS = [("full", 0, 1), ("lora", 4, 1), ("lora", 4, 2)]

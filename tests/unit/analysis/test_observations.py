@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rankdrift.analysis import observations
+from rankdrift.analysis.sources import observations
 
 
 def performance(values: list[tuple[str, int, str, str, float]]) -> pd.DataFrame:

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.predictors import ANALYSIS, PREDICTORS, TABLE, compute_all
+from rankdrift.analysis.comparisons.predictors import ANALYSIS, PREDICTORS, TABLE, compute_all
+from rankdrift.analysis.contract import Params
 
 Tables = dict[str, pd.DataFrame]
 RUNS = [("full", 0, seed) for seed in (1, 2)]

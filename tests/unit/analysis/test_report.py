@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rankdrift import records, registry
+from rankdrift import files, registry
 from rankdrift.analysis.report import illustrate
 from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.report.content import compose
@@ -19,7 +19,7 @@ from rankdrift.analysis.report.grids import MISSING, Grid, differing, flattened,
 from rankdrift.analysis.report.markdown import as_markdown
 from rankdrift.analysis.report.study import read_study
 from rankdrift.analysis.report.summary import last_checkpoint_grid
-from rankdrift.analysis.subjects import IDENTITY
+from rankdrift.analysis.sources.subjects import IDENTITY
 from rankdrift.cli.main import main
 from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
@@ -48,16 +48,16 @@ def write_study(root: Path, tables: Tables) -> StudyLayout:
     for name, table in tables.items():
         meanings = {column: f"what {column} means" for column in table}
         parts = {} if set(IDENTITY) <= set(table) else {"study": {}}  # a table of the whole study
-        records.write_table(study.table(name), table, {"columns": meanings, "parts": parts}, csv=False)
+        files.write_table(study.table(name), table, {"columns": meanings, "parts": parts}, csv=False)
     for run in sorted(set(tables["performance_metrics"]["run"]) - {"base"}):
         layout = study.run(run)
         method = {"name": run.split("-")[0]}
-        records.write_json(layout.spec, {"model": {"name": "tiny"}, "method": method, "seed": 42})
-        records.write_json(layout.environment, {"python": "3.11", "time": "2026-01-01T10:00:00Z"})
-        records.write_json(
+        files.write_json(layout.spec, {"model": {"name": "tiny"}, "method": method, "seed": 42})
+        files.write_json(layout.environment, {"python": "3.11", "time": "2026-01-01T10:00:00Z"})
+        files.write_json(
             layout.status, {"state": "finished", "training_seconds": 124.6, "trainable_parameters": 4096}
         )
-        records.write_json(layout.ds_config, {"zero_optimization": {"stage": 2}})
+        files.write_json(layout.ds_config, {"zero_optimization": {"stage": 2}})
     return study
 
 
@@ -134,7 +134,7 @@ def test_a_configuration_is_printed_once_for_the_runs_that_share_it(scores_only:
         return list(compose(read_study(scores_only), [], []).ds_configs)
 
     assert headings() == ["all runs"]
-    records.write_json(scores_only.run("full-seed42").ds_config, {"zero_optimization": {"stage": 3}})
+    files.write_json(scores_only.run("full-seed42").ds_config, {"zero_optimization": {"stage": 3}})
     assert headings() == ["full-seed42", "lora-r8-seed42"]
 
 
@@ -160,12 +160,12 @@ def test_whatever_changed_is_made_anew(scores_only: StudyLayout, change: str) ->
     os.utime(page, ns=(1, 1))
     match change:
         case "table":
-            records.write_parquet(
+            files.write_parquet(
                 scores_only.table("performance_metrics"),
-                records.read_table(scores_only.table("performance_metrics")),
+                files.read_table(scores_only.table("performance_metrics")),
             )
         case "status":
-            records.write_json(scores_only.run("full-seed42").status, {"state": "training"})
+            files.write_json(scores_only.run("full-seed42").status, {"state": "training"})
         case "figure":
             (scores_only.figures / "learning_curve.png").unlink()
         case "markdown":
@@ -178,7 +178,7 @@ def test_whatever_changed_is_made_anew(scores_only: StudyLayout, change: str) ->
 
 def test_figures_without_a_table_are_left_out_with_the_reason(scores_only: StudyLayout) -> None:
     stale = scores_only.figures / "intruders.png"
-    records.write_text(stale, "of an older report")
+    files.write_text(stale, "of an older report")
     page = build(scores_only).read_text(encoding="utf-8")
     assert sorted(path.stem for path in scores_only.figures.glob("*.png")) == DRAWN_FROM_SCORES
     assert re.search(r"Intruder dimensions</b>: the study has no table svd_analysis_results\.", page)
@@ -215,7 +215,7 @@ def test_without_the_tables_of_contrasts_values_are_stated_and_no_interval(
 def test_scored_items_are_not_what_a_report_is_made_from(scores_only: StudyLayout) -> None:
     page = build(scores_only)
     os.utime(page, ns=(1, 1))
-    records.write_text(scores_only.run("full-seed42").scores / "step-000004.topic.parquet", "other items")
+    files.write_text(scores_only.run("full-seed42").scores / "step-000004.topic.parquet", "other items")
     assert build(scores_only).stat().st_mtime_ns == 1
 
 
@@ -261,8 +261,8 @@ def test_what_was_not_measured_at_the_last_step_is_missing(
 
 def test_settings_of_lora_are_not_those_of_full_fine_tuning(scores_only: StudyLayout) -> None:
     for name, method in (("full-seed42", "full"), ("lora-r8-seed42", "lora")):
-        spec = records.read_json(scores_only.run(name).spec)
-        records.write_json(scores_only.run(name).spec, spec | {"method": {"name": method, "rank": 8}})
+        spec = files.read_json(scores_only.run(name).spec)
+        files.write_json(scores_only.run(name).spec, spec | {"method": {"name": method, "rank": 8}})
     grid = compose(read_study(scores_only), [], []).settings_differing
     assert grid.headers == ("run", "method.name", "method.rank")
     assert grid.rows == (("full-seed42", "full", MISSING), ("lora-r8-seed42", "lora", "8"))
@@ -271,7 +271,7 @@ def test_settings_of_lora_are_not_those_of_full_fine_tuning(scores_only: StudyLa
 def test_runs_of_different_code_are_said_to_be(scores_only: StudyLayout) -> None:
     assert not any("different commits" in str(part) for part in parts(scores_only, "Evidence"))
     for name, commit in (("full-seed42", "aaa"), ("lora-r8-seed42", "bbb")):
-        records.write_json(scores_only.run(name).environment, {"git": {"commit": commit, "dirty": False}})
+        files.write_json(scores_only.run(name).environment, {"git": {"commit": commit, "dirty": False}})
     assert "Runs were trained by code of different commits: aaa, bbb." in parts(scores_only, "Evidence")
 
 
@@ -330,11 +330,11 @@ def test_a_folder_without_tables_is_an_error_with_a_remedy(
 
 def test_incomplete_and_foreign_tables_are_named(scores_only: StudyLayout) -> None:
     path = scores_only.table("performance_metrics")
-    table = records.read_table(path)
+    table = files.read_table(path)
     path.with_suffix(".meta.json").unlink()
     with pytest.raises(UserError, match=r"performance_metrics\.meta\.json: missing.*run the analysis again"):
         build(scores_only)
-    records.write_table(path, table.drop(columns=["seed"]), {}, csv=False)
+    files.write_table(path, table.drop(columns=["seed"]), {}, csv=False)
     with pytest.raises(UserError, match=r"performance_metrics\.parquet: no column seed"):
         build(scores_only)
 
@@ -352,6 +352,6 @@ def test_the_command_prints_where_the_report_is(
 def test_tables_without_runs_are_read_where_they_are_of_the_whole_study(study: StudyLayout) -> None:
     assert "run" not in read_study(study).tables["matched_comparison"]
     path = study.table("matched_comparison")
-    records.write_table(path, records.read_table(path), {"parts": {"full-seed42-step-000004": {}}}, csv=False)
+    files.write_table(path, files.read_table(path), {"parts": {"full-seed42-step-000004": {}}}, csv=False)
     with pytest.raises(UserError, match=r"matched_comparison\.parquet: no column run"):
         read_study(study)

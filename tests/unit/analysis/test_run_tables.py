@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from rankdrift import registry
-from rankdrift.analysis.analyses import Params
+from rankdrift.analysis.contract import Params
 from rankdrift.analysis.engine import run_analyses
-from rankdrift.analysis.sources.gradients import COLUMNS as GRADIENT_COLUMNS
-from rankdrift.analysis.subjects import IDENTITY, Subject, base_subject
+from rankdrift.analysis.sources.recorded_gradients import COLUMNS as GRADIENT_COLUMNS
+from rankdrift.analysis.sources.subjects import IDENTITY, Subject, base_subject
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.seed_contrasts import ANALYSIS, CONTRASTS, MEANS, compute_all
-from rankdrift.analysis.statistics.seeds import minimum_detectable_difference
+from rankdrift.analysis.comparisons.seed_contrasts import ANALYSIS, CONTRASTS, MEANS, compute_all
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.mathematics.statistics.seeds import minimum_detectable_difference
 
 Tables = dict[str, pd.DataFrame]
 SEEDS = (1, 2, 3)

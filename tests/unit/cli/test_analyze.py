@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.cli.main import main
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.spec import parse_spec
@@ -25,7 +25,7 @@ def test_a_study_with_nothing_to_read(
 ) -> None:
     study = StudyLayout(tmp_path)
     run = study.run("full-seed1")
-    records.write_json(run.spec, parse_spec({"model": {"name": "tiny"}}).as_dict())
+    files.write_json(run.spec, parse_spec({"model": {"name": "tiny"}}).as_dict())
     run.checkpoint(3).mkdir(parents=True)  # of a save that was killed
     assert main(["analyze", "--study", str(tmp_path), "--source", source]) == 2
     assert part in capsys.readouterr().err

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.cli.main import main
 from rankdrift.layout import RunLayout
 from rankdrift.models.tiny import tiny_tokenizer
@@ -31,7 +31,7 @@ def run(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> RunLayo
     GPT2Model.from_pretrained(tmp_path / "whole").save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
     run = RunLayout(tmp_path / "study" / "runs" / "full-seed1")
-    records.write_json(
+    files.write_json(
         run.spec, parse_spec({"model": {"name": str(base)}, "method": {"name": "full"}}).as_dict()
     )
     with torch.no_grad():
@@ -40,7 +40,7 @@ def run(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> RunLayo
         planted = torch.outer(torch.ones(32), torch.ones(128)) / 64  # one long singular vector, of value 1
         model.get_parameter(INSIDE).add_(planted)
     model.save_pretrained(run.export(STEP))
-    monkeypatch.setattr("rankdrift.studies.variants._score", lambda source, names, say: [])
+    monkeypatch.setattr("rankdrift.studies.edited_models._score", lambda source, names, say: [])
     return run
 
 
@@ -59,7 +59,7 @@ def test_a_line_through_weight_space_is_that_of_every_parameter(run: RunLayout, 
         for name, value in found.items():
             start = base[name.removeprefix("transformer.")]
             torch.testing.assert_close(value, start + at * (tuned[name] - start), rtol=1e-6, atol=1e-7)
-        assert records.read_json(variant.edit)["matrices"] == len(base)
+        assert files.read_json(variant.edit)["matrices"] == len(base)
 
 
 def test_an_intervention_removes_what_it_says(run: RunLayout) -> None:
@@ -73,7 +73,7 @@ def test_an_intervention_removes_what_it_says(run: RunLayout) -> None:
     norm = torch.linalg.matrix_norm(removed)
     assert torch.linalg.matrix_rank(removed, rtol=1e-4) == 1
     assert torch.isclose(values[:3], norm, rtol=1e-4).sum() == 1
-    assert records.read_json(variant.edit)["relative_edit_norm"] > 0
+    assert files.read_json(variant.edit)["relative_edit_norm"] > 0
 
 
 @pytest.mark.parametrize(("threshold", "short"), [("0.5", False), ("0.99999999", True)])
@@ -84,7 +84,7 @@ def test_a_control_of_fewer_vectors_is_not_taken_for_one_of_equal_strength(
     chosen = ["--threshold", threshold, "--top-k", "2", *([] if short else ["--first-only"])]
     assert main(["analyze", "intervene", str(run.root), *chosen]) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("neighbours-")]
-    edits = {path.name.split("-")[0]: records.read_json(path / "edit.json") for path in variants(run)}
+    edits = {path.name.split("-")[0]: files.read_json(path / "edit.json") for path in variants(run)}
     found, wanted = (edits[arm]["vectors"] for arm in ("neighbours", "intruders"))
     assert (found < wanted) == short
     assert (f"only {found} for {wanted} intruders" in said[0]) == short

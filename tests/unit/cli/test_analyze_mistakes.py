@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 from transformers.utils import logging
 
-from rankdrift import records, registry
-from rankdrift.analysis.analyses import Params
+from rankdrift import files, registry
+from rankdrift.analysis.contract import Params
 from rankdrift.cli.analyze import OPTIONS
 from rankdrift.cli.main import main
 from rankdrift.layout import RunLayout, StudyLayout
@@ -63,7 +63,7 @@ def runs(tiny: Path, tmp_path: Path) -> list[RunLayout]:
     places = ["a/runs/x-seed1", "a/runs/y-seed1", "b/runs/x-seed1", "a/runs/z-seed1", "a/loose/x-seed1"]
     made = [RunLayout(tmp_path / place) for place in places]
     for run in made:
-        records.write_json(run.spec, parse_spec({"model": {"name": "tiny"}, "seed": 1}).as_dict())
+        files.write_json(run.spec, parse_spec({"model": {"name": "tiny"}, "seed": 1}).as_dict())
     for run in made[:3]:
         run.export(3).mkdir(parents=True)
     return made
@@ -149,7 +149,7 @@ def test_a_base_that_is_no_model_of_its_own(refused: Callable[..., str], tuned: 
 
 
 def test_base_and_tuned_the_wrong_way_round(refused: Callable[..., str], tuned: Path, tiny: Path) -> None:
-    base = {"folder": str(tiny), "digest": records.weights_digest(tiny)}
+    base = {"folder": str(tiny), "digest": files.weights_digest(tiny)}
     (tuned / "provenance.json").write_text(json.dumps({"base": base}))
     assert f"--base {tuned}: was tuned from --tuned {tiny}; swap the two" in refused(*folders(tuned, tiny))
 
@@ -200,7 +200,7 @@ def test_what_was_done_before_a_failure_is_said(
     said = capsys.readouterr()
     assert "model.norm.weight holds NaN" in said.err
     assert str(out.table("svd_analysis_results")) in said.out.splitlines()
-    assert len(records.read_table(out.table("svd_analysis_results"))) == 22
+    assert len(files.read_table(out.table("svd_analysis_results"))) == 22
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_matrices_need_no_tokenizer(
     assert f"{mute}: no tokenizer can be loaded" in message
     assert message.endswith("or name the analyses that read no text: spectra task_vectors\n")
     assert main(["analyze", "spectra", *map(str, given)]) == 0
-    rows = records.read_table(out.table("svd_analysis_results"))
+    rows = files.read_table(out.table("svd_analysis_results"))
     moved = rows[rows["relative_update_norm"] > 0]
     assert moved[["run", "layer", "module"]].to_numpy().tolist() == [[tuned.name, 1, "up_proj"]]
 
@@ -284,7 +284,7 @@ def test_a_model_beside_itself_has_zeros_and_reasons(tiny: Path, tmp_path: Path)
     out = StudyLayout(tmp_path / "out")
     arguments = ["spectra", *folders("tiny", tmp_path / "same"), "--output", out.root]
     assert main(["analyze", *map(str, arguments)]) == 0
-    rows = records.read_table(out.table("svd_analysis_results"))
+    rows = files.read_table(out.table("svd_analysis_results"))
     assert len(rows) == 22
     assert (rows[["update_norm", "relative_update_norm", "intruders_left", "intruders_right"]] == 0).all(None)
     assert rows["reason"].str.startswith("dW is zero").all()

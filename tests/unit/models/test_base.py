@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.errors import UserError
 from rankdrift.models import base
 from rankdrift.models.tiny import save_tiny, tiny_tokenizer
@@ -177,7 +177,7 @@ def test_a_tokenizer_that_cannot_be_loaded_takes_one_line(
 ) -> None:
     shutil.copy(tiny / "config.json", tmp_path)
     if settings:
-        records.write_json(tmp_path / "tokenizer_config.json", settings)
+        files.write_json(tmp_path / "tokenizer_config.json", settings)
     with pytest.raises(UserError) as caught:
         base.load_tokenizer(tmp_path)
     assert re.fullmatch(
@@ -201,6 +201,6 @@ def test_the_digest_is_of_the_weights(tiny: Path, tmp_path: Path) -> None:
     data = bytearray((tiny / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "other" / "model.safetensors").write_bytes(data)
-    digest = records.weights_digest(tiny)
-    assert records.weights_digest(tmp_path / "same") == digest
-    assert records.weights_digest(tmp_path / "other") != digest
+    digest = files.weights_digest(tiny)
+    assert files.weights_digest(tmp_path / "same") == digest
+    assert files.weights_digest(tmp_path / "other") != digest

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.cli.main import main
 from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
@@ -38,7 +38,7 @@ def template(tmp_path_factory, tiny):
     """A study whose run has a LoRA export at step 2 and a full one at step 4, scored with its base."""
     study = StudyLayout(tmp_path_factory.mktemp("scored"))
     run = study.run("lora-r8-seed42")
-    records.write_json(run.spec, parse_spec(settings()).as_dict())
+    files.write_json(run.spec, parse_spec(settings()).as_dict())
     changed = load_model(tiny, ModelSpec())
     torch.manual_seed(0)
     for parameter in changed.parameters():
@@ -119,7 +119,7 @@ def test_a_new_export_a_new_setting_or_a_lost_table_is_scored_again(run):
     assert rescored(run, [], False) == ["step-000004.json"]
     changed = settings()
     changed["scoring"]["limit"] = 5
-    records.write_json(run.spec, parse_spec(changed).as_dict())
+    files.write_json(run.spec, parse_spec(changed).as_dict())
     assert rescored(run, [4], False) == ["step-000004.json"]
     assert len(pd.read_parquet(run.score_items(4, "topic"))) == 5
 
@@ -128,7 +128,7 @@ def test_batch_size_changes_neither_numbers_nor_whether_they_are_current(run):
     before = pd.read_parquet(run.score_items(2, "general_text"))
     changed = settings()
     changed["scoring"]["batch_size"] = 1
-    records.write_json(run.spec, parse_spec(changed).as_dict())
+    files.write_json(run.spec, parse_spec(changed).as_dict())
     assert rescored(run, [2], False) == []
     run.score(2).unlink()
     score_run(run, [2], False, progress=lambda line: None)
@@ -139,7 +139,7 @@ def test_batch_size_changes_neither_numbers_nor_whether_they_are_current(run):
 def test_a_generation_task_stores_texts_and_references(run):
     changed = settings()
     changed["data"]["tasks"] = ["describe"]
-    records.write_json(run.spec, parse_spec(changed).as_dict())
+    files.write_json(run.spec, parse_spec(changed).as_dict())
     score_run(run, [2], False, progress=lambda line: None)
     items = pd.read_parquet(run.score_items(2, "describe"))
     assert len(items) == LIMIT
@@ -152,7 +152,7 @@ def test_a_generation_task_stores_texts_and_references(run):
 def test_a_classifier_is_scored_without_general_text(study, tiny):
     run = study.run("full-seed1")
     spec = parse_spec(settings(head="classifier"))
-    records.write_json(run.spec, spec.as_dict())
+    files.write_json(run.spec, spec.as_dict())
     load_model(tiny, spec.model, num_labels=4).save_pretrained(run.export(1))
     load_tokenizer(tiny).save_pretrained(run.export(1))
     score_run(run, [], False, progress=lambda line: None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.layout import RunLayout
 from rankdrift.spec import Recipe, read_spec
 from rankdrift.studies.pipeline import Launch, train_run
@@ -20,8 +20,8 @@ def test_a_finished_run_is_scored_and_analysed_as_the_recipe_now_says(
     before = Recipe(shared=shared, arms={"a": {}}, seeds=(1,)).spec()
     recipe = Recipe(shared=shared | changed, arms={"a": {}}, seeds=(1,))
     run = RunLayout(tmp_path / "run")
-    records.write_json(run.spec, before.as_dict())
-    records.write_json(run.status, {"state": "finished"})
+    files.write_json(run.spec, before.as_dict())
+    files.write_json(run.status, {"state": "finished"})
     said: list[str] = []
     train_run(recipe, recipe.spec(), run, Launch(tmp_path / "no.json", 1, None), said.append)
     assert said == ["  finished before"]

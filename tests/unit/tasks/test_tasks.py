@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from rankdrift import records, registry
+from rankdrift import files, registry
 from rankdrift.data.sources import load_examples
 from rankdrift.errors import UserError
 from rankdrift.spec import DataSpec
@@ -152,7 +152,7 @@ def test_built_in_rows_are_the_same_every_time(name: str, split: str) -> None:
     assert task.generate is not None
     assert task.generate(split) == task.generate(split)
     first = [dataclasses.asdict(task.example(row)) for row in task.generate(split)[:20]]
-    assert records.digest_json(first) == DIGESTS[name, task.version, split]
+    assert files.digest_json(first) == DIGESTS[name, task.version, split]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rankdrift import records
+from rankdrift import files
 from rankdrift.layout import RunLayout
 from rankdrift.training.journal import Journal
 
@@ -44,9 +44,9 @@ def run(tmp_path: Path) -> RunLayout:
 def test_a_resumed_run_logs_no_step_twice(run: RunLayout) -> None:
     logged(run, 0, 5)
     logged(run, 3, STEPS).close()
-    rows = [(row["step"], row["split"]) for row in records.read_jsonl(run.metrics)]
+    rows = [(row["step"], row["split"]) for row in files.read_jsonl(run.metrics)]
     assert rows == [(step, split) for step in range(1, STEPS + 1) for split in ("train", "validation")]
-    assert records.read_table(run.probe("gradients"))["step"].tolist() == list(range(1, STEPS + 1))
+    assert files.read_table(run.probe("gradients"))["step"].tolist() == list(range(1, STEPS + 1))
     losses = scalars(run)["train/loss"]
     assert losses == [(step, pytest.approx(values(step)["loss"])) for step in range(1, STEPS + 1)]
     assert [step for step, _ in scalars(run)["validation/loss"]] == list(range(1, STEPS + 1))

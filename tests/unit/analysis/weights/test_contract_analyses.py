@@ -12,8 +12,8 @@ import pytest
 
 from rankdrift import registry
 from rankdrift.analysis import engine
-from rankdrift.analysis.analyses import Analysis, Params
-from rankdrift.analysis.subjects import IDENTITY, Subject, base_subject
+from rankdrift.analysis.contract import Analysis, Params
+from rankdrift.analysis.sources.subjects import IDENTITY, Subject, base_subject
 from rankdrift.layout import RunLayout
 
 ANALYSES = registry.names("analysis")

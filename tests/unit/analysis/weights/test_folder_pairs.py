@@ -21,14 +21,14 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from rankdrift import records
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.spectra import measure
+from rankdrift import files
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.measures.spectra import measure
 from rankdrift.analysis.sources.base_spectra import unit_name
+from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.analysis.sources.tensors import TensorFolder
 from rankdrift.analysis.sources.updates import DenseUpdate
 from rankdrift.analysis.sources.weights import Projection, open_weights
-from rankdrift.analysis.subjects import Subject
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout
 
@@ -193,13 +193,13 @@ def recorded(adapter: Path, folder: Path, base: dict[str, str] | None) -> Path:
 
 def test_the_base_that_an_export_records_is_accepted(models: Any, lora: Path, tmp_path: Path) -> None:
     shutil.copytree(models.base, tmp_path / "moved")
-    digest = records.weights_digest(models.base)
+    digest = files.weights_digest(models.base)
     export = recorded(lora, tmp_path / "export", {"folder": "/gone", "digest": digest})
     assert open_weights(tmp_path / "moved", export).pair(QUERY).update.dense().any()
 
 
 def test_another_base_than_an_export_records_is_refused(models: Any, lora: Path, tmp_path: Path) -> None:
-    digest = records.weights_digest(models.base)
+    digest = files.weights_digest(models.base)
     export = recorded(lora, tmp_path / "export", {"folder": str(models.base), "digest": digest})
     shutil.copytree(models.base, tmp_path / "other")
     weights = load_file(tmp_path / "other" / "model.safetensors")

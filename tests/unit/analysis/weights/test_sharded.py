@@ -16,13 +16,13 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-from rankdrift import records
-from rankdrift.analysis.analyses import Params
+from rankdrift import files
+from rankdrift.analysis.contract import Params
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.sources import models as models_of
 from rankdrift.analysis.sources.folders import is_adapter, model_tensors
+from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.analysis.sources.weights import Projection, TunedWeights, open_weights
-from rankdrift.analysis.subjects import Subject, base_subject
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout
 
@@ -74,7 +74,7 @@ def saved(models: Any, zero: ModuleType, tmp_path: Path) -> Callable[..., Path]:
         folder = LAYOUTS[layout](
             zero, run.checkpoint(STEP), {n: t.detach().clone() for n, t in tensors.items()}
         )
-        digest = records.weights_digest(models.base)
+        digest = files.weights_digest(models.base)
         zero.record_of(STEP, base=str(models.base), base_digest=digest).write(folder)
         return folder
 

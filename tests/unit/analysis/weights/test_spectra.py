@@ -20,12 +20,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from rankdrift.analysis.analyses import Params, spectra
-from rankdrift.analysis.analyses._spectra_columns import METRICS
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.mathematics.spectral.linalg import HalfSystem, half_system
+from rankdrift.analysis.measures import spectra
+from rankdrift.analysis.measures._spectra_columns import METRICS
 from rankdrift.analysis.sources import base_spectra
+from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.analysis.sources.weights import BaseWeights
-from rankdrift.analysis.spectral.linalg import HalfSystem, half_system
-from rankdrift.analysis.subjects import Subject, base_subject
 from rankdrift.errors import UserError
 
 ROWS, COLUMNS, TOP = 256, 192, 10

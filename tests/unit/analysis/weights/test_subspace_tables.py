@@ -12,8 +12,9 @@ import pytest
 import scipy.linalg
 from safetensors.torch import load_file, save_file
 
-from rankdrift.analysis.analyses import Params, spectra
-from rankdrift.analysis.subjects import Subject
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.measures import spectra
+from rankdrift.analysis.sources.subjects import Subject
 
 ROWS, COLUMNS = 256, 192
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankdrift.analysis import task_arithmetic
-from rankdrift.analysis.analyses import Params
-from rankdrift.analysis.analyses.task_vectors import COLUMNS, TABLE, compute_all, find_pairs
+from rankdrift.analysis.comparisons.task_vectors import COLUMNS, TABLE, compute_all, find_pairs
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.mathematics.spectral import task_arithmetic
+from rankdrift.analysis.mathematics.spectral.task_arithmetic import PairSums
+from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.analysis.sources.weights import open_weights
-from rankdrift.analysis.subjects import Subject, base_subject
-from rankdrift.analysis.task_arithmetic import PairSums
 
 M, N = 24, 40
 TARGETS = ["q_proj", "v_proj", "down_proj"]

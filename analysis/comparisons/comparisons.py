@@ -1,0 +1,177 @@
+"""Learning against forgetting, and forgetting of two arms where both have learnt, or moved, equally far.
+
+"LoRA forgets less" can mean that it learnt less or moved less (arXiv 2405.09673 shows the plane). Hence the
+comparison at equal task loss and at equal size of the update, each run interpolated between its own
+checkpoints, and differences taken seed by seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.mathematics.statistics.intervals import paired_t_interval
+from rankdrift.analysis.mathematics.statistics.matching import Trajectory, common_levels
+from rankdrift.analysis.sources.arms import Arm, arm_pairs, arms_of, shared_seeds
+from rankdrift.analysis.sources.checkpoint_summary import KEYS, MEASURES, SOURCES, checkpoint_summaries
+from rankdrift.analysis.sources.observations import base_score, leading_metrics, rows_of, scores_of
+from rankdrift.analysis.sources.study_tables import read_study_tables
+from rankdrift.analysis.sources.subjects import Subject
+
+PLANE, MEANS, SEEDS = "learning_forgetting", "matched_comparison", "matched_seeds"
+MATCHED = {"task_loss": -1, "relative_update_norm": 1}
+"""What is made equal, and whether training makes it fall (-1) or grow (1)."""
+LEVELS = 5
+"""Levels at which two arms are compared, evenly spaced over what both reach."""
+
+SCORE = {
+    "task": "a task of the study; empty where none was scored",
+    "metric": "its leading metric",
+    "score": "the metric's value",
+    "score_gain": "its increase over the base model's",
+}
+PLANE_COLUMNS = {
+    **{name: f"{name} of the checkpoint" for name in KEYS},
+    **SCORE,
+    **MEASURES,
+    "reason": "what is NaN because it was not measured; else empty",
+}
+ARMS = {
+    "arm": "first arm: the one of the smaller rank, full fine-tuning before LoRA",
+    "other_arm": "second arm, trained on the same tasks",
+    "matched": "what is made equal: task_loss or relative_update_norm (see learning_forgetting)",
+    "position": "0: the earliest value that all runs compared reach between checkpoints; 1: the furthest",
+    "level": "the value at which the arms are compared; NaN where there is none",
+}
+MEANS_COLUMNS = {
+    **ARMS,
+    "seeds": "seeds run in both arms and compared",
+    "forgetting": "mean over seeds of the first arm's nll_increase at that value, nats a token",
+    "other_forgetting": "the same of the second arm",
+    "difference": "mean over seeds of first - second: above 0, the second arm forgets less",
+    "low": "lower end of its 95 % paired t interval over seeds",
+    "high": "upper end",
+    "reason": "why values are NaN; else empty",
+}
+SEEDS_COLUMNS = {
+    **ARMS,
+    "seed": "seed of both runs",
+    "forgetting": "nll_increase of the first arm's run where it first reaches the value, nats a token",
+    "other_forgetting": "the same of the second arm's run",
+    "difference": "first - second",
+}
+
+
+def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Tables:
+    """Return the three tables; no rows where nothing was measured, or no two arms share a seed."""
+    found = read_study_tables(tables, SOURCES)
+    summary = checkpoint_summaries(found)
+    if summary.empty:
+        return {}
+    means, seeds = [], []
+    for one, other in arm_pairs(arms_of(summary)):
+        for matched in MATCHED:
+            of_means, of_seeds = compare(summary, one, other, matched)
+            means += of_means
+            seeds += of_seeds
+    return {
+        PLANE: learning_forgetting(summary, found.get("performance_metrics")),
+        MEANS: pd.DataFrame(means, columns=list(MEANS_COLUMNS)),
+        SEEDS: pd.DataFrame(seeds, columns=list(SEEDS_COLUMNS)),
+    }
+
+
+def learning_forgetting(summary: pd.DataFrame, performance: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the plane: a row a checkpoint and task, the task's score beside the measures of forgetting."""
+    scores = pd.DataFrame(list(_scores(performance)), columns=["run", "step", *SCORE])
+    rows = summary.merge(scores, on=["run", "step"], how="left")
+    rows[["task", "metric"]] = rows[["task", "metric"]].fillna("")
+    rows["reason"] = [_missing(row) for row in rows_of(rows)]
+    return rows[list(PLANE_COLUMNS)]
+
+
+def _scores(performance: pd.DataFrame | None) -> Iterator[tuple[Any, ...]]:
+    """Yield (run, step, task, metric, score, gain) of every task's leading metric."""
+    if performance is None:
+        return
+    for task, metric in leading_metrics(performance):
+        base = base_score(performance, task, metric)
+        for row in rows_of(scores_of(performance, task, metric)):
+            gain = row.value - base[0] if base else np.nan
+            yield row.run, row.step, task, metric, row.value, gain
+
+
+def _missing(row: Any) -> str:
+    names = [name for name in ("score", "score_gain", *MEASURES) if np.isnan(getattr(row, name))]
+    return f"not measured: {', '.join(names)}" if names else ""
+
+
+def compare(
+    summary: pd.DataFrame, one: Arm, other: Arm, matched: str
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Return rows of the means over seeds and of the seeds, at every level that all runs reach.
+
+    Without such a level there is one row of means that says why, and none of seeds.
+    """
+    place = {"arm": one.name, "other_arm": other.name, "matched": matched}
+    seeds = shared_seeds(one, other)
+    pairs = [tuple(_trajectory(summary, arm.runs[seed], matched) for arm in (one, other)) for seed in seeds]
+    levels = common_levels([trajectory for pair in pairs for trajectory in pair], LEVELS)
+    if not len(levels):
+        return [place | _no_level(seeds, matched)], []
+    means: list[Mapping[str, Any]] = []
+    rows: list[Mapping[str, Any]] = []
+    for position, level in zip(np.linspace(0, 1, LEVELS), levels, strict=True):
+        at = place | {"position": float(position), "level": float(level * MATCHED[matched])}
+        outcomes = np.array([[trajectory.at(level) for trajectory in pair] for pair in pairs])
+        means.append(at | _mean(outcomes))
+        rows += [
+            at | {"seed": seed, "forgetting": a, "other_forgetting": b, "difference": a - b}
+            for seed, (a, b) in zip(seeds, outcomes, strict=True)
+        ]
+    return means, rows
+
+
+def _trajectory(summary: pd.DataFrame, run: str, matched: str) -> Trajectory:
+    rows = summary[summary["run"] == run].dropna(subset=[matched, "nll_increase"]).sort_values("step")
+    return Trajectory(MATCHED[matched] * rows[matched].to_numpy(), rows["nll_increase"].to_numpy())
+
+
+def _no_level(seeds: Sequence[int], matched: str) -> dict[str, Any]:
+    reason = (
+        f"no value of {matched} that all {2 * len(seeds)} runs reach between measured checkpoints"
+        if seeds
+        else "the arms share no seed"
+    )
+    numbers = ("position", "level", "forgetting", "other_forgetting", "difference", "low", "high")
+    return {**dict.fromkeys(numbers, np.nan), "seeds": len(seeds), "reason": reason}
+
+
+def _mean(outcomes: np.ndarray) -> dict[str, Any]:
+    """Return the means over seeds of outcomes (seeds, 2), and the interval of their difference."""
+    found = paired_t_interval(outcomes[:, 1], outcomes[:, 0]).interval
+    forgetting, other = outcomes.mean(axis=0)
+    return {
+        "seeds": found.n,
+        "forgetting": forgetting,
+        "other_forgetting": other,
+        "difference": found.mean,
+        "low": np.nan if found.low is None else found.low,
+        "high": np.nan if found.high is None else found.high,
+        "reason": found.reason,
+    }
+
+
+ANALYSIS = Analysis(
+    name="comparisons",
+    columns={PLANE: PLANE_COLUMNS, MEANS: MEANS_COLUMNS, SEEDS: SEEDS_COLUMNS},
+    per="study",
+    compute_all=compute_all,
+    parameters=(),
+    reads=SOURCES,
+)

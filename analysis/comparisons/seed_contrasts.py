@@ -1,0 +1,212 @@
+"""Scores of arms over seeds: means with intervals, paired differences, and what the study could have seen.
+
+Every metric is compared at every step two arms were both scored at, and at each run's last. The p-values of
+intermediate steps are many looks at the same runs: what is claimed should rest on the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.mathematics.statistics.intervals import (
+    Interval,
+    SeedDifference,
+    paired_t_interval,
+    t_interval,
+)
+from rankdrift.analysis.mathematics.statistics.seeds import holm, minimum_detectable_difference, seed_control
+from rankdrift.analysis.sources.arms import Arm, arm_pairs, arms_of, shared_seeds
+from rankdrift.analysis.sources.observations import (
+    GENERAL_TEXT,
+    last_checkpoints,
+    leading_metrics,
+    tuned_rows,
+)
+from rankdrift.analysis.sources.study_tables import read_study_tables
+from rankdrift.analysis.sources.subjects import Subject
+
+SOURCE = "performance_metrics"
+MEANS, CONTRASTS = "seed_means", "seed_contrasts"
+PLACE = {
+    "checkpoint": "step (all runs at this step) or last (every run at its own last step)",
+    "step": "optimizer step; of last, the largest of these runs' last steps",
+    "task": "task, or general_text",
+    "metric": "metric of performance_metrics",
+}
+MEANS_COLUMNS = {
+    "arm": "folder name of its runs without the seed",
+    "method": "full or lora",
+    "rank": "LoRA rank; 0 for full fine-tuning",
+    "tasks": "tasks trained on, joined by +",
+    **PLACE,
+    "seeds": "seeds scored",
+    "mean": "mean over seeds",
+    "stdev": "standard deviation over seeds (n - 1); NaN for one seed",
+    "low": "lower end of the 95 % t interval of the mean",
+    "high": "upper end",
+    "reason": "why there is no interval; else empty",
+}
+CONTRASTS_COLUMNS = {
+    "arm": "first arm: the one of the smaller rank, full fine-tuning before LoRA",
+    "other_arm": "second arm, trained on the same tasks",
+    **PLACE,
+    "seeds": "seeds scored in both arms: the pairs",
+    "difference": "mean over these seeds of first - second",
+    "stdev": "standard deviation of the differences (n - 1); NaN for one seed",
+    "low": "lower end of the 95 % paired t interval",
+    "high": "upper end",
+    "p_value": "two-sided, paired t test over seeds",
+    "p_holm": "adjusted (Holm) over the tasks' leading metrics and general text's NLL at this checkpoint; "
+    "NaN for other metrics",
+    "minimum_detectable": "difference that so many seeds of this stdev show with 80 % power at the 5 % level",
+    "control_pairs": "pairs of seeds of one arm: the negative control",
+    "control_median": "median |difference| of such a pair: what a seed alone does",
+    "control_largest": "largest of them",
+    "control_share": "share of these pairs that differ by at least |difference|",
+    "reason": "why values are NaN; else empty",
+}
+
+
+def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Tables:
+    """Return means and contrasts over seeds; no rows where no run was scored."""
+    performance = read_study_tables(tables, [SOURCE]).get(SOURCE)
+    if performance is None or tuned_rows(performance).empty:
+        return {}
+    families = {*leading_metrics(performance), (GENERAL_TEXT, "nll")}
+    arms = arms_of(performance)
+    means: list[Mapping[str, Any]] = []
+    contrasts: list[dict[str, Any]] = []
+    for cell in _cells(performance):
+        means += [_mean(arm, cell) for arm in arms if _of(arm, cell)]
+        contrasts += [_contrast(pair, cell) for pair in arm_pairs(arms) if _seeds(pair, cell)]
+    frame = pd.DataFrame(contrasts, columns=[name for name in CONTRASTS_COLUMNS if name != "p_holm"])
+    return {
+        MEANS: pd.DataFrame(means, columns=list(MEANS_COLUMNS)),
+        CONTRASTS: with_holm(frame, families)[list(CONTRASTS_COLUMNS)],
+    }
+
+
+def with_holm(contrasts: pd.DataFrame, family: set[tuple[str, str]]) -> pd.DataFrame:
+    """Return the contrasts with ``p_holm``: a family is a pair of arms at a checkpoint, over the tasks.
+
+    Last checkpoints are one family whatever their steps: runs may end, or a score be undefined, at different
+    ones.
+    """
+    named = pd.Series(list(zip(contrasts["task"], contrasts["metric"], strict=True)), contrasts.index)
+    members = contrasts[named.isin(family) & contrasts["p_value"].notna()]
+    adjusted = pd.Series(np.nan, contrasts.index)
+    steps = members["step"].where(members["checkpoint"] == "step", -1)
+    for _, rows in members.groupby(["arm", "other_arm", "checkpoint", steps]):
+        adjusted[rows.index] = holm(rows["p_value"])
+    return contrasts.assign(p_holm=adjusted)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric at one checkpoint of every run that was scored there."""
+
+    checkpoint: str
+    """``step`` or ``last``."""
+    task: str
+    metric: str
+    values: Mapping[str, float]
+    """Run -> its score."""
+    steps: Mapping[str, int]
+    """Run -> the step of that score."""
+
+    def place(self, runs: Iterable[str]) -> dict[str, Any]:
+        """Return the columns of PLACE for some of its runs."""
+        step = max(self.steps[run] for run in runs)
+        return {"checkpoint": self.checkpoint, "step": step, "task": self.task, "metric": self.metric}
+
+
+def _cells(performance: pd.DataFrame) -> Iterator[Cell]:
+    known = tuned_rows(performance).dropna(subset=["value"])
+    metrics = ["task", "metric"]
+    for checkpoint, rows, keys in (
+        ("step", known, ["step", *metrics]),
+        ("last", last_checkpoints(performance).dropna(subset=["value"]), metrics),
+    ):
+        for _, cell in rows.groupby(keys, sort=False):
+            first, runs = cell.iloc[0], cell["run"]
+            values = dict(zip(runs, cell["value"], strict=True))
+            steps = dict(zip(runs, cell["step"].astype(int), strict=True))
+            yield Cell(checkpoint, first["task"], first["metric"], values, steps)
+
+
+def _of(arm: Arm, cell: Cell) -> dict[str, float]:
+    """Return an arm's values, run by run in the order of the seeds."""
+    return {run: cell.values[run] for _, run in sorted(arm.runs.items()) if run in cell.values}
+
+
+def _seeds(pair: tuple[Arm, Arm], cell: Cell) -> list[int]:
+    one, other = pair
+    scored = cell.values
+    return [s for s in shared_seeds(one, other) if one.runs[s] in scored and other.runs[s] in scored]
+
+
+def _mean(arm: Arm, cell: Cell) -> dict[str, Any]:
+    observed = _of(arm, cell)
+    found = t_interval(list(observed.values()))
+    stdev = float(np.std(list(observed.values()), ddof=1)) if found.n > 1 else np.nan
+    place = {**arm.identity(), **cell.place(observed), "seeds": found.n, "mean": found.mean, "stdev": stdev}
+    return place | _ends(found) | {"reason": found.reason}
+
+
+def _contrast(pair: tuple[Arm, Arm], cell: Cell) -> dict[str, Any]:
+    one, other = pair
+    seeds = _seeds(pair, cell)
+    runs = [[arm.runs[seed] for seed in seeds] for arm in pair]
+    first, second = ([cell.values[run] for run in of_arm] for of_arm in runs)
+    found = paired_t_interval(second, first)
+    interval = found.interval
+    control = seed_control([list(_of(arm, cell).values()) for arm in pair], interval.mean)
+    numbers = {
+        "stdev": found.stdev,
+        "p_value": found.p_value,
+        "minimum_detectable": _detectable(found),
+        "control_median": control.median,
+        "control_largest": control.largest,
+        "control_share": control.share,
+    }
+    return {
+        "arm": one.name,
+        "other_arm": other.name,
+        **cell.place([*runs[0], *runs[1]]),
+        "seeds": len(seeds),
+        "difference": interval.mean,
+        **_ends(interval),
+        **{name: np.nan if value is None else value for name, value in numbers.items()},
+        "control_pairs": control.pairs,
+        "reason": "; ".join(reason for reason in (interval.reason, control.reason) if reason),
+    }
+
+
+def _detectable(found: SeedDifference) -> float | None:
+    """Return the smallest difference that would show; None without a spread, rounding aside, to scale it."""
+    if found.stdev is None or found.interval.reason:
+        return None
+    return found.stdev * minimum_detectable_difference(found.interval.n)
+
+
+def _ends(interval: Interval) -> dict[str, float]:
+    ends = {"low": interval.low, "high": interval.high}
+    return {name: np.nan if end is None else end for name, end in ends.items()}
+
+
+ANALYSIS = Analysis(
+    name="seed_contrasts",
+    columns={MEANS: MEANS_COLUMNS, CONTRASTS: CONTRASTS_COLUMNS},
+    per="study",
+    compute_all=compute_all,
+    parameters=(),
+    reads=(SOURCE,),
+    version=2,
+)

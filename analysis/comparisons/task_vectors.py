@@ -1,0 +1,215 @@
+"""Task vectors of a study against each other: do two runs move the weights the same way, and do they collide?
+
+Compared are the last checkpoints of all runs, and consecutive checkpoints of one run. Updates of LoRA stay in
+their factors for inner products; for signs each is formed, one matrix at a time. Of one matrix the updates of
+the last checkpoints are in memory together, m n x 8 bytes each (float64) for full fine-tuning, and one byte
+an entry for signs. Checkpoints of different base models have no common origin and are not compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.mathematics.spectral import task_arithmetic
+from rankdrift.analysis.mathematics.spectral.task_arithmetic import PairSums
+from rankdrift.analysis.parallel import parallel_map
+from rankdrift.analysis.sources.opened_weights import weights_of
+from rankdrift.analysis.sources.subjects import IDENTITY, Subject
+from rankdrift.analysis.sources.weights import (
+    BaseWeights,
+    DenseUpdate,
+    Projection,
+)
+
+TABLE = "task_vectors"
+COLUMNS = {
+    **{name: f"{name} of the first checkpoint" for name in IDENTITY},
+    **{f"other_{name}": f"{name} of the second checkpoint" for name in IDENTITY},
+    "pairing": "last (of two runs, their last checkpoints) or consecutive (two checkpoints of one run)",
+    "level": "module (over all blocks), layer (over all modules) or global",
+    "layer": "block, 0-based, at level layer (-1 there: embeddings and heads); else -1",
+    "module": "projection at level module; else empty",
+    "matrices": "matrices summed over",
+    "inner_product": "sum of <dW_1, dW_2>_F",
+    "norm": "||dW_1||_F",
+    "other_norm": "||dW_2||_F",
+    "cosine": "inner_product / (norm other_norm), arXiv 2212.04089; NaN where an update is zero",
+    "cosine_null": "standard deviation of that cosine for unrelated directions: 1 / sqrt(rows columns) of "
+    "one matrix, whatever the ranks; adapters that start from one A are related (then 1 / sqrt(rows r))",
+    "sign_conflict": "share, of a matrix's entries among the largest 20 % of both updates, whose signs "
+    "differ (as in TIES, arXiv 2306.01708); 0.5 for unrelated updates; NaN without such entries",
+    "sign_entries": "entries that are large in both; a product of shares, 0.04 of all, for unrelated updates",
+    "reason": "why values are NaN; else empty",
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two checkpoints that are compared."""
+
+    pairing: str
+    first: Subject
+    second: Subject
+
+
+@dataclass(frozen=True)
+class Update:
+    """One checkpoint's update of one matrix, with what comparisons need of it alone."""
+
+    factors: tuple[Tensor, Tensor, float] | None
+    """B (rows, r), A (r, columns), s; None where the update is dense."""
+    values: Tensor | None
+    """(rows, columns), float64; None where the update is kept in factors."""
+    signs: Tensor
+    """(rows, columns), int8: see ``task_arithmetic.large_signs``."""
+    square: float
+    """||dW||_F^2."""
+
+
+def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Tables:
+    """Return the rows of all pairs; none where the study has no two checkpoints of one base model."""
+    tuned = [subject for subject in subjects if subject.tuned is not None]
+    rows: list[dict[str, Any]] = []
+    for base in dict.fromkeys(subject.base for subject in tuned):
+        pairs = find_pairs([subject for subject in tuned if subject.base == base])
+        if pairs:
+            matrices = list(BaseWeights(base).names)
+            sums = parallel_map(functools.partial(matrix_sums, pairs), matrices, params.workers)
+            for number, pair in enumerate(pairs):
+                rows += _rows(pair, matrices, [of_matrix[number] for of_matrix in sums])
+    return {TABLE: pd.DataFrame(rows, columns=list(COLUMNS))} if rows else {}
+
+
+def find_pairs(subjects: Sequence[Subject]) -> list[Pair]:
+    """Return the pairs of last checkpoints, then each run's consecutive ones, in the subjects' order."""
+    runs: dict[str, list[Subject]] = {}
+    for subject in sorted(subjects, key=lambda subject: subject.step):
+        runs.setdefault(subject.run, []).append(subject)
+    trajectories = [runs[name] for name in dict.fromkeys(subject.run for subject in subjects)]
+    last = itertools.combinations([trajectory[-1] for trajectory in trajectories], 2)
+    consecutive = itertools.chain.from_iterable(map(itertools.pairwise, trajectories))
+    return [Pair("last", *two) for two in last] + [Pair("consecutive", *two) for two in consecutive]
+
+
+def matrix_sums(pairs: Sequence[Pair], matrix: Projection) -> list[PairSums | None]:
+    """Return one matrix's sums of every pair; None where one of the two has no such matrix (a head, say).
+
+    Each update is read once, and let go after its last pair.
+    """
+    last_use = {subject: n for n, pair in enumerate(pairs) for subject in (pair.first, pair.second)}
+    held: dict[Subject, Update | None] = {}
+    sums = []
+    for number, pair in enumerate(pairs):
+        for subject in (pair.first, pair.second):
+            if subject not in held:
+                held[subject] = _read(subject, matrix)
+        first, second = held[pair.first], held[pair.second]
+        sums.append(pair_sums(first, second) if first and second else None)
+        held = {subject: update for subject, update in held.items() if last_use[subject] > number}
+    return sums
+
+
+def pair_sums(x: Update, y: Update) -> PairSums:
+    """Return what two updates of one matrix give together."""
+    shared, conflicts = task_arithmetic.sign_conflicts(x.signs, y.signs)
+    return PairSums(
+        inner=inner_product(x, y),
+        square=x.square,
+        other_square=y.square,
+        null_variance=x.square * y.square / x.signs.numel(),
+        shared=shared,
+        conflicts=conflicts,
+    )
+
+
+def inner_product(x: Update, y: Update) -> float:
+    """Return <dW_1, dW_2>_F, in factor space as far as the two are given in factors."""
+    if x.factors and y.factors:
+        return task_arithmetic.factor_inner(x.factors, y.factors)
+    if x.values is not None and y.values is not None:
+        return task_arithmetic.dense_inner(x.values, y.values)
+    dense, factored = (x, y) if x.values is not None else (y, x)
+    assert dense.values is not None
+    assert factored.factors is not None
+    return task_arithmetic.mixed_inner(dense.values, *factored.factors)
+
+
+def _read(subject: Subject, matrix: Projection) -> Update | None:
+    weights = weights_of(subject)
+    if matrix not in weights.projections:
+        return None
+    update = weights.update(matrix)
+    if isinstance(update, DenseUpdate):
+        square = task_arithmetic.dense_inner(update.values, update.values)
+        return Update(None, update.values, task_arithmetic.large_signs(update.values), square)
+    factors = (update.left, update.right, update.scale)
+    square = task_arithmetic.factor_square(*factors)
+    # what an adapter leaves alone, embeddings above all, is not formed to find no signs in it
+    signs = (
+        task_arithmetic.large_signs(update.dense())
+        if square
+        else torch.zeros(*update.shape, dtype=torch.int8)
+    )
+    return Update(factors, None, signs, square)
+
+
+def _rows(
+    pair: Pair, matrices: Sequence[Projection], sums: Sequence[PairSums | None]
+) -> Iterator[dict[str, Any]]:
+    """Yield a row a module, a row a layer, and the global one."""
+    yield from _level(pair, "module", matrices, sums, lambda matrix: (-1, matrix.module))
+    yield from _level(pair, "layer", matrices, sums, lambda matrix: (matrix.layer, ""))
+    yield from _level(pair, "global", matrices, sums, lambda matrix: (-1, ""))
+
+
+def _level(
+    pair: Pair,
+    level: str,
+    matrices: Sequence[Projection],
+    sums: Sequence[PairSums | None],
+    place: Callable[[Projection], tuple[int, str]],
+) -> Iterator[dict[str, Any]]:
+    groups: dict[tuple[int, str], list[PairSums]] = {}
+    for matrix, of_matrix in zip(matrices, sums, strict=True):
+        if of_matrix:
+            groups.setdefault(place(matrix), []).append(of_matrix)
+    for (layer, module), found in groups.items():
+        total = functools.reduce(lambda one, other: one + other, found)
+        zero = total.square == 0 or total.other_square == 0
+        yield {
+            **pair.first.identity(),
+            **{f"other_{name}": value for name, value in pair.second.identity().items()},
+            "pairing": pair.pairing,
+            "level": level,
+            "layer": layer,
+            "module": module,
+            "matrices": len(found),
+            "inner_product": total.inner,
+            "norm": total.square**0.5,
+            "other_norm": total.other_square**0.5,
+            "cosine": total.cosine,
+            "cosine_null": total.cosine_null,
+            "sign_conflict": total.sign_conflict,
+            "sign_entries": total.shared,
+            "reason": "an update is zero: it has no direction" if zero else "",
+        }
+
+
+ANALYSIS = Analysis(
+    name="task_vectors",
+    columns={TABLE: COLUMNS},
+    per="study",
+    compute_all=compute_all,
+    parameters=(),
+    version=2,
+)

@@ -1,0 +1,128 @@
+"""What an analysis is: a checkpoint, a run or a study becomes rows of one or more tidy tables.
+
+To add one, write ``measures/<name>.py`` (of a checkpoint or run) or ``comparisons/<name>.py`` (of a study)
+that defines ``ANALYSIS``, an :class:`Analysis`. The engine (``analysis/engine.py``) decides what has to be
+computed, puts the identity columns in front, and writes the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from rankdrift.analysis.sources.folders import config_folder
+from rankdrift.analysis.sources.subjects import Subject
+from rankdrift.layout import RunLayout
+
+
+@dataclass(frozen=True)
+class Params:
+    """Settings of the analyses, shared by all."""
+
+    cache: Path
+    """Folder for what is computed once per base model; safe to delete."""
+    top_k: int = 10
+    """Leading singular vectors compared: intruders, principal angles."""
+    intruder_threshold: float = 0.5
+    """A vector is an intruder where its largest |cosine| with the base's vectors is below this."""
+    intruder_thresholds: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """The grid of thresholds over which intruders are counted."""
+    vector_counts: tuple[int, ...] = (1, 2, 5, 10, 20, 32, 64)
+    """The grid of leading singular vectors, k, over which subspaces are compared and intruders counted."""
+    drift_rows: int = 64
+    """Inputs over which layer drift is measured (the first ones)."""
+    drift_inputs: Path | None = None
+    """Parquet file of these inputs: column ``input_ids``."""
+    keep_representations: bool = False
+    """Whether each checkpoint's mean-pooled states are stored, ``layer_{i}`` by ``layer_{i}``."""
+    gradient_inputs: Path | None = None
+    """Parquet file of the rows that gradients are taken on: columns ``task`` (name), ``input_ids`` (unpadded)
+    and ``labels`` (as long, -100 where a token is no target, else its id; for a classification head, a list
+    of one class), in a fixed order."""
+    workers: int = 0
+    """Processes that share the matrices; 0 is one a core, at most four a GPU where there are GPUs. Numbers do
+    not depend on it."""
+
+
+def checkpoint_inputs(subject: Subject) -> list[Path]:
+    """Return what a per-checkpoint analysis reads: the base model, and the tuned folder with its settings."""
+    if subject.tuned is None:
+        return [subject.base]
+    initial = [subject.initial] if subject.initial else []
+    return list(dict.fromkeys([subject.base, subject.tuned, config_folder(subject.tuned), *initial]))
+
+
+def run_inputs(subject: Subject) -> list[Path]:
+    """Return what per-run analyses read: metrics, probes and scores of the run and its edited models."""
+    if subject.run_dir is None:
+        return []
+    layout = RunLayout(subject.run_dir)
+    return [layout.metrics, layout.probes, layout.scores, *_edited(layout)]
+
+
+def _edited(layout: RunLayout) -> list[Path]:
+    """Return what is read of a run's edited models: not their weights."""
+    folders = sorted(layout.variants.glob("*/*"))
+    return [path for folder in map(RunLayout, folders) for path in (folder.edit, folder.scores)]
+
+
+Tables = dict[str, pd.DataFrame]
+"""Table -> its rows, without identity columns."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An analysis: the tables it makes, what their columns mean, and how they are computed.
+
+    Exactly one way to compute it is given: ``compute``, or ``split`` with ``measure``, or ``compute_all``.
+    """
+
+    name: str
+    """Name of its file."""
+    columns: Mapping[str, Mapping[str, str]]
+    """Table -> column -> meaning and unit, in order, without the identity columns (with them, of a study)."""
+    per: Literal["checkpoint", "run", "study"]
+    """Computed for every checkpoint, once for a run's folder, or once for the whole study. A per-run frame
+    brings its own ``step`` column, which takes the place of the identity's (and is not declared in
+    ``columns``)."""
+    compute: Callable[[Subject, Params], Tables] | None = None
+    """Returns the rows of a checkpoint or run; a table left out has no rows for this subject."""
+    parameters: tuple[str, ...] = ("top_k", "intruder_threshold", "drift_rows", "drift_inputs")
+    """Fields of Params that change its numbers; a path among them is also an input."""
+    version: int = 1
+    """Raised whenever its numbers change, so that stored parts are computed anew."""
+    parquet_only: frozenset[str] = frozenset()
+    """Tables too long to be useful as CSV."""
+    split: Callable[[Subject, Params], Sequence[str]] | None = None
+    """Names a checkpoint's units (matrices), in the order of the table: what processes and ranks share."""
+    measure: Callable[[Subject, Params, str], Tables] | None = None
+    """Returns the rows of one unit; it is called on one thread, in any process and order."""
+    compute_all: Callable[[Sequence[Subject], Params, Path], Tables] | None = None
+    """Returns the rows of a study from all its checkpoints and its other tables, which lie in the folder."""
+    reads: tuple[str, ...] = ()
+    """The tables of the study that ``compute_all`` reads where they are there."""
+
+    def __post_init__(self) -> None:
+        ways = [self.compute, self.split and self.measure, self.compute_all]
+        assert sum(map(bool, ways)) == 1, f"analysis {self.name}: one way to compute it"
+        assert (self.per == "study") == (self.compute_all is not None), f"{self.name}: per {self.per}"
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of its tables."""
+        return tuple(self.columns)
+
+    @property
+    def of_folders(self) -> bool:
+        """Whether it says something of checkpoints that belong to no run."""
+        return self.per == "checkpoint" or (self.per == "study" and not self.reads)
+
+    def inputs(self, subject: Subject) -> list[Path]:
+        """Return the files and folders its numbers depend on."""
+        if self.per == "study":
+            return checkpoint_inputs(subject) + run_inputs(subject)
+        return checkpoint_inputs(subject) if self.per == "checkpoint" else run_inputs(subject)

@@ -1,0 +1,1 @@
+"""Gradients as samples of rows: inner products, noise, conflict. No I/O."""

@@ -1,0 +1,172 @@
+"""How far each layer's representations moved: base against tuned model on the same inputs.
+
+Each layer is compared in three representations of the inputs and with two sets of features, six rows in all.
+CKA is blind to rotation and isotropic scaling and can be dominated by a few directions of large variance, so
+it is also given without the dimensions of largest variance; cosine and relative distance are blind to
+neither, and raw cosine is dominated by the common mean. Whatever is compared, standard errors are over
+inputs. The base is run once for all checkpoints: its states, and what concerns it alone, are kept in
+``params.cache``, so another checkpoint costs one pass and its own products; the tuned model's states lie
+there while its layers are taken one after another. Memory beside the model is one layer's: its rows in fp64,
+(n, d) of both, and 20 matrices of (d, d). With ``params.keep_representations`` the mean-pooled states of the
+base and of every checkpoint stay in the cache, ``layer_{i}`` by ``layer_{i}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rankdrift import files
+from rankdrift.analysis.contract import Analysis, Params
+from rankdrift.analysis.mathematics.representation import moments, similarity
+from rankdrift.analysis.mathematics.representation.layer_grid import layer_grid_cka
+from rankdrift.analysis.mathematics.representation.principal import columns_without_top
+from rankdrift.analysis.sources import activations, models
+from rankdrift.analysis.sources.activations import REPRESENTATIONS, Representation, States, TokenRows
+from rankdrift.analysis.sources.base_layers import stored_side
+from rankdrift.analysis.sources.subjects import Subject
+from rankdrift.errors import UserError
+from rankdrift.layout import step_name
+
+TABLE = "drift_metrics"
+GRID = "layer_similarity"
+VERSION = 3
+"""Raised whenever the numbers change; part of the names of what is kept of the base."""
+FEATURES = ("all", "without_top")
+COLUMNS = {
+    "layer": "0: what enters the first block (embeddings); i: what leaves block i, before any final norm",
+    "representation": "mean: of an input's tokens; last_token: of an input; token: a row a token, at most "
+    f"{activations.TOKENS_PER_WIDTH} d of them, evenly spread over every input; padding is never one",
+    "features": "all; without_top: without the 1 % of the dimensions (at least 1) of largest variance in "
+    "this layer and representation of the base",
+    "cka": "debiased linear CKA (arXiv 2010.15327); of tokens without the bias that those of one input "
+    "bring (jackknife over inputs); NaN where a representation is constant over the rows",
+    "cka_stderr": f"jackknife standard error of cka over {moments.SHARDS} shards of the inputs",
+    "cka_biased": "linear CKA as in arXiv 1905.00414; tends to 1 for few rows whatever the representations",
+    "cosine": "mean over rows of cos(base, tuned)",
+    "cosine_centered": "the same after subtracting each model's mean over the rows",
+    "relative_l2": "||tuned - base||_F / ||base||_F over all rows",
+    "procrustes": "orthogonal Procrustes distance sqrt(2 - 2 ||XᵀY||_*) of centred X, Y of norm 1 (arXiv "
+    "2110.14739), 0 to sqrt(2); below 3e-8 is rounding; for n << d unrelated rows give sqrt(n / (2 d)) or so",
+    "svcca": "mean canonical correlation of the directions with 99 % of each one's variance (arXiv "
+    "1706.05806); NaN with fewer than 10 rows a direction; blind to every invertible linear map",
+    "pwcca": "the same, weighted by what each variate accounts for of the base (arXiv 1806.05759)",
+    "subspace_overlap": f"||UᵀV||_F²/k of the k = {similarity.OVERLAP_DIRECTIONS} leading principal "
+    "directions of base and tuned, 0 to 1",
+    "subspace_overlap_random": "what random subspaces give: k/d",
+    "n": "rows: inputs, or tokens",
+    "reason": "why values are NaN; empty where none is",
+}
+GRID_COLUMNS = {
+    "base_layer": "layer of the base, as in drift_metrics",
+    "tuned_layer": "layer of the tuned model",
+    "cka": "debiased linear CKA of mean-pooled states, all features; NaN where one is constant",
+    "n": "inputs",
+    "reason": "why cka is NaN; empty where it is not",
+}
+
+
+def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
+    """Return six rows a layer, and a row for every pair of layers; none for the base, which has not drifted.
+
+    Raises
+    ------
+    UserError
+        If there are no inputs or too few, or the models cannot be compared.
+
+    """
+    if subject.tuned is None:
+        return {}
+    inputs = _inputs(params)
+    base = activations.base_states(subject.base, inputs, params.cache)
+    with activations.tuned_states(
+        models.load_tuned(subject.base, subject.tuned, subject.initial), inputs, params.cache
+    ) as tuned:
+        _check_alike(subject, base, tuned)
+        if params.keep_representations:
+            keep_representations(base, base, "base")
+            keep_representations(tuned, base, f"{subject.run}-{step_name(subject.step)}")
+        return {
+            TABLE: pd.DataFrame(drift_rows(base, tuned), columns=list(COLUMNS)),
+            GRID: pd.DataFrame(grid_rows(base, tuned), columns=list(GRID_COLUMNS)),
+        }
+
+
+def keep_representations(states: States, base: States, name: str) -> None:
+    """Write mean-pooled states as ``<name>.safetensors``: ``layer_{i}``, (n, d) fp32, in the inputs' order.
+
+    The folder is ``representations`` beside the base's states, so it is of one base model and these inputs.
+    """
+    layers = {f"layer_{layer}": states.rows(layer, "mean") for layer in range(states.shape[0])}
+    with files.replacing(base.path.parent / "representations" / f"{name}.safetensors") as temporary:
+        save_file(layers, temporary)
+
+
+def drift_rows(base: States, tuned: States) -> Iterator[dict[str, Any]]:
+    """Yield the rows of ``drift_metrics``, layer by layer."""
+    for layer, representation in itertools.product(range(base.shape[0]), REPRESENTATIONS):
+        x, y = base.rows(layer, representation), tuned.rows(layer, representation)
+        for features in FEATURES:
+            kept = columns_without_top(x) if features == "without_top" else slice(None)
+            found = _compare(base, layer, representation, features, x[:, kept], y[:, kept])
+            place = {"layer": layer, "representation": representation, "features": features}
+            yield place | dataclasses.asdict(found)
+
+
+def _compare(
+    base: States, layer: int, representation: Representation, features: str, x: Tensor, y: Tensor
+) -> similarity.Similarity:
+    """Return how alike the kept features of one layer are; the base's part is kept beside its states."""
+    inputs = base.inputs_of(representation)
+    path = base.path.with_name(f"{representation}-{features}-{layer:03d}-v{VERSION}.safetensors")
+    return similarity.compare(x, y, inputs, stored_side(path, x, inputs))
+
+
+def grid_rows(base: States, tuned: States) -> Iterator[dict[str, Any]]:
+    """Yield the rows of ``layer_similarity``."""
+    layers = range(base.shape[0])
+    sides = [[functools.partial(states.rows, layer, "mean") for layer in layers] for states in (base, tuned)]
+    values = layer_grid_cka(*sides)
+    for i, j in itertools.product(layers, layers):
+        value = float(values[i, j])
+        reason = "" if value == value else "the debiased variance of a representation is not above zero"
+        place = {"base_layer": i, "tuned_layer": j}
+        yield place | {"cka": value, "n": len(base.inputs.rows), "reason": reason}
+
+
+def _check_alike(subject: Subject, base: States, tuned: States) -> None:
+    """Raise UserError where depths or widths differ."""
+    if tuned.shape != base.shape:
+        raise UserError(
+            f"{subject.tuned}: {tuned.shape[0] - 1} blocks of width {tuned.shape[1]}, but its base "
+            f"{subject.base} has {base.shape[0] - 1} of width {base.shape[1]}; name the right base model"
+        )
+
+
+def _inputs(params: Params) -> TokenRows:
+    if params.drift_inputs is None:
+        raise UserError("drift: no inputs; give a Parquet file with a column 'input_ids' as drift_inputs")
+    inputs = activations.read_rows(params.drift_inputs, params.drift_rows)
+    if len(inputs.rows) < moments.MIN_ROWS:
+        raise UserError(
+            f"{inputs.path}: {len(inputs.rows)} rows to compare representations over, drift needs at least "
+            f"{moments.MIN_ROWS}; add rows or raise drift_rows={params.drift_rows}"
+        )
+    return inputs
+
+
+ANALYSIS = Analysis(
+    name="drift",
+    columns={TABLE: COLUMNS, GRID: GRID_COLUMNS},
+    per="checkpoint",
+    compute=compute,
+    parameters=("drift_rows", "drift_inputs", "keep_representations"),
+    version=VERSION,
+)

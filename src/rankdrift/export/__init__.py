@@ -1,0 +1,1 @@
+"""Checkpoints become folders that plain transformers and peft load."""

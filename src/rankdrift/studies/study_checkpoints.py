@@ -1,0 +1,215 @@
+"""What a study gives to the analysis: its checkpoints as subjects, and the inputs drift is measured on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from rankdrift import files
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.sources.folders import config_folder, is_adapter
+from rankdrift.analysis.sources.observations import BASE
+from rankdrift.analysis.sources.subjects import Subject, base_subject
+from rankdrift.analysis.sources.tensors import ADAPTER_CONFIG
+from rankdrift.data.batches import IGNORED
+from rankdrift.data.dataset import load_rows
+from rankdrift.data.general_text import load_windows
+from rankdrift.data.tokens import Row
+from rankdrift.errors import UserError
+from rankdrift.export.consolidate import PROVENANCE_NAME
+from rankdrift.layout import RunLayout, StudyLayout, steps_in
+from rankdrift.models.base import load_tokenizer, resolve
+from rankdrift.spec import AnalysisSpec, DataSpec, Spec, read_spec
+from rankdrift.zero_checkpoint.manifest import complete_steps
+
+Source = Literal["auto", "exports", "checkpoints"]
+"""Where the weights of a step are read from."""
+TEXT_TOKENS = 64
+"""Tokens of each window of general text on which gradients are taken."""
+_NOTHING: dict[Source, str] = {
+    "auto": "no run has a complete checkpoint or an export; train first",
+    "exports": "no run has an export; run 'rankdrift consolidate' on them, or use --source checkpoints",
+    "checkpoints": "no run has a complete checkpoint; train first, or use --source exports",
+}
+
+
+def study_subjects(study: StudyLayout, source: Source = "auto") -> list[Subject]:
+    """Return the base model and every stored step of every run of a study.
+
+    Raises UserError if no run has one.
+    """
+    subjects: list[Subject] = []
+    for name in study.run_names():
+        spec = read_spec(study.run(name).spec)
+        base = resolve(spec.model.name, spec.model.revision)
+        if not subjects:
+            subjects.append(base_subject(base, study.base))
+        subjects += run_subjects(spec, study.run(name), base, source)
+    if not any(subject.tuned for subject in subjects):
+        raise UserError(f"{study.runs}: {_NOTHING[source]}")
+    return subjects
+
+
+def run_subjects(spec: Spec, run: RunLayout, base: Path, source: Source = "auto") -> list[Subject]:
+    """Return every stored step of one run."""
+    return [
+        Subject(
+            run=run.root.name,
+            method=spec.method.name,
+            rank=spec.method.rank if spec.method.name != "full" else 0,
+            tasks=spec.data.tasks,
+            seed=spec.seed,
+            step=step,
+            base=base,
+            tuned=folder,
+            run_dir=run.root,
+        )
+        for step, folder in stored_steps(run, source).items()
+    ]
+
+
+def stored_steps(run: RunLayout, source: Source = "auto") -> dict[int, Path]:
+    """Return the folder that holds each step of a run, by step: an export or a complete checkpoint.
+
+    Of a step that is there as both, "auto" takes the export, unless its weights were rounded.
+    """
+    exports = {step: run.export(step) for step in steps_in(run.exports)}
+    if source == "exports":
+        return exports
+    checkpoints = {step: run.checkpoint(step) for step in complete_steps(run.checkpoints)}
+    if source == "checkpoints":
+        return checkpoints
+    exact = {step: folder for step, folder in exports.items() if _is_exact(folder)}
+    return dict(sorted({**exports, **checkpoints, **exact}.items()))
+
+
+def _is_exact(export: Path) -> bool:
+    provenance = export / PROVENANCE_NAME
+    return provenance.is_file() and files.read_json(provenance).get("dtype") == "fp32"
+
+
+def folder_subjects(base: Path, tuned: list[Path], initial: Path | None = None) -> list[Subject]:
+    """Return folders of models, adapters or checkpoints as subjects, each under a name of its own.
+
+    ``initial`` is the adapter before training of all of them, where their method changes the base weights.
+    """
+    names = _distinct_names(tuned)
+    return [base_subject(base), *map(partial(_folder_subject, base, initial), tuned, names)]
+
+
+def _folder_subject(base: Path, initial: Path | None, folder: Path, name: str) -> Subject:
+    adapter = is_adapter(folder)
+    return Subject(
+        run=name,
+        method="lora" if adapter else "full",
+        rank=_adapter_rank(config_folder(folder) / ADAPTER_CONFIG) if adapter else 0,
+        tasks=(),
+        seed=0,
+        step=0,
+        base=base,
+        tuned=folder,
+        initial=initial,
+    )
+
+
+def _adapter_rank(path: Path) -> int:
+    """Return the rank in an adapter's settings, 0 where there is none; raise UserError if it is no number."""
+    config = files.read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object, but {type(config).__name__}; restore the adapter's own")
+    rank = config.get("r", 0)
+    if type(rank) is not int or rank < 0:
+        raise UserError(f"{path}: r={rank!r} is no rank; restore the number the adapter was trained with")
+    return rank
+
+
+def _distinct_names(folders: list[Path]) -> list[str]:
+    """Return the folders' names, with as many parents before them as it takes to tell them apart.
+
+    None is ``base``, the name of the base model's rows. Raises UserError where no number of parents will do.
+    """
+    parts = [folder.resolve().parts[1:] for folder in folders]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["-".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names) and BASE not in names:
+            return names
+    raise UserError(
+        f"{', '.join(map(str, folders))}: a folder is given twice, or no name tells it from the others and "
+        f"from {BASE!r}; give each once, or rename it"
+    )
+
+
+def study_params(study: StudyLayout, spec: Spec, base: Path) -> Params:
+    """Return the analyses' settings; drift is measured on the prompts of the validation rows."""
+    rows = load_rows(spec, "validation", load_tokenizer(base)).rows
+    prompts = [row.input_ids[: row.prompt_length].tolist() for row in rows[: spec.analysis.drift_rows]]
+    drift = _written(study.base / "drift_inputs.parquet", pd.DataFrame({"input_ids": prompts}))
+    probed = [row for number, row in _numbered(rows) if number < spec.analysis.gradient_rows]
+    gradients = study.base / "gradient_inputs.parquet"
+    table = pd.DataFrame([_with_labels(row, spec.model.head) for row in probed])
+    return _params(study, spec.analysis, drift, _written(gradients, table) if probed else None)
+
+
+def _numbered(rows: Sequence[Row]) -> Iterator[tuple[int, Row]]:
+    """Yield each row behind its number among the rows of its task."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        yield seen[row.task], row
+        seen[row.task] += 1
+
+
+def _with_labels(row: Row, head: str) -> dict[str, Any]:
+    """Return a row as gradients are taken on it: a class, or the target's tokens after an ignored prompt."""
+    ids = row.input_ids.tolist()
+    if head == "classifier":
+        return {"task": row.task, "input_ids": ids[: row.prompt_length], "labels": [row.label]}
+    labels = [IGNORED] * row.prompt_length + ids[row.prompt_length :]
+    return {"task": row.task, "input_ids": ids, "labels": labels}
+
+
+def folder_params(study: StudyLayout, base: Path, settings: AnalysisSpec) -> Params:
+    """Return the analyses' settings for folders from anywhere; what needs inputs gets the built-in text."""
+    text = DataSpec(general_text="builtin")
+    windows = load_windows(text, load_tokenizer(base), settings.drift_rows)
+    rows = pd.DataFrame({"input_ids": [list(window.input_ids) for window in windows]})
+    drift = _written(study.base / "drift_inputs.parquet", rows)
+    beginnings = [list(window.input_ids[:TEXT_TOKENS]) for window in windows[: settings.gradient_rows]]
+    labels = [[IGNORED, *ids[1:]] for ids in beginnings]
+    table = pd.DataFrame({"task": "general_text", "input_ids": beginnings, "labels": labels})
+    gradients = _written(study.base / "gradient_inputs.parquet", table) if beginnings else None
+    return _params(study, settings, drift, gradients)
+
+
+def _params(study: StudyLayout, settings: AnalysisSpec, drift: Path, gradients: Path | None) -> Params:
+    return Params(
+        cache=study.base / "cache",
+        top_k=settings.top_k,
+        intruder_threshold=settings.intruder_threshold,
+        intruder_thresholds=settings.intruder_thresholds,
+        vector_counts=settings.vector_counts,
+        drift_rows=settings.drift_rows,
+        drift_inputs=drift,
+        keep_representations=settings.keep_representations,
+        gradient_inputs=gradients,
+        workers=settings.workers,
+    )
+
+
+def _written(path: Path, table: pd.DataFrame) -> Path:
+    """Write rows unless the same are there: an unchanged file keeps what was computed from it."""
+    with files.locked(path.with_suffix(".lock")):  # ranks come at the same time
+        if not path.exists() or _plain(files.read_table(path)) != _plain(table):
+            files.write_parquet(path, table)
+    return path
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as plain values: a list comes back from a file as an array."""
+    plain = table.map(lambda value: list(value) if isinstance(value, list | np.ndarray) else value)
+    return [dict(zip(plain.columns, row, strict=True)) for row in plain.itertuples(index=False)]

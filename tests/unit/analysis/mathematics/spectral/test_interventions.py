@@ -1,0 +1,101 @@
+"""What an intervention does to one matrix, against dense NumPy; its controls are of equal strength."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rankdrift.analysis.mathematics.spectral import interventions
+from rankdrift.analysis.mathematics.spectral.linalg import SingularSystem
+
+
+@pytest.fixture(params=[(40, 24), (24, 40)], ids=["tall", "wide"])
+def matrices(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]:
+    """W0 and dW, of full rank."""
+    generator = np.random.default_rng(3)
+    return generator.standard_normal(request.param), 0.3 * generator.standard_normal(request.param)
+
+
+def system_of(matrix: np.ndarray) -> SingularSystem:
+    left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
+    return SingularSystem(sigma, left, right.T)
+
+
+def edited(
+    matrices: tuple[np.ndarray, np.ndarray], strength: float, chosen: list[int], others: list[int]
+) -> dict[str, np.ndarray]:
+    base, update = matrices
+    system = system_of(base + update)
+    made = interventions.edits(system, update, chosen, others, strength, np.random.default_rng(0))
+    assert set(made) == set(interventions.ARMS)
+    return {arm: edit.tuned(base, update) for arm, edit in made.items()}
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.7])
+def test_chosen_singular_values_are_scaled_and_nothing_else(
+    matrices: tuple[np.ndarray, np.ndarray], strength: float
+) -> None:
+    system = system_of(sum(matrices))
+    for arm, indices in (("intruders", [0, 3]), ("neighbours", [1, 2])):
+        sigma = system.sigma.copy()
+        sigma[indices] *= strength
+        expected = (system.left * sigma) @ system.right.T
+        found = edited(matrices, strength, [0, 3], [1, 2])[arm]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_strength_one_changes_nothing(matrices: tuple[np.ndarray, np.ndarray]) -> None:
+    for found in edited(matrices, 1.0, [0, 1], [2, 3]).values():
+        np.testing.assert_allclose(found, sum(matrices), atol=1e-12)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.7])
+def test_random_directions_are_an_edit_of_the_same_norm(
+    matrices: tuple[np.ndarray, np.ndarray], strength: float
+) -> None:
+    found, tuned = edited(matrices, strength, [0, 4], [1, 2]), sum(matrices)
+    sizes = {arm: np.linalg.norm(matrix - tuned) for arm, matrix in found.items()}
+    assert sizes["random"] == pytest.approx(sizes["intruders"], rel=1e-12)
+    assert np.linalg.matrix_rank(found["random"] - tuned) == 2
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.7, 0.95])
+def test_the_update_is_shrunk_by_an_edit_of_the_same_norm(
+    matrices: tuple[np.ndarray, np.ndarray], strength: float
+) -> None:
+    found, (base, update) = edited(matrices, strength, [0, 4], [1, 2]), matrices
+    edit = np.linalg.norm(found["intruders"] - base - update)
+    share = max(0, 1 - edit / np.linalg.norm(update))  # at strength 0 the edit is larger than the update
+    np.testing.assert_allclose(found["shrunk"], base + share * update, atol=1e-12)
+
+
+def test_the_rescaled_update_has_the_norm_that_the_edit_leaves(
+    matrices: tuple[np.ndarray, np.ndarray],
+) -> None:
+    found, (base, update) = edited(matrices, 0.0, [0, 4], [1, 2]), matrices
+    change = found["rescaled"] - base
+    assert np.linalg.norm(change) == pytest.approx(np.linalg.norm(found["intruders"] - base), rel=1e-12)
+    cosine = (change * update).sum() / (np.linalg.norm(change) * np.linalg.norm(update))
+    assert cosine == pytest.approx(1.0)
+
+
+def test_an_intruder_that_was_planted_is_what_is_removed() -> None:
+    generator = np.random.default_rng(0)
+    base = generator.standard_normal((60, 30))
+    left, right = generator.standard_normal(60), generator.standard_normal(30)
+    planted = 30 * np.outer(left / np.linalg.norm(left), right / np.linalg.norm(right))
+    system = system_of(base + planted)
+    cosines = np.abs(system_of(base).left.T @ system.left).max(axis=0)
+    assert interventions.intruders_of(cosines, 0.5, 1, False) == [0]
+    removed = interventions.edits(system, planted, [0], [1], 0.0, generator)["intruders"].tuned(base, planted)
+    # sigma of the planted vector is 30, far above the base's largest: what is left of dW is small beside it
+    assert np.linalg.norm(removed - base) < 0.35 * np.linalg.norm(planted)
+
+
+def test_which_vectors_are_intruders_and_which_their_controls() -> None:
+    cosines = np.array([0.9, 0.2, 0.3, 0.8, 0.1, 0.7, 0.95, 0.2])
+    assert interventions.intruders_of(cosines, 0.5, 6, False) == [1, 2, 4]
+    assert interventions.intruders_of(cosines, 0.5, 6, True) == [1]
+    assert interventions.intruders_of(cosines, 0.05, 6, True) == []
+    assert interventions.neighbours_of([1, 2, 4], cosines, 0.5) == [0, 3, 5]
+    assert interventions.neighbours_of([1, 2, 4, 7], cosines, 0.92) == [6]  # the others are intruders too

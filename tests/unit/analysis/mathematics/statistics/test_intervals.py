@@ -1,0 +1,129 @@
+"""Intervals and paired tests against closed forms and published examples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rankdrift.analysis.mathematics.statistics.intervals import (
+    mcnemar,
+    paired_t_interval,
+    t_interval,
+)
+from rankdrift.errors import UserError
+
+
+@pytest.mark.parametrize(("confidence", "t"), [(0.95, 4.302653), (0.9, 2.919986)])
+def test_t_interval_of_three_seeds(confidence: float, t: float):
+    got = t_interval([1.0, 2.0, 3.0], confidence)
+    half = t / math.sqrt(3)  # s = 1; t from the tables for 2 degrees of freedom
+    assert (got.mean, got.low, got.high) == pytest.approx((2.0, 2.0 - half, 2.0 + half), rel=1e-6)
+    assert (got.n, got.reason) == (3, "")
+
+
+DRAWS = 2000
+
+
+def four_standard_errors(share: float, draws: int = DRAWS) -> float:
+    """A correct simulation is further off than this once in 16,000."""
+    return 4 * math.sqrt(share * (1 - share) / draws)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_t_interval_covers_what_it_says(seeds: int):
+    found = [t_interval(values) for values in np.random.default_rng(0).normal(size=(DRAWS, seeds))]
+    covered = np.mean([each.low <= 0 <= each.high for each in found])
+    assert covered == pytest.approx(0.95, abs=four_standard_errors(0.95))
+
+
+def test_a_percentile_bootstrap_of_three_seeds_covers_three_quarters():
+    """The pitfall. All three resamples are the smallest with p = 1/27 > .025: it is the range of the three,
+    which holds the centre of a symmetric distribution unless all lie on one side, 1 - 2 / 2^3 = .75."""
+    values = np.random.default_rng(0).normal(size=(DRAWS, 3))
+    bootstrap = stats.bootstrap(
+        (values,), np.mean, axis=-1, method="percentile", n_resamples=999, batch=50, rng=1
+    ).confidence_interval
+    naive = np.mean((bootstrap.low <= 0) & (bootstrap.high >= 0))
+    assert naive == pytest.approx(0.75, abs=four_standard_errors(0.75))
+    ours = np.mean([each.low <= 0 <= each.high for each in map(t_interval, values)])
+    assert ours == pytest.approx(0.95, abs=four_standard_errors(0.95))
+
+
+def test_paired_t_interval_of_differences():
+    got = paired_t_interval([10.0, 20.0, 30.0], [11.0, 22.0, 33.0])
+    alone = t_interval([1.0, 2.0, 3.0])
+    assert (got.interval.mean, got.interval.low, got.interval.high) == (alone.mean, alone.low, alone.high)
+    assert got.stdev == 1.0
+    t = 2.0 * math.sqrt(3)  # mean / (s / sqrt n); with 2 degrees of freedom P(T > t) is in closed form
+    assert got.p_value == pytest.approx(1 - t / math.sqrt(t**2 + 2))
+
+
+def test_pairing_removes_what_the_seed_does_to_both():
+    """The seed's part has 20 times the spread of the rest; power and coverage come from the rest alone."""
+    generator = np.random.default_rng(0)
+    seeds = 20 * generator.normal(size=(DRAWS, 3, 1))
+    pairs = seeds + generator.normal(size=(DRAWS, 3, 2))
+    found = [paired_t_interval(*pair.T) for pair in pairs]
+    covered = np.mean([each.interval.low <= 0 <= each.interval.high for each in found])
+    assert covered == pytest.approx(0.95, abs=four_standard_errors(0.95))
+    rejected = np.mean([each.p_value < 0.05 for each in found])
+    assert rejected == pytest.approx(0.05, abs=four_standard_errors(0.05))
+    assert np.median([each.stdev for each in found]) < 2
+
+
+def test_seeds_that_agree_have_no_interval():
+    assert "same value" in t_interval([0.9, 0.9, 0.9]).reason
+    first, second = np.array([0.1, 0.2, 0.3]), np.array([0.2, 0.3, 0.4])
+    assert np.ptp(second - first) > 0  # rounding alone, which a t test would call significant
+    with pytest.warns(RuntimeWarning, match="cancellation"):
+        assert stats.ttest_rel(first, second).pvalue < 1e-30
+    found = paired_t_interval(first, second)
+    assert (found.interval.low, found.interval.high, found.p_value) == (None, None, None)
+    assert "same value" in found.interval.reason
+
+
+def test_one_pair_has_a_difference_and_a_reason():
+    found = paired_t_interval([0.5], [0.75])
+    assert (found.interval.mean, found.stdev, found.p_value) == (0.25, None, None)
+    assert "one seed" in found.interval.reason
+
+
+def test_one_seed_has_a_mean_and_a_reason_but_no_interval():
+    got = t_interval([0.7])
+    assert (got.mean, got.low, got.high) == (0.7, None, None)
+    assert "one seed" in got.reason
+
+
+def test_mcnemar_counts_only_where_models_differ():
+    first = [True] * 20 + [False] * 5 + [True] + [False] * 3
+    second = [True] * 20 + [True] * 5 + [False] + [False] * 3
+    got = mcnemar(first, second)
+    assert (got.gained, got.lost) == (5, 1)
+    assert got.p_value == pytest.approx(2 * (1 + 6) / 2**6)  # P(at most 1 of 6), two-sided
+    assert mcnemar(first, first).p_value == 1.0
+
+
+def test_mcnemar_is_wrong_no_more_often_than_it_says():
+    """Two equally good models that differ on a quarter of 100 items; the exact test is conservative."""
+    generator = np.random.default_rng(0)
+    outcomes = generator.choice(4, p=[0.5, 0.125, 0.125, 0.25], size=(DRAWS, 100))
+    p_values = [mcnemar(draw % 2, draw // 2 % 2).p_value for draw in outcomes]
+    assert 0.01 < np.mean(np.array(p_values) < 0.05) <= 0.05 + four_standard_errors(0.05)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: t_interval([]), "one or more finite numbers"),
+        (lambda: t_interval([1.0, math.nan]), "one or more finite numbers"),
+        (lambda: mcnemar([1.0, 0.0], [1.0]), "2 and 1 items"),
+        (lambda: paired_t_interval([1.0, 2.0], [1.0]), "2 and 1 seeds"),
+        (lambda: mcnemar([0.5], [1.0]), "right \\(1\\) or wrong \\(0\\)"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(call, message: str):
+    with pytest.raises(UserError, match=message):
+        call()

@@ -1,0 +1,135 @@
+"""Streamed safetensors files, read back by the official library."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from rankdrift.export import safetensors_writer
+from rankdrift.zero_checkpoint.checksums import ChecksummingWriter, StoredFile
+from rankdrift.zero_checkpoint.shards import open_checkpoint
+
+
+@pytest.mark.parametrize("dtype", safetensors_writer.DTYPES)
+@pytest.mark.parametrize("chunk", [8, 2**20])
+def test_the_official_reader_finds_the_same_tensors(
+    tmp_path: Path,
+    zero: Any,
+    tensors: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    chunk: int,
+) -> None:
+    monkeypatch.setattr(safetensors_writer, "_CHUNK", chunk)
+    tensors["nothing"] = torch.empty(0, 3)
+    checkpoint = open_checkpoint(zero.save_stage_0(tmp_path / "step", tensors))
+    path, written = tmp_path / "x.safetensors", []
+    stored = safetensors_writer.write_safetensors(
+        path, checkpoint.tensors, safetensors_writer.DTYPES[dtype], written.append
+    )
+    loaded = load_file(path)
+    assert set(loaded) == set(tensors)
+    assert all(
+        torch.equal(loaded[name], tensors[name].to(safetensors_writer.DTYPES[dtype])) for name in tensors
+    )
+    assert stored == StoredFile(path.stat().st_size, xxhash.xxh3_128_hexdigest(path.read_bytes()))
+    assert sum(written) == sum(
+        tensor.numel() * safetensors_writer.DTYPES[dtype].itemsize for tensor in tensors.values()
+    )
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0  # so that the tensors lie aligned
+    with safe_open(path, "pt") as handle:
+        assert handle.metadata() == {"format": "pt"}
+
+
+def evict(path: Path) -> None:
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def resident(path: Path) -> list[bool]:
+    """Whether each page of a file is in the page cache, by mincore(2)."""
+    with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        address = ctypes.c_void_p(ctypes.addressof(start))
+        failed = ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(mapped)), pages)
+        del start
+        assert not failed
+        return [bool(page & 1) for page in pages]
+
+
+def bytes_read_from_disk() -> int:
+    match = re.search(r"^read_bytes: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
+    assert match
+    return int(match[1])
+
+
+def test_nothing_is_read_but_the_masters(tmp_path: Path, zero: Any) -> None:
+    """Of files that hold other things beside them; and nothing of it stays in the page cache."""
+    tensors = {f"layer{n}": torch.full((2**20,), float(n)) for n in range(6)}
+    moments = {"state": {0: {"exp_avg": torch.zeros(12 * 2**20)}}}
+    folder = zero.save_stage_2(tmp_path / "step", [tensors], 1, base_optimizer_state=moments)
+    files = [folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt", folder / "mp_rank_00_model_states.pt"]
+    for path in files:
+        evict(path)
+        if any(resident(path)):
+            pytest.skip(f"{tmp_path} is on a file system that does not leave the page cache")
+    before = bytes_read_from_disk()
+    checkpoint = open_checkpoint(folder)
+    safetensors_writer.write_safetensors(
+        tmp_path / "x", checkpoint.tensors, torch.float32, lambda count: None
+    )
+    masters, index = 6 * 2**20 * 4, 2**20
+    assert masters <= bytes_read_from_disk() - before <= masters + index
+    assert sum(sum(resident(path)) for path in files) * mmap.PAGESIZE <= index
+
+
+def test_splitting_keeps_order_and_the_limit(tmp_path: Path, zero: Any) -> None:
+    sizes = {"a": 10, "b": 10, "c": 50, "d": 5, "e": 15}
+    tensors = {name: torch.zeros(size) for name, size in sizes.items()}
+    checkpoint = open_checkpoint(zero.save_stage_0(tmp_path, tensors))
+    parts = safetensors_writer.split(checkpoint.tensors, torch.float32, limit=80)
+    assert [list(part) for part in parts] == [["a", "b"], ["c"], ["d", "e"]]
+    assert [list(part) for part in safetensors_writer.split(checkpoint.tensors, torch.bfloat16, 10**6)] == [
+        list(sizes)
+    ]
+
+
+def test_a_part_is_not_overwritten_while_it_is_written(
+    tmp_path: Path, zero: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next part is read meanwhile: many small tensors on two ranks, a slow disk."""
+    monkeypatch.setattr(safetensors_writer, "_CHUNK", 64)
+    tensors = {f"t{n}": torch.randn(n) for n in range(1, 60)} | {"turned": torch.randn(3, 5).T}
+    known = ChecksummingWriter.write
+
+    def slow(self: ChecksummingWriter, data: memoryview) -> int:
+        time.sleep(0.001)
+        return known(self, data)
+
+    monkeypatch.setattr(ChecksummingWriter, "write", slow)
+    for save in (
+        lambda folder: zero.save_stage_0(folder, tensors),
+        lambda folder: zero.save_stage_2(folder, [tensors], 2),
+        lambda folder: zero.save_stage_3(folder, [tensors], 2),
+    ):
+        shutil.rmtree(tmp_path / "step", ignore_errors=True)
+        checkpoint = open_checkpoint(save(tmp_path / "step"))
+        safetensors_writer.write_safetensors(
+            tmp_path / "x", checkpoint.tensors, torch.float32, lambda count: None
+        )
+        loaded = load_file(tmp_path / "x")
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())

@@ -1,0 +1,83 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rankdrift import files
+from rankdrift.errors import UserError, did_you_mean
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(path, {"a": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(path, "half \ud800")
+    assert files.read_json(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_json_lines_file_cut_short_by_a_kill_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert files.read_jsonl(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2"):
+        files.read_jsonl(path)
+
+
+def test_a_table_has_parquet_csv_and_metadata(tmp_path: Path) -> None:
+    table = pd.DataFrame({"a": [1, 2], "b": [0.5, None]})
+    files.write_table(tmp_path / "t.parquet", table, {"columns": {"a": "count"}})
+    pd.testing.assert_frame_equal(files.read_table(tmp_path / "t.parquet"), table)
+    assert (tmp_path / "t.csv").read_text() == "a,b\n1,0.5\n2,\n"
+    assert files.read_json(tmp_path / "t.meta.json")["rows"] == 2
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    bad = tmp_path / "t.parquet"
+    with pytest.raises(UserError, match=r"t\.parquet: no such table"):
+        files.read_table(bad)
+    bad.write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match=r"t\.parquet: not a readable Parquet table"):
+        files.read_table(bad)
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
+        files.read_json(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match=r"bad\.json: not valid JSON"):
+        files.read_json(tmp_path / "bad.json")
+
+
+def test_a_fingerprint_changes_with_contents_and_names(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    before = files.fingerprint(tmp_path)
+    assert files.fingerprint(tmp_path) == before
+    (tmp_path / "a").write_text("12")
+    changed = files.fingerprint(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len({before, changed, files.fingerprint(tmp_path)}) == 3
+
+
+def test_digests_are_sha256(tmp_path: Path) -> None:
+    # FIPS 180-4, the one-block example
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (tmp_path / "f").write_text("abc")
+    assert files.digest_text("abc") == files.digest_file(tmp_path / "f") == expected
+    assert files.digest_json({"b": 1, "a": 2}) == files.digest_json({"a": 2, "b": 1})
+
+
+def test_environment_names_versions() -> None:
+    facts = files.environment()
+    assert facts["packages"]["torch"].startswith("2.")
+    assert facts["packages"]["rankdrift"]
+
+
+def test_suggestions() -> None:
+    assert did_you_mean("sst", ["sst2", "rte"]) == "did you mean 'sst2'? Known: rte, sst2."
+    assert did_you_mean("zzz", ["rte"]) == "Known: rte."
+    assert did_you_mean("zzz", []) == "Known: none."
