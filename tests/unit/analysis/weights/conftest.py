@@ -81,7 +81,7 @@ def lora(models: Models) -> Path:
 @pytest.fixture(scope="session")
 def zero(root: Path) -> ModuleType:
     """The functions that write ZeRO checkpoints of each layout by hand, of the checkpoint reader's tests."""
-    spec = importlib.util.spec_from_file_location("zero", root / "tests/unit/checkpoint/conftest.py")
+    spec = importlib.util.spec_from_file_location("zero", root / "tests/unit/checkpoints/conftest.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
