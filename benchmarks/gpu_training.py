@@ -1,23 +1,32 @@
-"""How many tokens a second, and how many TFLOP/s, do full fine-tuning and LoRA reach on one GPU?
+"""How many tokens a second, and how much of the GPU, do full fine-tuning and LoRA reach on one GPU?
 
-    python benchmarks/gpu_training.py                            on a GPU: Llama shapes of 1.1 B parameters
-    python benchmarks/gpu_training.py --shape tiny --repeats 2   anywhere: checks the script itself
+    python benchmarks/gpu_training.py                            on a GPU: Llama's shape of 1.1 B parameters
+    python benchmarks/gpu_training.py --shape tiny --repeats 1   anywhere: checks the script itself
 
-Weights are random (speed does not depend on them); rows are those of the built-in task ``describe``. Runs
-of both methods are made in turn. FLOPs a token are 6 N for full fine-tuning and 4 N + 6 N_LoRA for LoRA, N
-the parameters in matrix products (frozen weights need no gradient); attention's own are left out.
+Weights are random (speed does not depend on them) and so are the rows' tokens; every token of the second
+half of a row carries loss. Rows have one length, or (``--lengths sst2``) lengths spread as SST-2's are. Each run is a process of its own: our own loop on our own engine, without saves. Runs of both methods
+are made in turn; what is measured is written after each, and none is begun that ``--minutes`` has no time for.
+
+FLOPs a token are 6 N for full fine-tuning and 4 N + 6 N_LoRA for LoRA, N the parameters in matrix products
+(frozen weights need no gradient), and attention's own, 12 L S h / 2 for causal rows of S tokens (4 of the 6
+products if frozen weights lie around it as well: gradients pass through it). MFU is over the bf16 matrix
+product measured in the same process. ``--profile`` adds the kernels that take the time of two steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,9 +34,8 @@ from rankdrift import files
 from rankdrift.models.tiny import tiny_config, tiny_tokenizer
 
 HERE = Path(__file__).resolve().parent
-CONFIG = HERE.parent / "ds_configs" / "zero1.json"
-WARM_UP = 3
-METHODS = ("full", "lora")
+WARM_UP, METHODS = 3, ("full", "lora")
+RANK = 16
 
 
 def shape(name: str) -> LlamaConfig:
@@ -50,8 +58,8 @@ def shape(name: str) -> LlamaConfig:
 
 def save_model(config: LlamaConfig, folder: Path) -> int:
     """Save random weights and the byte tokenizer; return the parameters in matrix products."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
@@ -60,65 +68,213 @@ def save_model(config: LlamaConfig, folder: Path) -> int:
     return sum(p.numel() for p in model.parameters()) - (0 if config.tie_word_embeddings else embedding)
 
 
-def run_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train a few steps on one rank; return the medians of the last ones."""
-    with tempfile.TemporaryDirectory() as output:
+# ---- one run, in a process of its own
+
+
+def synthetic_rows(lengths: np.ndarray, vocabulary: int) -> Any:
+    """Return rows of random tokens of these lengths, the second half of each its target."""
+    from rankdrift.data.tokens import Row, TokenizedRows
+
+    generator = np.random.default_rng(0)
+    rows = [
+        Row(generator.integers(3, vocabulary, n, dtype=np.int32), int(n) // 2, None, "random", number)
+        for number, n in enumerate(lengths)
+    ]
+    return TokenizedRows(rows, 0, 0)
+
+
+def lengths_of(kind: str, longest: int, count: int) -> np.ndarray:
+    """Return the rows' lengths: all the longest, or spread as SST-2's prompts are (mean 25, sd 11 words)."""
+    if kind == "fixed":
+        return np.full(count, longest)
+    drawn = np.random.default_rng(1).gamma(5.2, 0.19, count)  # mean 1, coefficient of variation 0.44
+    return np.clip((drawn * longest / 2.5).astype(int), 8, longest)
+
+
+def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train a few steps on one rank; return the medians of all but the first, and what the GPU can do."""
+    from rankdrift.data.batches import BatchOrder
+    from rankdrift.layout import StudyLayout
+    from rankdrift.models.base import load_model
+    from rankdrift.spec import apply_overrides, parse_spec
+    from rankdrift.training import engine, setup, trainer
+    from rankdrift.training.stop_requests import Requests
+
+    rows = arguments.rows
+    with tempfile.TemporaryDirectory() as output, engine.process_group():
         overrides = [
-            *(f"output={output}", "study=s", "arm=a", f"model.name={folder}", "data.tasks=[describe]"),
-            *(f"method.name={method}", "method.rank=16", f"training.steps={arguments.steps}"),
-            *(f"training.global_batch={arguments.rows}", f"training.micro_batch={arguments.rows}"),
-            *(
-                "training.warmup_steps=1",
-                "training.probe_every=0",
-                "training.eval_rows=2",
-                "data.max_length=256",
-            ),
+            f"output={output}",
+            f"model.name={folder}",
+            f"method.name={method}",
+            f"method.rank={RANK}",
         ]
-        command = [sys.executable, "-m", "rankdrift", "train", "--config", str(CONFIG), *overrides]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        run = Path(output) / "s" / "runs" / "a-seed42"
-        rows = [row for row in files.read_jsonl(run / "metrics.jsonl") if row["split"] == "train"][WARM_UP:]
-        trained = files.read_json(run / "status.json")["trainable_parameters"]
-    medians = {key: statistics.median(row[key] for row in rows) for key in ("seconds", "tokens_per_second")}
-    return {**medians, "memory_gib": max(row["memory_gib"] for row in rows), "trained": trained}
+        overrides += ["data.tasks=[topic]", "data.train_limit=64", "data.validation_limit=8"]
+        overrides += [f"training.steps={arguments.steps}", f"training.global_batch={rows}"]
+        overrides += [f"training.micro_batch={arguments.micro_batch}", "training.warmup_steps=1"]
+        overrides += ["training.probe_every=0", "training.precision=bf16"]
+        spec = parse_spec(apply_overrides({}, overrides))
+        run = StudyLayout(spec.study_root).run(spec.run_name)
+        planned = setup.set_up(spec, run, HERE.parent / "ds_configs" / arguments.config)
+        lengths = lengths_of(arguments.lengths, arguments.length, rows * arguments.steps)
+        data = synthetic_rows(lengths, shape(arguments.shape).vocab_size)
+        order = BatchOrder(len(lengths), rows, spec.seed)
+        planned = dataclasses.replace(
+            planned, data=dataclasses.replace(planned.data, train=data, order=order, lengths=lengths)
+        )
+        model = planned.method.prepare(load_model(planned.base, spec.model, 0), spec.method, planned.base)
+        under = engine.Engine(model, spec.training, planned.config)
+        loop = trainer.Trainer(planned, under, Requests())
+        loop.journal = loop.expected = None
+        seconds = [timed(loop, step) for step in range(1, arguments.steps + 1)][WARM_UP:]
+        tokens = [
+            int(lengths[order.rows(step - 1)].sum()) for step in range(WARM_UP + 1, arguments.steps + 1)
+        ]
+        found = {
+            "seconds": statistics.median(seconds),
+            "tokens_per_second": sum(tokens) / sum(seconds),
+            "padding": padding_share(loop, arguments.steps),
+            "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+            "trained": sum(under.numels.values()),
+            "matmul_teraflops": matmul_peak(),
+        }
+        if arguments.profile:
+            found["kernels"] = profile(loop)
+    return found
 
 
-def flops_per_token(method: str, multiplied: int, trained: int) -> float:
-    """Return the floating-point operations of forward and backward a token, without attention's own."""
-    return 6.0 * multiplied if method == "full" else 4.0 * multiplied + 6.0 * trained
+def timed(loop: Any, step: int) -> float:
+    """Return the seconds of one step, the device's work included."""
+    from rankdrift.training import engine
+
+    engine.wait_for_device()
+    began = time.perf_counter()
+    loop._train_step(step)
+    engine.wait_for_device()
+    return time.perf_counter() - began
 
 
-def main() -> None:
-    """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=("1.1b", "tiny"), default="1.1b")
-    parser.add_argument("--rows", type=int, default=64, help="rows a step, in one pass")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "gpu_training.json")
-    arguments = parser.parse_args()
-    runs: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        multiplied = save_model(shape(arguments.shape), folder)
-        for repeat in range(arguments.repeats):
-            for method in METHODS:
-                runs[method].append(run_once(method, folder, arguments))
-                print(
-                    f"{repeat + 1}/{arguments.repeats} {method}: {json.dumps(runs[method][-1])}", flush=True
-                )
-    summary = {}
-    for method, found in runs.items():
-        speed = statistics.median(run["tokens_per_second"] for run in found)
-        flops = flops_per_token(method, multiplied, int(found[0]["trained"]))
-        summary[method] = {"tokens_per_second": speed, "teraflops": speed * flops / 1e12}
-    ratio = summary["lora"]["tokens_per_second"] / summary["full"]["tokens_per_second"]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+def padding_share(loop: Any, steps: int) -> float:
+    """Return the share of the batches' cells that hold no token."""
+    cells = real = 0
+    for step in range(steps):
+        for part in loop._micro_batches(loop.data.order.rows(step)):
+            sizes = [len(row.input_ids) for row in part]
+            cells, real = cells + max(sizes) * len(sizes), real + sum(sizes)
+    return 1 - real / cells
+
+
+def matmul_peak(size: int = 8192, repeats: int = 20) -> float | None:
+    """Return the TFLOP/s of a large bf16 matrix product of random numbers; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    one, other = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    seconds = []
+    for _ in range(repeats):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        one @ other
+        ended.record()
+        torch.cuda.synchronize()
+        seconds.append(began.elapsed_time(ended) / 1e3)
+    return 2 * size**3 / statistics.median(seconds) / 1e12
+
+
+def profile(loop: Any) -> list[dict[str, Any]]:
+    """Return the kernels that two steps spend most of the device's time in, and the host's operators."""
+    from torch.profiler import ProfilerActivity
+
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with torch.profiler.profile(activities=activities) as recorded:
+        for step in (1, 2):
+            timed(loop, step)
+    events = sorted(
+        recorded.key_averages(), key=lambda e: -(e.self_device_time_total or e.self_cpu_time_total)
+    )
+    return [
+        {
+            "name": e.key[:100],
+            "calls": e.count,
+            "device_ms": e.self_device_time_total / 1e3,
+            "host_ms": e.self_cpu_time_total / 1e3,
+        }
+        for e in events[:40]
+    ]
+
+
+# ---- all runs
+
+
+def flops_per_token(method: str, multiplied: int, trained: int, config: LlamaConfig, length: float) -> float:
+    """Return the floating-point operations of forward and backward a token."""
+    attention = 12 * config.num_hidden_layers * config.hidden_size * length / 2
+    return attention + (6.0 * multiplied if method == "full" else 4.0 * multiplied + 6.0 * trained)
+
+
+def summary_of(
+    method: str, runs: list[dict[str, Any]], multiplied: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the medians over runs of one method."""
+    speed = statistics.median(run["tokens_per_second"] for run in runs)
+    mean = lengths_of(arguments.lengths, arguments.length, arguments.rows * arguments.steps).mean()
+    rate = (
+        speed * flops_per_token(method, multiplied, runs[0]["trained"], shape(arguments.shape), mean) / 1e12
+    )
+    peak = runs[0]["matmul_teraflops"]
+    return {
+        "tokens_per_second": speed,
+        "teraflops": rate,
+        "mfu": rate / peak if peak else None,
+        "runs": len(runs),
+    }
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure in turn until time is up; write what there is after every run."""
+    ends = time.monotonic() + 60 * arguments.minutes
+    runs: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "output"}
-    result = {"settings": settings, "gpu": gpu, "summary": summary, "ratio_lora_to_full": ratio, "runs": runs}
-    files.write_json(arguments.output, {**result, "environment": files.environment()})
-    print(json.dumps({"summary": summary, "ratio_lora_to_full": ratio}, indent=2))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, longest = Path(scratch) / "model", 0.0
+        multiplied = save_model(shape(arguments.shape), folder)
+        for number in range(arguments.repeats * len(METHODS)):
+            began = time.monotonic()
+            if began + longest > ends:
+                print(f"no time for run {number + 1}", flush=True)
+                break
+            method = METHODS[number % len(METHODS)]
+            command = [sys.executable, __file__, *sys.argv[1:], "--one", method, "--folder", str(folder)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            runs[method].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            longest = max(longest, time.monotonic() - began)
+            print(
+                method,
+                {k: v for k, v in runs[method][-1].items() if k != "kernels"},
+                f"{longest:.0f} s",
+                flush=True,
+            )
+            summary = {m: summary_of(m, found, multiplied, arguments) for m, found in runs.items() if found}
+            result = {"settings": settings, "gpu": gpu, "summary": summary, "runs": runs}
+            files.write_json(arguments.output, {**result, "environment": files.environment()})
+    print(json.dumps(summary, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=("1.1b", "tiny"), default="1.1b")
+    parser.add_argument("--rows", type=int, default=64, help="rows a step")
+    parser.add_argument("--micro-batch", type=int, default=32, help="rows a pass")
+    parser.add_argument("--length", type=int, default=512, help="longest row, in tokens")
+    parser.add_argument("--lengths", choices=("fixed", "sst2"), default="fixed")
+    parser.add_argument("--config", default="zero1.json")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "gpu_training.json")
+    given = parser.parse_args()
+    print(json.dumps(train_once(given.one, given.folder, given))) if given.one else main(given)

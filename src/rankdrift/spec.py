@@ -140,7 +140,7 @@ class TrainingSpec(_Section):
     """Keep checkpoints whose step is a multiple of it."""
     keep_best: PositiveInt | None = None
     """Keep so many checkpoints of the lowest validation loss."""
-    probe_every: NonNegativeInt = 1
+    probe_every: NonNegativeInt = 10
     """Steps between gradient statistics; 0 switches them off."""
 
     @model_validator(mode="after")

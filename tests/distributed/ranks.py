@@ -9,14 +9,16 @@ import sys
 from pathlib import Path
 
 
-def run_ranks(ranks: int, script: Path, *arguments: str, timeout: float = 280) -> None:
+def run_ranks(
+    ranks: int, script: Path, *arguments: str, timeout: float = 280, accelerator: str = "cpu"
+) -> None:
     """Run ``script`` once a rank; fail with the error stream of a rank that fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     # the launcher sets LOCAL_SIZE, and DeepSpeed opens shared memory only where it does
-    shared |= {"LOCAL_SIZE": ranks, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu"}
+    shared |= {"LOCAL_SIZE": ranks, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": accelerator}
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), *arguments],

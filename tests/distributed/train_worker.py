@@ -6,18 +6,21 @@ early, as if killed: at the save of the step "stop_at", after it or ("saved" is 
 begin as a copy of another run up to the save of a step: "copy_of" (its folder), "copy_step". With "states" it
 writes what DeepSpeed gathers from the engine below its folder: ``saved-N.pt`` at each save, ``restored-N.pt``
 after a resume. "forged" (a step) doubles a loss in the log first; "forget" removes what is kept for replay;
-with "refused" (a file's name below its folder) it may end with an IntegrityError, whose text goes there.
+with "refused" (a file's name below its folder) it may end with an IntegrityError, whose text goes there. Its
+probe takes "slow_probe" seconds longer.
 
 Called outside a process group, it takes a list of {"ranks", "jobs"} and forks one group after the other.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,9 @@ from rankdrift.errors import IntegrityError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.spec import load_recipe
 from rankdrift.training import checkpointing, engine, trainer
+from rankdrift.training.probes import gradients
 
+PROBE = gradients.PROBE
 SAVE, RESUME = checkpointing.save, checkpointing.resume
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -62,7 +67,12 @@ def watch(job: dict[str, Any]) -> None:
             write_state(under, run.root / f"restored-{step}.pt")
         return step
 
+    def measure(under: engine.Engine) -> list[dict[str, Any]]:
+        time.sleep(job.get("slow_probe", 0))
+        return PROBE.measure(under)
+
     checkpointing.save, checkpointing.resume = save, resume
+    gradients.PROBE = dataclasses.replace(PROBE, measure=measure)
 
 
 def write_state(under: engine.Engine, path: Path) -> None:

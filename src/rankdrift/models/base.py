@@ -25,7 +25,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -198,6 +197,8 @@ def _from_gguf(path: Path) -> Path:
 
 def _convert_gguf(path: Path, target: Path) -> None:
     """Dequantise a GGUF file to fp32 safetensors; without ``dequantize`` the model could not be saved."""
+    from transformers import GgufConfig
+
     options = {"gguf_file": path.name}
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -98,6 +98,8 @@ def merge(
     # torch's fused AdamW also runs on the CPU; DeepSpeed's own would be compiled at first use
     config.setdefault("zero_force_ds_cpu_optimizer", False)
     config, notes = _without_stage0_bf16(config, precision)
+    if precision == "bf16":
+        notes += _accumulate_in_fp32(config)
     return config, notes + _not_resumable(config["zero_optimization"])
 
 
@@ -130,6 +132,23 @@ def _without_stage0_bf16(config: dict[str, Any], precision: str) -> tuple[dict[s
         "zero gradients at start and does not compare with stages 1-3"
     )
     return {**config, "zero_optimization": zero}, [note]
+
+
+def _accumulate_in_fp32(config: dict[str, Any]) -> list[str]:
+    """Add up and reduce gradients in fp32 unless the JSON says otherwise; return a sentence where it does.
+
+    DeepSpeed's default is the model's dtype: in bf16, whose sums stop growing once a term is below 1/256 of
+    them, what many accumulation steps add up to is wrong.
+    """
+    config["data_types"] = {"grad_accum_dtype": "fp32", **config.get("data_types", {})}
+    config.setdefault("communication_data_type", "fp32")
+    chosen = config["data_types"]["grad_accum_dtype"], config["communication_data_type"]
+    if chosen == ("fp32", "fp32"):
+        return []
+    return [
+        f"gradients are added up in {chosen[0]} and reduced in {chosen[1]}, as data_types.grad_accum_dtype "
+        "and communication_data_type ask: sums of many micro-batches or ranks lose digits"
+    ]
 
 
 def _recipe_knobs(spec: Spec, plan: BatchPlan, precision: str) -> dict[str, tuple[Any, str]]:

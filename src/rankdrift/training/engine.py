@@ -83,6 +83,7 @@ def process_group() -> Iterator[None]:
         _keep_freed_memory()
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _share_cores()
+    _take_device()
     try:
         with _standard_output_muted():
             deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
@@ -131,6 +132,11 @@ def world_size() -> int:
 def device() -> torch.device:
     """Return this rank's device."""
     return torch.device(deepspeed.get_accelerator().current_device_name())
+
+
+def wait_for_device() -> None:
+    """Wait until the device has done all it was given."""
+    deepspeed.get_accelerator().synchronize()
 
 
 def barrier() -> None:
@@ -333,6 +339,22 @@ def _adamw(params: list[tuple[str, nn.Parameter]], training: TrainingSpec) -> to
         eps=training.epsilon,
         fused=True,
     )
+
+
+def _take_device() -> None:
+    """Make this rank's GPU the current one, before any exchange: else a machine's ranks all use its first.
+
+    Raises UserError where the launcher started more ranks here than there are GPUs.
+    """
+    accelerator, local = deepspeed.get_accelerator(), int(os.environ.get("LOCAL_RANK", "0"))
+    if accelerator.device_name() == "cpu":
+        return
+    if local >= accelerator.device_count():
+        raise UserError(
+            f"rank {os.environ['RANK']} is number {local} of this machine's ranks, which has "
+            f"{accelerator.device_count()} GPUs; start at most one rank a GPU (--num_gpus, hostfile slots)"
+        )
+    accelerator.set_device(local)
 
 
 def _is_of_lost_rank(error: RuntimeError) -> bool:

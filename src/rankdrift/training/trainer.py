@@ -136,25 +136,27 @@ class Trainer:
         window = self.data.order.rows(step - 1)
         targets = sum(self._targets(self.data.train.rows[index]) for index in window)
         micro_batches = self._micro_batches(window)
-        loss_sum = 0.0
+        noise = self._rounding_noise(micro_batches, targets) if self._is_expected(step) else 0.0
+        loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device())  # read once, at the end
         for number, micro_batch in enumerate(micro_batches):
             part = self._loss_sum(micro_batch)
             self.engine.backward(part / targets)
-            loss_sum += float(part.detach())
+            loss_sum += part.detach()
             if number < len(micro_batches) - 1:
                 self.engine.end_micro_batch()
-        self._probe(step)
+        probing = self._probe(step)
         rate = learning_rate(self.spec.training, step)
         norm = self.engine.step(rate)
         tokens = int(self.data.lengths[window].sum())
-        seconds = time.perf_counter() - began
-        total, memory, unflushed = self._together(loss_sum)
+        total, memory, unflushed = self._together(float(loss_sum))
+        seconds = time.perf_counter() - began - probing
         if not unflushed:
             self._finish_save()
         values = {"loss": total / targets, "learning_rate": rate, "gradient_norm": norm}
         self._check_finite(step, values)
-        self._check_replay(step, values)
+        self._check_replay(step, values, noise)
         speed = {"tokens_per_second": tokens / seconds, "memory_gib": memory, "seconds": seconds}
+        speed |= {"probe_seconds": probing} if probing else {}
         self._log(step, values, speed)
 
     def _micro_batches(self, window: np.ndarray) -> list[list[Row]]:
@@ -167,19 +169,26 @@ class Trainer:
         """Return the summed loss of some rows; logits are made only where a target can follow."""
         batch = collate(rows, self.data.pad_id, self.spec.model.head)
         labels = batch.pop("labels")
-        options = {"logits_to_keep": target_positions(labels)} if self.spec.model.head == "lm" else {}
-        return target_loss_sum(self.engine.forward(batch, **options), labels)
+        return target_loss_sum(self.engine.forward(batch, **self._kept_logits(labels)), labels)
+
+    def _kept_logits(self, labels: torch.Tensor) -> dict[str, int]:
+        return {"logits_to_keep": target_positions(labels)} if self.spec.model.head == "lm" else {}
 
     def _targets(self, row: Row) -> int:
         """Return the terms of the loss a row has: its target tokens, or its one label."""
         return row.target_tokens if self.spec.model.head == "lm" else 1
 
-    def _probe(self, step: int) -> None:
-        if self._is_due(step, self.spec.training.probe_every):
-            for probe in self.probes:
-                rows = probe.measure(self.engine)
-                if self.journal:
-                    self.journal.probe(probe.name, step, rows)
+    def _probe(self, step: int) -> float:
+        """Measure the gradients if it is time to; return the seconds it took, which are not the step's."""
+        if not self._is_due(step, self.spec.training.probe_every):
+            return 0.0
+        engine.wait_for_device()  # or the backward pass's work would count as the probe's
+        began = time.perf_counter()
+        for probe in self.probes:
+            rows = probe.measure(self.engine)
+            if self.journal:
+                self.journal.probe(probe.name, step, rows)
+        return time.perf_counter() - began
 
     def _together(self, loss_sum: float) -> tuple[float, float, int]:
         """Return the sum of losses, the largest memory and how many ranks' saves are not on the disk yet.
@@ -203,18 +212,42 @@ class Trainer:
 
     def _expected(self) -> resume_check.Expected | None:
         """Return what the first step after an interruption is compared with, on every rank the same."""
-        dropout, precision = self.spec.method.dropout > 0, self.setup.manifest.precision
         mine = None
         if engine.rank() == 0:
-            mine = resume_check.expected(self.run, self.setup.conditions, precision, dropout)
+            mine = resume_check.expected(self.run, self.setup.conditions, self.spec.method.dropout > 0)
         expected: resume_check.Expected | None = engine.gather(mine)[0]
         return expected
 
-    def _check_replay(self, step: int, values: dict[str, float]) -> None:
+    def _is_expected(self, step: int) -> bool:
+        return self.expected is not None and step == self.expected.step
+
+    def _rounding_noise(self, micro_batches: list[list[Row]], targets: int) -> float:
+        """Return how far the loss of a step may be off by rounding; without dropout, whose masks are alike.
+
+        Every rank passes as many batches as the others, as ZeRO-3 needs.
+        """
+        if not self.expected or self.expected.exact:
+            return 0.0
+        self.engine.deepspeed.eval()
+        with torch.no_grad():
+            together = torch.cat([self._row_losses(rows) for rows in micro_batches])
+            alone = torch.cat([self._row_losses([row]) for rows in micro_batches for row in rows])
+        self.engine.deepspeed.train()
+        own = resume_check.rounding_noise(together, alone)
+        return float(engine.sum_over_ranks(torch.tensor(own))) / targets
+
+    def _row_losses(self, rows: list[Row]) -> torch.Tensor:
+        """Return the loss of each of some rows, passed as one batch, shape (rows,)."""
+        batch = collate(rows, self.data.pad_id, self.spec.model.head)
+        labels = batch.pop("labels")
+        logits = self.engine.forward(batch, **self._kept_logits(labels))
+        return torch.stack([target_loss_sum(logits[n : n + 1], labels[n : n + 1]) for n in range(len(rows))])
+
+    def _check_replay(self, step: int, values: dict[str, float], noise: float) -> None:
         """Stop where the first step after an interruption is not the one that was logged before it."""
-        if not self.expected or step != self.expected.step:
+        if not self.expected or not self._is_expected(step):
             return
-        if difference := self.expected.difference(values):
+        if difference := self.expected.difference(values, noise):
             raise IntegrityError(
                 f"{self.run.root}: step {step} does not repeat: {difference}; the data, the code, the "
                 f"libraries or the machine have changed. To go on all the same, delete {self.run.replay}"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankdrift.training.engine import Engine, sum_over_ranks
+from rankdrift.training.engine import Engine, device, sum_over_ranks
 from rankdrift.training.probes import Probe
 
 LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
@@ -77,14 +77,14 @@ def measure(engine: Engine) -> list[dict[str, Any]]:
     shards = list(engine.gradient_shards())
     cells = sorted({cell_of(shard.name) for shard in shards}, key=lambda c: (c.layer, c.group, c.factor))
     index = {cell: number for number, cell in enumerate(cells)}
-    sums = torch.zeros(len(cells), 4, dtype=torch.float64)
+    sums = torch.zeros(len(cells), 4, dtype=torch.float64, device=device())
     numels = [0] * len(cells)
     for shard in shards:
         number = index[cell_of(shard.name)]
         numels[number] += shard.numel
         if shard.values is not None:
-            sums[number] += shard_sums(shard.values).cpu()
-    totals = sum_over_ranks(sums).cpu()
+            sums[number] += shard_sums(shard.values)
+    totals = sum_over_ranks(sums).cpu()  # the one transfer, and the one wait for the device
     return [
         {"level": level, "layer": cell.layer, "group": cell.group, "factor": cell.factor, **statistics}
         for level, cell, statistics in _aggregates(cells, numels, totals)
