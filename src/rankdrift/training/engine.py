@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from rankdrift.errors import RankError, UserError
 from rankdrift.spec import TrainingSpec
 from rankdrift.training.ds_config import stage_of
+from rankdrift.training.partitioned_model import divide
 from rankdrift.zero_checkpoint.checksums import StoredFile, writing
-from rankdrift.zero_checkpoint.load_state import restore
+from rankdrift.zero_checkpoint.load_state import restore, set_masters
 from rankdrift.zero_checkpoint.optimizer_state import open_training_state
 
 logger = logging.getLogger(__name__)
@@ -208,13 +209,17 @@ class Engine:
         self.stage = stage_of(config)
         trainable = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
         self.numels = {name: param.numel() for name, param in trainable}
+        loaded = {name: param.data for name, param in trainable}
         with _standard_output_muted():
+            if self.stage == 3 and _divides_in_memory(config):
+                divide(model, deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config), device())
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
                 model=model, optimizer=_adamw(trainable, training), config=config
             )
         # rank 0 alone would copy a script beside the checkpoints, and fail alone where it cannot
         self.deepspeed._copy_recovery_script = lambda folder: None
         self.parameters = trainable
+        set_masters(self.deepspeed, trainable, loaded)
 
     @property
     def module(self) -> nn.Module:
@@ -339,6 +344,13 @@ def _adamw(params: list[tuple[str, nn.Parameter]], training: TrainingSpec) -> to
         eps=training.epsilon,
         fused=True,
     )
+
+
+def _divides_in_memory(config: dict[str, Any]) -> bool:
+    """Whether parts of parameters are plain tensors in memory, as they were: not on NVMe, not quantised."""
+    zero = config["zero_optimization"]
+    on_disk = (zero.get("offload_param") or {}).get("device") == "nvme"
+    return not on_disk and not zero.get("zero_quantized_nontrainable_weights")
 
 
 def _take_device() -> None:

@@ -82,6 +82,20 @@ def restore(engine: Any, parameters: Parameters, state: TrainingState) -> None:
     _set_counters(engine, state)
 
 
+def set_masters(engine: Any, parameters: Parameters, values: Mapping[str, Tensor]) -> None:
+    """Put fp32 values into an engine's masters, which DeepSpeed makes of weights already rounded to bf16.
+
+    Without it an update would begin with that rounding, 0.17 % of a base model stored in fp32. Masters that
+    are not in memory (NVMe) stay as they are.
+    """
+    optimizer = engine.optimizer
+    if optimizer is None or not _in_memory(optimizer):
+        return
+    for place in _kind(optimizer).places(optimizer, parameters):
+        target = place.vector.detach().view(-1)[place.offset : place.offset + place.count]
+        target.copy_(values[place.name].reshape(-1)[place.start : place.start + place.count])
+
+
 def _fill(place: Place, vector: Tensor, stored: ShardedTensor) -> None:
     """Copy a part straight from the mapped files into its place in a vector."""
     target = vector.detach().view(-1)[place.offset : place.offset + place.count]
@@ -184,7 +198,7 @@ def _kind(optimizer: Any) -> _Kind:
 
 def _require_memory(optimizer: Any) -> None:
     """Raise UserError where masters, moments or weights are not all in memory, with one optimizer."""
-    if getattr(optimizer, "swap_optimizer", False) or getattr(optimizer, "params_in_nvme_and_cpu", False):
+    if not _in_memory(optimizer):
         raise UserError(
             "a run with offload to NVMe cannot resume from a checkpoint: masters and moments are not in "
             "memory; resume with device 'cpu' in zero_optimization.offload_optimizer and offload_param"
@@ -194,6 +208,11 @@ def _require_memory(optimizer: Any) -> None:
             "a run with zero_optimization.offload_optimizer.ratio below 1 has two optimizers and cannot "
             "resume from a checkpoint; resume with ratio 1"
         )
+
+
+def _in_memory(optimizer: Any) -> bool:
+    on_disk = ("swap_optimizer", "params_in_nvme_and_cpu")
+    return not any(getattr(optimizer, name, False) for name in on_disk)
 
 
 def _require_parameters(parameters: Parameters, stored: Mapping[str, ShardedTensor], folder: Path) -> None:
