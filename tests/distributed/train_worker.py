@@ -37,7 +37,7 @@ from rankdrift.spec import load_recipe
 from rankdrift.training import checkpointing, engine, trainer
 from rankdrift.training.probes import gradients
 
-PROBE = gradients.PROBE
+PROBE, DIVIDE = gradients.PROBE, engine.divide
 SAVE, RESUME = checkpointing.save, checkpointing.resume
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -71,7 +71,12 @@ def watch(job: dict[str, Any]) -> None:
         time.sleep(job.get("slow_probe", 0))
         return PROBE.measure(under)
 
+    def divide(model: torch.nn.Module, init: Any, device: torch.device) -> None:
+        DIVIDE(model, init, device)
+        model.to = lambda *arguments: sys.exit("DeepSpeed moves the whole model")  # type: ignore[assignment]
+
     checkpointing.save, checkpointing.resume = save, resume
+    engine.divide = divide
     gradients.PROBE = dataclasses.replace(PROBE, measure=measure)
 
 

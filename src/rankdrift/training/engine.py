@@ -210,11 +210,12 @@ class Engine:
         trainable = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
         self.numels = {name: param.numel() for name, param in trainable}
         loaded = {name: param.data for name, param in trainable}
+        optimizer = _adamw(trainable, training)  # it asks for shapes, which a divided parameter has not
         with _standard_output_muted():
             if self.stage == 3 and _divides_in_memory(config):
                 divide(model, deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config), device())
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-                model=model, optimizer=_adamw(trainable, training), config=config
+                model=model, optimizer=optimizer, config=config
             )
         # rank 0 alone would copy a script beside the checkpoints, and fail alone where it cannot
         self.deepspeed._copy_recovery_script = lambda folder: None
