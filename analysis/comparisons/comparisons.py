@@ -1,8 +1,8 @@
 """Learning against forgetting, and forgetting of two arms where both have learnt, or moved, equally far.
 
 "LoRA forgets less" can mean that it learnt less or moved less (arXiv 2405.09673 shows the plane). Hence the
-comparison at equal task loss and at equal size of the update, each run interpolated between its own
-checkpoints, and differences taken seed by seed.
+comparison at equal task loss and at equal size of the update, each run interpolated between the base model
+and its own checkpoints, and differences taken seed by seed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ARMS = {
     "arm": "first arm: the one of the smaller rank, full fine-tuning before LoRA",
     "other_arm": "second arm, trained on the same tasks",
     "matched": "what is made equal: task_loss or relative_update_norm (see learning_forgetting)",
-    "position": "0: the earliest value that all runs compared reach between checkpoints; 1: the furthest",
+    "position": "from 0, the base model, to 1, the furthest value that all runs compared reach",
     "level": "the value at which the arms are compared; NaN where there is none",
 }
 MEANS_COLUMNS = {
@@ -74,9 +74,10 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
     if summary.empty:
         return {}
     means, seeds = [], []
+    from_the_base = with_origins(summary, found.get("training_metrics"))
     for one, other in arm_pairs(arms_of(summary)):
         for matched in MATCHED:
-            of_means, of_seeds = compare(summary, one, other, matched)
+            of_means, of_seeds = compare(from_the_base, one, other, matched)
             means += of_means
             seeds += of_seeds
     return {
@@ -93,6 +94,21 @@ def learning_forgetting(summary: pd.DataFrame, performance: pd.DataFrame | None)
     rows[["task", "metric"]] = rows[["task", "metric"]].fillna("")
     rows["reason"] = [_missing(row) for row in rows_of(rows)]
     return rows[list(PLANE_COLUMNS)]
+
+
+def with_origins(summary: pd.DataFrame, training: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the summary with the base model as every run's step 0: no update, nothing forgotten.
+
+    Its loss on the trained tasks is the one a run logged before its first step; without it a run's path of
+    losses begins at its first checkpoint.
+    """
+    origins = summary.drop_duplicates("run").assign(step=0, nll_increase=0.0, relative_update_norm=0.0)
+    losses: Mapping[str, float] = {}
+    if training is not None:
+        before = training[(training["split"] == "validation") & (training["step"] == 0)]
+        losses = before.drop_duplicates("run", keep="last").set_index("run")["loss"].to_dict()
+    origins["task_loss"] = origins["run"].map(losses).astype(float)
+    return pd.concat([origins, summary], ignore_index=True)
 
 
 def _scores(performance: pd.DataFrame | None) -> Iterator[tuple[Any, ...]]:
@@ -126,7 +142,7 @@ def compare(
         return [place | _no_level(seeds, matched)], []
     means: list[Mapping[str, Any]] = []
     rows: list[Mapping[str, Any]] = []
-    for position, level in zip(np.linspace(0, 1, LEVELS), levels, strict=True):
+    for position, level in zip(np.linspace(0, 1, LEVELS + 1)[1:], levels, strict=True):
         at = place | {"position": float(position), "level": float(level * MATCHED[matched])}
         outcomes = np.array([[trajectory.at(level) for trajectory in pair] for pair in pairs])
         means.append(at | _mean(outcomes))
@@ -144,7 +160,7 @@ def _trajectory(summary: pd.DataFrame, run: str, matched: str) -> Trajectory:
 
 def _no_level(seeds: Sequence[int], matched: str) -> dict[str, Any]:
     reason = (
-        f"no value of {matched} that all {2 * len(seeds)} runs reach between measured checkpoints"
+        f"no value of {matched} that all {2 * len(seeds)} runs reach from the base on"
         if seeds
         else "the arms share no seed"
     )
@@ -174,4 +190,5 @@ ANALYSIS = Analysis(
     compute_all=compute_all,
     parameters=(),
     reads=SOURCES,
+    version=2,
 )

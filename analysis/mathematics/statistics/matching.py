@@ -41,10 +41,11 @@ class Trajectory:
 def common_levels(trajectories: Sequence[Trajectory], count: int) -> NDArray[np.float64]:
     """Return ``count`` evenly spaced levels that all trajectories reach, the earliest first; empty if none.
 
-    They span from the largest first value to the smallest of the largest values.
+    They lie above the largest first value, where all may still be the same model, and end at the smallest of
+    the largest values.
     """
     if not trajectories or any(len(trajectory.matched) == 0 for trajectory in trajectories):
         return np.empty(0)
     start = max(float(trajectory.matched[0]) for trajectory in trajectories)
     end = min(float(trajectory.matched.max()) for trajectory in trajectories)
-    return np.linspace(start, end, count) if start <= end else np.empty(0)
+    return np.linspace(start, end, count + 1)[1:] if start < end else np.empty(0)

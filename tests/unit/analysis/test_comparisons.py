@@ -54,7 +54,7 @@ def test_the_outcome_at_the_first_crossing(level: float, expected: float) -> Non
 def test_levels_lie_where_every_trajectory_has_been() -> None:
     one = Trajectory(np.array([1.0, 4.0, 3.0]), np.zeros(3))
     other = Trajectory(np.array([2.0, 6.0]), np.zeros(2))
-    assert common_levels([one, other], 3).tolist() == [2.0, 3.0, 4.0]
+    assert common_levels([one, other], 4).tolist() == [2.5, 3.0, 3.5, 4.0]
     assert not any(math.isnan(t.at(level)) for t in (one, other) for level in common_levels([one, other], 7))
 
 
@@ -120,7 +120,7 @@ def test_the_difference_at_equal_size_is_found_seed_by_seed(tmp_path: Path) -> N
     assert sorted(seeds["seed"].unique()) == [1, 2]  # seed 3 has no partner
     assert seeds["difference"].to_numpy() == pytest.approx(3 * seeds["level"].to_numpy())
     means = found[MEANS].set_index("matched").loc["relative_update_norm"]
-    assert means["level"].iloc[[0, -1]].tolist() == pytest.approx([0.06 * 1.04, 0.18 * 1.02])
+    assert means["level"].to_numpy() == pytest.approx(0.18 * 1.02 * np.linspace(0.2, 1, 5))
     assert means["forgetting"].to_numpy() == pytest.approx(5 * means["level"].to_numpy())
     assert set(zip(found[MEANS]["arm"], found[MEANS]["other_arm"], strict=True)) == {("full", "lora-r4")}
 
@@ -136,6 +136,8 @@ def test_intervals_are_paired_over_seeds(tmp_path: Path) -> None:
     performance.loc[performance["run"] == "full-seed2", "value"] += 0.5
     means = compute(noisy, tmp_path)[MEANS].set_index("matched").loc["relative_update_norm"]
     expected = t_interval([0.0, 0.5])
+    means = means[means["level"] > 0.06]  # below, paths run from the base model to the first checkpoint
+    assert len(means) == 4
     assert means["difference"].to_numpy() == pytest.approx(0.25)
     assert means["low"].to_numpy() == pytest.approx(expected.low)
     assert means["high"].to_numpy() == pytest.approx(expected.high)
@@ -143,13 +145,32 @@ def test_intervals_are_paired_over_seeds(tmp_path: Path) -> None:
 
 
 def test_without_a_common_value_there_is_a_reason_and_no_number(tmp_path: Path) -> None:
-    far = {"full": 0.01, "lora": 0.1}
+    far = {"full": 0.0, "lora": 0.1}
     found = compute(curves(lambda m, seed, step: far[m] * step, lambda m, x: x), tmp_path)
     assert found[SEEDS].empty
     row = found[MEANS].set_index("matched").loc["relative_update_norm"]
     assert row[["level", "difference", "low", "high"]].isna().all()
     assert "no value of relative_update_norm that all 4 runs reach" in row["reason"]
     assert "no value of task_loss" in found[MEANS].set_index("matched").loc["task_loss", "reason"]
+
+
+def test_arms_that_share_no_checkpoint_s_value_are_compared_on_their_way_from_the_base(
+    tmp_path: Path,
+) -> None:
+    """LoRA's first checkpoint lies beyond full's last; both start at the base, of loss 2 and no update."""
+    far = {"full": 0.01, "lora": 0.1}
+    tables = curves(lambda m, seed, step: far[m] * step, lambda m, x: {"full": 3, "lora": 1}[m] * x)
+    sizes = tables["svd_analysis_results"]
+    logged = sizes.assign(split="validation", loss=2 - sizes["update_norm"] / 10)
+    before = logged.drop_duplicates("run").assign(step=0, loss=2.0)
+    tables["training_metrics"] = pd.concat([before, logged])[["run", "step", "split", "loss"]]
+    means = compute(tables, tmp_path)[MEANS].set_index("matched")
+    sizes_of = means.loc["relative_update_norm"]
+    assert sizes_of["level"].to_numpy() == pytest.approx(0.18 * np.linspace(0.2, 1, 5))
+    assert sizes_of["difference"].to_numpy() == pytest.approx(2 * sizes_of["level"].to_numpy())
+    losses = means.loc["task_loss"]
+    assert losses["level"].to_numpy() == pytest.approx(2 - 0.18 * np.linspace(0.2, 1, 5))
+    assert losses["difference"].to_numpy() == pytest.approx(2 * (2 - losses["level"].to_numpy()))
 
 
 def test_arms_without_a_seed_in_common_say_so(tmp_path: Path) -> None:
