@@ -4,8 +4,9 @@
     python benchmarks/gpu_training.py --shape tiny --repeats 1   anywhere: checks the script itself
 
 Weights are random (speed does not depend on them) and so are the rows' tokens; every token of the second
-half of a row carries loss. Rows have one length, or (``--lengths sst2``) lengths spread as SST-2's are. Each run is a process of its own: our own loop on our own engine, without saves. Runs of both methods
-are made in turn; what is measured is written after each, and none is begun that ``--minutes`` has no time for.
+half of a row carries loss. Rows have one length, or (``--lengths sst2``) lengths spread as SST-2's are.
+Each run is a process of its own: our own loop on our own engine, without saves. Runs of both methods are
+made in turn; what is measured is written after each, and none is begun that ``--minutes`` has no time for.
 
 FLOPs a token are 6 N for full fine-tuning and 4 N + 6 N_LoRA for LoRA, N the parameters in matrix products
 (frozen weights need no gradient), and attention's own, 12 L S h / 2 for causal rows of S tokens (4 of the 6

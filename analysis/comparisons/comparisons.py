@@ -190,5 +190,5 @@ ANALYSIS = Analysis(
     compute_all=compute_all,
     parameters=(),
     reads=SOURCES,
-    version=2,
+    version=3,
 )

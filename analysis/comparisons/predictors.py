@@ -29,8 +29,10 @@ PREDICTORS = (
     "kl_from_base",
     "relative_update_norm",
     "sigma1_ratio",
-    "intruders",
-    "intruder_energy",
+    "intruders_left",
+    "intruders_right",
+    "intruder_energy_left",
+    "intruder_energy_right",
     "drift",
 )
 RESAMPLED = f"95 % interval, resampled arms; NaN for fewer than {MIN_ARMS} arms"
@@ -103,7 +105,7 @@ def _interval(name: str, found: BootstrapInterval) -> dict[str, float]:
 
 ANALYSIS = Analysis(
     name="predictors",
-    version=2,
+    version=3,
     columns={TABLE: COLUMNS},
     per="study",
     compute_all=compute_all,

@@ -22,7 +22,7 @@ PREDICTORS = {
     "kl_from_base": "KL(base ‖ tuned) (nats / token)",
     "relative_update_norm": r"$\|\Delta W\| / \|W_0\|$, all matrices",
     "sigma1_ratio": r"largest $\sigma_1(\Delta W) / \sigma_1(W_0)$",
-    "intruder_energy": "energy share of intruders",
+    "intruder_energy_left": "energy share of left intruders",
     "drift": "1 - CKA, mean over layers",
 }
 

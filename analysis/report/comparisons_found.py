@@ -32,8 +32,10 @@ PREDICTORS = {
     "kl_from_base": "KL from the base, same text",
     "relative_update_norm": "relative size of the update",
     "sigma1_ratio": "largest ratio of leading singular values",
-    "intruders": "intruders",
-    "intruder_energy": "energy share of intruders",
+    "intruders_left": "intruders, left (the published count)",
+    "intruders_right": "intruders, right",
+    "intruder_energy_left": "energy share of left intruders",
+    "intruder_energy_right": "energy share of right intruders",
     "drift": "1 - CKA, mean over layers",
 }
 SEEDS_FOR_SPREAD = 3

@@ -8,7 +8,7 @@ import pandas as pd
 
 from rankdrift.analysis.report.grids import Grid, grid_of, number, percent, with_error
 from rankdrift.analysis.report.study import Study
-from rankdrift.analysis.sources.observations import last_checkpoints, mean_states, rows_of
+from rankdrift.analysis.sources.observations import fixed_states, last_checkpoints, mean_states, rows_of
 
 REPRESENTATIONS = {"mean": "means of the tokens", "last_token": "last tokens", "token": "single tokens"}
 FEATURES = {"all": "all dimensions", "without_top": "without those of largest variance"}
@@ -35,19 +35,18 @@ def _against_base(study: Study, last: pd.DataFrame) -> Iterator[Grid]:
     if len(last) > len(means):
         yield grid_of(
             (_by_representation(run, rows) for run, rows in study.by_run(last)),
-            "Lowest CKA ± standard error over inputs (at which state), by what is taken for a "
-            "representation; the lowest of many is low by chance, too, and its error does not allow for the "
-            "choice",
+            "CKA of the last state ± standard error over inputs, by what is taken for a representation",
         )
 
 
 def _extremes(run: str, rows: pd.DataFrame) -> dict[str, str]:
-    lowest = next(rows_of(rows.sort_values("cka")))
     moved = next(rows_of(rows.sort_values("relative_l2", ascending=False)))
     return {
         "run": run,
-        "lowest CKA ± standard error": with_error(lowest.cka, lowest.cka_stderr, 4),
-        "at state": str(lowest.layer),
+        **{
+            f"CKA ± standard error, {name} state": f"{with_error(row.cka, row.cka_stderr, 4)} ({row.layer})"
+            for name, row in fixed_states(rows).items()
+        },
         "median CKA over states": number(rows["cka"].median(), 4),
         "largest shift (of the norm)": percent(moved.relative_l2),
         "shift at state": str(moved.layer),
@@ -55,13 +54,12 @@ def _extremes(run: str, rows: pd.DataFrame) -> dict[str, str]:
 
 
 def _by_representation(run: str, rows: pd.DataFrame) -> dict[str, str]:
-    """Return the lowest CKA of every representation and set of features, each with its standard error."""
-    lowest = rows.loc[rows.groupby(["features", "representation"], sort=False)["cka"].idxmin()]
+    """Return the last state's CKA of every representation and set of features, with its standard error."""
     return {"run": run} | {
         f"{REPRESENTATIONS[row.representation]}, {FEATURES[row.features]}": (
-            f"{with_error(row.cka, row.cka_stderr, 4)} ({row.layer})"
+            f"{with_error(row.cka, row.cka_stderr, 4)}"
         )
-        for row in rows_of(lowest)
+        for row in rows_of(rows[rows["layer"] == rows["layer"].max()])
     }
 
 

@@ -12,6 +12,7 @@ from rankdrift.analysis.sources.observations import (
     BASE,
     GENERAL_TEXT,
     base_score,
+    fixed_states,
     forgetting,
     intruder_totals,
     last_checkpoints,
@@ -92,8 +93,14 @@ def _weights(spectra: pd.DataFrame) -> Columns:
 
 def _drift(drift: pd.DataFrame) -> Columns:
     last = last_checkpoints(mean_states(drift)).dropna(subset=["cka"])
-    lowest = last.loc[last.groupby("run")["cka"].idxmin()]
-    return {"lowest CKA (layer)": {row.run: f"{number(row.cka, 4)} ({row.layer})" for row in rows_of(lowest)}}
+    states = {run: fixed_states(rows) for run, rows in last.groupby("run")}
+    return {
+        f"CKA, {name} state": {
+            str(run): f"{with_error(of[name].cka, of[name].cka_stderr, 4)} ({of[name].layer})"
+            for run, of in states.items()
+        }
+        for name in ("middle", "last")
+    }
 
 
 def _trainable(run: RunFacts) -> str:

@@ -23,8 +23,10 @@ MEASURES = {
     "kl_from_base": "E[KL(base || tuned)] on general text, nats a token",
     "relative_update_norm": "sqrt(sum ||dW||_F^2 / sum ||W0||_F^2) over all matrices",
     "sigma1_ratio": "largest sigma_1(dW) / sigma_1(W0) of the blocks' matrices",
-    "intruders": "intruder dimensions, left and right, summed over the blocks' matrices",
-    "intruder_energy": "energy share of intruders, mean over the blocks' matrices and both sides",
+    "intruders_left": "intruder dimensions among left vectors (the published count), all blocks' matrices",
+    "intruders_right": "the same among right vectors",
+    "intruder_energy_left": "energy share of the left intruders, mean over the blocks' matrices",
+    "intruder_energy_right": "the same of the right ones",
     "drift": "1 - debiased CKA of mean-pooled states with the base model's, mean over layers that have it",
 }
 KEYS = list(IDENTITY)
@@ -54,7 +56,10 @@ def _measured(tables: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
     if "performance_metrics" in tables:
         frames.append(forgetting(tables["performance_metrics"]))
     if "svd_analysis_results" in tables:
-        frames += [update_sizes(tables["svd_analysis_results"]), _intruders(tables["svd_analysis_results"])]
+        frames += [
+            update_sizes(tables["svd_analysis_results"]),
+            intruder_totals(tables["svd_analysis_results"]),
+        ]
     if "drift_metrics" in tables:
         frames.append(_drift(tables["drift_metrics"]))
     return frames
@@ -63,14 +68,6 @@ def _measured(tables: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
 def _task_loss(training: pd.DataFrame) -> pd.DataFrame:
     rows = training[training["split"] == "validation"].drop_duplicates(["run", "step"], keep="last")
     return rows[["run", "step", "loss"]].rename(columns={"loss": "task_loss"})
-
-
-def _intruders(spectra: pd.DataFrame) -> pd.DataFrame:
-    totals = intruder_totals(spectra)
-    return totals.assign(
-        intruders=totals["intruders_left"] + totals["intruders_right"],
-        intruder_energy=(totals["intruder_energy_left"] + totals["intruder_energy_right"]) / 2,
-    )
 
 
 def _drift(drift: pd.DataFrame) -> pd.DataFrame:

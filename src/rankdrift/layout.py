@@ -71,6 +71,11 @@ class RunLayout:
         return self.root / "metrics.jsonl"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains; it goes with the process."""
+        return self.root / ".lock"
+
+    @property
     def replay(self) -> Path:
         """What a run that was interrupted had logged after its last checkpoint, to be met again."""
         return self.root / "replay.json"

@@ -27,7 +27,12 @@ class Association:
     def reason(self) -> str:
         """Why values or intervals are missing; empty where none is."""
         parts = {"spearman": self.spearman.reason, "pearson_log": self.pearson_log.reason}
-        return "; ".join(f"{name}: {reason}" for name, reason in parts.items() if reason)
+        reasons = [f"{name}: {reason}" for name, reason in parts.items() if reason]
+        if without := self.checkpoints - self.log_checkpoints:
+            reasons.append(
+                f"pearson_log leaves out {without} of {self.checkpoints} checkpoints: not both above 0"
+            )
+        return "; ".join(reasons)
 
 
 def associate(predictor: ArrayLike, outcome: ArrayLike, clusters: ArrayLike) -> Association:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 
 from rankdrift import files
-from rankdrift.errors import UserError
+from rankdrift.errors import RankError, UserError
 from rankdrift.export.consolidate import DEFAULTS, Report, consolidate, silent
 from rankdrift.export.contents import Options
 from rankdrift.layout import RunLayout, step_name
 from rankdrift.zero_checkpoint.manifest import complete_steps
 
 ENDED = ("finished", "failed")
-"""States of a run after which no checkpoint comes; a preempted run goes on later."""
+"""States of a run after which no checkpoint comes; a preempted run goes on later.
+
+A run that was killed states none of them: it is known by nobody holding its folder although it says that it
+trains."""
 
 
 class Watch:
@@ -33,10 +36,19 @@ class Watch:
         self.run, self.options, self.progress = run, options, progress
         self.done: set[int] = set()
         self.failed: dict[int, UserError] = {}
+        self.abandoned = 0
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether two looks on end found nobody at a run that says it trains: a restart is between them."""
+        return self.abandoned > 1
 
     def look(self) -> bool:
         """Export what has come since the last look; return whether more may come."""
-        ended = _state(self.run) in ENDED  # asked first: what is saved until then is seen below
+        # asked first: what is saved until then is seen below
+        trains = _state(self.run) == "training"
+        self.abandoned = self.abandoned + 1 if trains and not files.is_held(self.run.lock) else 0
+        ended = _state(self.run) in ENDED or self.has_crashed
         for step in complete_steps(self.run.checkpoints):
             if step not in self.done:
                 self._export(step)
@@ -66,7 +78,7 @@ def watch(
     """Look for new checkpoints every so many seconds until the run has ended; return the exported steps.
 
     A checkpoint that cannot be exported is reported and tried again at every look. Raises the last one's
-    error if there still is such a checkpoint when the run has ended.
+    error if there still is such a checkpoint when the run has ended, and RankError where the run was killed.
     """
     progress(f"{run.checkpoints}: watched every {seconds:g} s until the run ends (stop with Ctrl-C)")
     watching = Watch(run, options, progress)
@@ -74,6 +86,11 @@ def watch(
         time.sleep(seconds)
     if watching.failed:
         raise watching.failed[max(watching.failed)]
+    if watching.has_crashed:
+        raise RankError(
+            f"{run.root}: no process trains in it any more, and it has not finished; {len(watching.done)} "
+            "checkpoints are exported. Start the same command to go on, then watch again"
+        )
     progress(f"{run.root}: the run is {_state(run)}; {len(watching.done)} checkpoints are exported")
     return sorted(watching.done)
 

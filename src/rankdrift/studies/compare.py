@@ -16,7 +16,7 @@ from rankdrift.studies.study_checkpoints import stored_steps
 
 SCORE = ["task", "metric", "score", "score_gain"]
 PLANE = ["run", "step", *SCORE, "task_loss", "nll_increase", "kl_from_base", "reason"]
-MOVED = ["run", "step", "relative_update_norm", "sigma1_ratio", "intruders", "intruder_energy", "drift"]
+MOVED = ["run", "step", "relative_update_norm", "sigma1_ratio", "intruders_left", "intruders_right", "drift"]
 ITEMS = ["run", "other_run", "task", "metric", "items", "difference", "low", "high", "mcnemar_p", "reason"]
 MATCHED = ["arm", "other_arm", "matched", "level", "seeds", "difference", "low", "high", "reason"]
 

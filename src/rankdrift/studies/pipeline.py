@@ -39,6 +39,7 @@ class Launch:
 def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
     """Train, consolidate and score every run, analyse them together, and return the report's path."""
     specs = recipe.runs()
+    _refuse_one_name(specs)
     study = StudyLayout(specs[0].study_root)
     _refuse_other_runs(study, specs)
     _write_recipe(study, recipe)
@@ -60,6 +61,15 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
         report = build_report(study, progress_lines(say))
     say(f"report: {report}")
     return report
+
+
+def _refuse_one_name(specs: list[Spec]) -> None:
+    """Raise UserError where an override gives several arms one name: they would be one run's folder."""
+    if len({spec.run_name for spec in specs}) < len(specs):
+        raise UserError(
+            f"arm={specs[0].arm} would give {len(specs)} runs one name; name arms in the recipe, or train "
+            "one of them with launch/train.py --arm NAME"
+        )
 
 
 def _refuse_other_runs(study: StudyLayout, specs: list[Spec]) -> None:

@@ -29,6 +29,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
 from rankdrift.errors import RankError, UserError
+from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
 from rankdrift.training.ds_config import stage_of
 from rankdrift.training.partitioned_model import divide
@@ -108,7 +109,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     The lock dies with its process, so a killed run never blocks its successor.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
+    with RunLayout(folder).lock.open("w") as handle:
         taken = 0.0
         if rank() == 0:
             try:

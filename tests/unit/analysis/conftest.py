@@ -19,7 +19,14 @@ Row = dict[str, object]
 TASKS = ("topic", "entailment", "general_text")
 """Whose gradients are taken."""
 EDITS = ("intruders", "neighbours", "random", "shrunk", "rescaled")
-PREDICTORS = ("kl_from_base", "relative_update_norm", "sigma1_ratio", "intruders", "intruder_energy", "drift")
+PREDICTORS = (
+    "kl_from_base",
+    "relative_update_norm",
+    "sigma1_ratio",
+    "intruders_left",
+    "intruder_energy_left",
+    "drift",
+)
 MODULES = {
     "q_proj": (64, 64),
     "k_proj": (16, 64),

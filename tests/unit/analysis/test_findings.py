@@ -309,14 +309,15 @@ def test_pairs_that_cannot_be_compared_are_counted(whole: Write) -> None:
 
 def test_predictors_that_do_not_vary_are_named(whole: Write) -> None:
     def constant(table: pd.DataFrame) -> pd.DataFrame:
-        here = table["predictor"] == "intruders"
+        here = table["predictor"] == "intruders_left"
         unknown = {"spearman": np.nan, "reason": "undefined: a constant; other"}
         return table.assign(**{name: table[name].mask(here, value) for name, value in unknown.items()})
 
     study = whole(forgetting_predictors=constant)
-    assert "intruders" not in grids(study, "What goes with forgetting")[0].headers
+    headers = grids(study, "What goes with forgetting")[0].headers
+    assert not any("intruders, left" in header for header in headers)
     assert sentences(study, "What goes with forgetting")[0] == (
-        "No correlation with intruders: undefined: a constant."
+        "No correlation with intruders, left (the published count): undefined: a constant."
     )
 
 
@@ -459,7 +460,7 @@ def test_subspaces_and_what_the_naive_distance_would_say(whole: Write) -> None:
 def test_drift_is_stated_by_representation(whole: Write) -> None:
     _, found = grids(whole(), "Drift of the representations")
     assert cells(found)["full-seed42"] == {
-        f"{pooled}, {features}": f"{text} (3)"
+        f"{pooled}, {features}": text
         for features in ("all dimensions", "without those of largest variance")
         for pooled, text in {
             "means of the tokens": "0.9400 ± 0.0075",

@@ -82,7 +82,7 @@ def test_every_scope_has_every_predictor(tables: Tables, tmp_path: Path) -> None
     assert not table.duplicated(["scope", "points", "predictor"]).any()
     assert list(table.columns) == list(ANALYSIS.columns[TABLE])
     # conftest's full fine-tuning has no intruders at all
-    constant = pick(table, "intruders", scope="full")
+    constant = pick(table, "intruders_left", scope="full")
     assert np.isnan(constant["spearman"])
     assert "undefined: a constant" in constant["reason"]
 
@@ -93,7 +93,21 @@ def test_few_arms_have_no_interval_and_say_so(make_tables: Callable[..., Tables]
     assert row["spearman"] == pytest.approx(1)
     assert np.isnan(row[["spearman_low", "spearman_high"]].astype(float)).all()
     assert "2 arms, fewer than 5" in row["reason"]
+    assert "leaves out" not in row["reason"]
     assert set(table["scope"]) == {"pooled"}  # one method alone is what is pooled
+
+
+def test_checkpoints_that_forgot_nothing_are_counted_where_logarithms_leave_them_out(
+    make_tables: Callable[..., Tables], tmp_path: Path
+) -> None:
+    tables = make_tables(RUNS, STEPS, 2)
+    scores = tables["performance_metrics"]
+    better = (scores["metric"] == "nll") & (scores["run"] != "base") & (scores["step"] == STEPS[0])
+    tables["performance_metrics"] = scores.assign(value=scores["value"].mask(better, 1.0))
+    row = pick(compute(tables, tmp_path), "kl_from_base")
+    left = better.sum()
+    assert row["checkpoints"] - row["log_checkpoints"] == left > 0
+    assert f"pearson_log leaves out {left} of {row['checkpoints']} checkpoints" in row["reason"]
 
 
 def test_a_predictor_that_was_not_measured_has_no_row(tables: Tables, tmp_path: Path) -> None:

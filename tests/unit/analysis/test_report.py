@@ -232,7 +232,7 @@ def test_intruders_and_drift_are_counted(study: StudyLayout) -> None:
     # made up: every third layer of LoRA has one intruder in each of 7 modules; 3 layers
     assert rows(parts(study, "Intruder dimensions")[0])[1][:3] == ("lora-r8-seed42", "7 / 7", "21")
     full = rows(parts(study, "Drift of the representations")[0])[0]
-    assert full[:3] == ("full-seed42", "0.9400 ± 0.0075", "3")
+    assert full[:3] == ("full-seed42", "0.9733 ± 0.0033 (2)", "0.9400 ± 0.0075 (3)")
 
 
 def test_summary_has_a_row_a_run(study: StudyLayout) -> None:
@@ -241,6 +241,7 @@ def test_summary_has_a_row_a_run(study: StudyLayout) -> None:
     assert columns["run"] == ("base", "full-seed42", "lora-r8-seed42")
     assert columns["topic: accuracy"] == ("0.420 ± 0.025", "0.870 ± 0.017", "0.870 ± 0.017")
     assert columns["NLL increase (nats/token)"] == (MISSING, "0.0500", "0.0200")
+    assert columns["CKA, last state"][1] == "0.9400 ± 0.0075 (3)"
     assert columns["intruders L / R"] == (MISSING, "0 / 0", "7 / 7")
     assert columns["trainable parameters"] == (MISSING, "4,096", "4,096")
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rankdrift.errors import IntegrityError
+from rankdrift.errors import IntegrityError, RankError
 from rankdrift.export import watch as subject
 from rankdrift.export.consolidate import consolidate
 from rankdrift.export.watch import Watch, watch
@@ -23,6 +25,19 @@ MakeRun = Callable[..., RunLayout]
 
 def state(run: RunLayout, name: str) -> None:
     run.status.write_text(json.dumps({"state": name, "step": 1}))
+
+
+@pytest.fixture
+def train() -> Iterator[Callable[[RunLayout], None]]:
+    """Return a function that makes a run be trained, by a process that holds its folder."""
+    with contextlib.ExitStack() as handles:
+
+        def train(run: RunLayout) -> None:
+            handle = handles.enter_context(run.lock.open("w"))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            state(run, "training")
+
+        yield train
 
 
 @pytest.fixture
@@ -37,11 +52,11 @@ def save(zero: Any, tensors: dict[str, torch.Tensor]) -> Callable[[RunLayout, in
     return save
 
 
-def test_new_checkpoints_are_exported_once(make_run: MakeRun, save: Any) -> None:
+def test_new_checkpoints_are_exported_once(make_run: MakeRun, save: Any, train: Any) -> None:
     run, lines = make_run(1), []
     watching = Watch(run, progress=lines.append)
     assert watching.look()  # no status yet: it may only have begun
-    state(run, "training")
+    train(run)
     save(run, 2)
     assert watching.look()
     assert watching.look()
@@ -50,15 +65,34 @@ def test_new_checkpoints_are_exported_once(make_run: MakeRun, save: Any) -> None
 
 
 @pytest.mark.parametrize("name", ["finished", "failed"])
-def test_it_ends_with_the_run(make_run: MakeRun, save: Any, name: str) -> None:
+def test_it_ends_with_the_run(make_run: MakeRun, save: Any, train: Any, name: str) -> None:
     """A checkpoint that comes between two looks, just before the end, is exported too."""
     run, lines = make_run(1), []
-    state(run, "training")
+    train(run)
     threading.Timer(0.3, lambda: (save(run, 2), state(run, name))).start()
     assert watch(run, progress=lines.append, seconds=0.02) == [1, 2]
     assert lines[0].startswith(f"{run.checkpoints}: watched every 0.02 s")
     assert lines[-1] == f"{run.root}: the run is {name}; 2 checkpoints are exported"
     assert run.export(2).is_dir()
+
+
+def test_it_ends_with_a_run_that_was_killed(make_run: MakeRun, save: Any) -> None:
+    """It says that it trains, and nobody does; what it had saved is exported first."""
+    run = make_run(1)
+    state(run, "training")
+    save(run, 2)
+    with pytest.raises(RankError, match=r"no process trains in it any more.* 2 checkpoints are exported"):
+        watch(run, seconds=0.02)
+    assert run.export(2).is_dir()
+
+
+def test_a_killed_run_that_is_started_again_is_watched_on(make_run: MakeRun, train: Any) -> None:
+    run = make_run(1)
+    state(run, "training")
+    watching = Watch(run)
+    assert watching.look()
+    train(run)
+    assert all(watching.look() for _ in range(3))
 
 
 def test_a_preempted_run_may_go_on(make_run: MakeRun) -> None:
