@@ -103,7 +103,7 @@ def with_origins(summary: pd.DataFrame, training: pd.DataFrame | None) -> pd.Dat
     losses begins at its first checkpoint.
     """
     origins = summary.drop_duplicates("run").assign(step=0, nll_increase=0.0, relative_update_norm=0.0)
-    losses: Mapping[str, float] = {}
+    losses: dict[Any, float] = {}
     if training is not None:
         before = training[(training["split"] == "validation") & (training["step"] == 0)]
         losses = before.drop_duplicates("run", keep="last").set_index("run")["loss"].to_dict()

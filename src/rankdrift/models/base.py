@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -76,6 +77,11 @@ def check_model_folder(folder: Path) -> None:
         raise UserError(f"{folder}: no config.json; this is not a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: no *.safetensors weights; save the model with save_pretrained into it")
+
+
+def hidden_size(folder: Path) -> int:
+    """Return the width of a model's hidden states."""
+    return int(AutoConfig.from_pretrained(folder).get_text_config().hidden_size)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

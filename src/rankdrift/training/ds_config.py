@@ -1,13 +1,14 @@
 """Merge the experiment into the DeepSpeed configuration; a knob set in both to other values is an error.
 
 The recipe owns batch, clipping, precision, optimizer and schedule. The JSON owns stage, offload, buckets
-and communication. DeepSpeed checks the keys below ``zero_optimization`` but ignores unknown ones at the
-top level, so a typo there would change a run silently: here it is refused.
+and communication; files written for the Hugging Face Trainer, with "auto" in them, are taken as they are.
+DeepSpeed checks the keys below ``zero_optimization`` but ignores unknown ones at the top level, so a typo
+there would change a run silently: here it is refused. docs/ds_configs.md lists what becomes of each key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,40 +17,58 @@ from rankdrift import files
 from rankdrift.errors import UserError, did_you_mean
 from rankdrift.spec import Spec
 
-SYSTEM_KEYS = frozenset(
+HONOURED = frozenset(
     {
-        "activation_checkpointing",
-        "aio",
-        "checkpoint",
-        "comms_logger",
-        "communication_data_type",
-        "compile",
-        "csv_monitor",
-        "data_types",
-        "disable_allgather",
-        "disable_python_gc",
-        "dump_state",
-        "flops_profiler",
-        "gradient_predivide_factor",
-        "log_level",
-        "memory_breakdown",
-        "nebula",
-        "prescale_gradients",
-        "steps_per_print",
-        "wall_clock_breakdown",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "zero_optimization",
+        *("aio", "checkpoint", "comms_logger", "communication_data_type", "data_types", "disable_allgather"),
+        *("disable_python_gc", "dump_state", "flops_profiler", "gradient_predivide_factor", "log_level"),
+        *("memory_breakdown", "prescale_gradients", "steps_per_print", "timers", "wall_clock_breakdown"),
+        *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization"),
     }
 )
-SCIENCE_KEYS = {
-    "optimizer": "training.learning_rate, beta1, beta2, epsilon, weight_decay",
-    "scheduler": "training.schedule and training.warmup_steps",
-    "amp": "training.precision",
-    "torch_autocast": "training.precision",
-    "fp16": "training.precision (fp32 or bf16)",
+"""Top-level keys that reach DeepSpeed as they are."""
+_MONITORS = "the recipe owns monitoring: metrics.jsonl and TensorBoard in the run's folder have all values"
+REFUSED = {
+    "optimizer": "the recipe has it: training.learning_rate, beta1, beta2, epsilon, weight_decay",
+    "scheduler": "the recipe has it: training.schedule and training.warmup_steps",
+    "fp16": "the recipe has it: training.precision (fp32 or bf16)",
+    "amp": "the recipe has it: training.precision",
+    "torch_autocast": "the recipe has it: training.precision",
+    **dict.fromkeys(("tensorboard", "wandb", "csv_monitor", "comet"), _MONITORS),
+    "activation_checkpointing": "it only acts on models that call DeepSpeed's own function; the recipe has "
+    "model.gradient_checkpointing",
+    "compile": "it only acts where engine.compile() is called, which no run does",
+    "dataloader_drop_last": "batches are the recipe's: training.global_batch",
+    "seed": "the recipe has it: seed",
+    **dict.fromkeys(
+        ("autotuning", "elasticity", "nebula", "datastates", "data_efficiency", "curriculum_learning"),
+        "it changes batches or checkpoints, which are the recipe's and rankdrift's",
+    ),
+    **dict.fromkeys(
+        (
+            *("pipeline", "tensor_parallel", "expert_parallel", "hybrid_engine", "sequence_parallel_size"),
+            *("use_data_before_expert_parallelism", "seq_parallel_communication_data_type"),
+        ),
+        "ranks share data alone: no run is cut along layers, matrices, experts or rows' lengths",
+    ),
+    **dict.fromkeys(
+        (
+            *("compression_training", "weight_quantization", "progressive_layer_drop", "eigenvalue"),
+            *("sparse_attention", "sparse_gradients", "quantize_training"),
+        ),
+        "it changes what is computed, so that runs could not be compared",
+    ),
+    "gradient_allreduce_op": "gradients are averaged, or losses would depend on the number of ranks",
+    "managed_gradient_accumulation": "accumulation is the recipe's: training.global_batch, micro_batch",
+    "vocabulary_size": "it is the model's",
 }
+"""Top-level keys that are not accepted -> why, and what to use; harmless where they are switched off."""
 ZERO_DEFAULTS: dict[str, Any] = {"stage": 0}
+BUCKETS: dict[str, Callable[[int], int]] = {
+    "reduce_bucket_size": lambda width: width * width,
+    "stage3_prefetch_bucket_size": lambda width: int(0.9 * width * width),
+    "stage3_param_persistence_threshold": lambda width: 10 * width,
+}
+"""Sizes that may be "auto", from the model's width (transformers 5.23, integrations/deepspeed.py)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class BatchPlan:
 
 
 def merge(
-    spec: Spec, path: Path, plan: BatchPlan, precision: str, zero_keys: frozenset[str]
+    spec: Spec, path: Path, plan: BatchPlan, precision: str, zero_keys: frozenset[str], hidden_size: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Return DeepSpeed's configuration and the sentences that say what was changed in it.
 
@@ -78,22 +97,27 @@ def merge(
         "fp32" or "bf16", resolved.
     zero_keys
         The keys that the installed DeepSpeed knows below ``zero_optimization``.
+    hidden_size
+        The model's width, from which buckets that are "auto" follow.
 
     Raises
     ------
     UserError
-        For an unknown key, a knob of the recipe, or a knob set differently in both.
+        For unknown keys, knobs of the recipe, or knobs set differently in both: all of them at once.
 
     """
     given = files.read_json(path)
     if not isinstance(given, dict):
         raise UserError(f"{path}: a DeepSpeed configuration is a JSON object, got {type(given).__name__}")
     owned = _recipe_knobs(spec, plan, precision)
-    _check_keys(path, given, owned)
-    _check_zero(path, given.get("zero_optimization", {}), zero_keys)
-    _check_conflicts(path, given, owned)
+    given, zero = _without_inert(given), given.get("zero_optimization", {})
+    problems = [*_unknown_keys(given, owned), *_zero_problems(zero, zero_keys), *_conflicts(given, owned)]
+    if problems:
+        listed = problems[0] if len(problems) == 1 else "".join(f"\n  {problem}" for problem in problems)
+        raise UserError(f"{path}: {listed}")
+    given["zero_optimization"] = _with_buckets(zero, hidden_size)
     config = {**given, **{key: value for key, (value, _) in owned.items()}}
-    config["zero_optimization"] = {**ZERO_DEFAULTS, **given.get("zero_optimization", {})}
+    config["zero_optimization"] = {**ZERO_DEFAULTS, **given["zero_optimization"]}
     config.setdefault("steps_per_print", 2**31 - 1)  # our own log has these lines
     # torch's fused AdamW also runs on the CPU; DeepSpeed's own would be compiled at first use
     config.setdefault("zero_force_ds_cpu_optimizer", False)
@@ -165,48 +189,63 @@ def _recipe_knobs(spec: Spec, plan: BatchPlan, precision: str) -> dict[str, tupl
     }
 
 
-def _check_keys(path: Path, given: Mapping[str, Any], owned: Mapping[str, Any]) -> None:
+def _without_inert(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration without keys that are refused but say nothing: switched off, or all "auto"."""
+    return {key: value for key, value in given.items() if key not in REFUSED or _says_something(value)}
+
+
+def _says_something(value: Any) -> bool:
+    if isinstance(value, dict):
+        if "enabled" in value:
+            return bool(value["enabled"] not in (False, "auto"))
+        values = [inner for key, inner in value.items() if key != "type"]
+        return not values or any(_says_something(inner) for inner in values)
+    return bool(value not in (None, False, "auto"))
+
+
+def _unknown_keys(given: Mapping[str, Any], owned: Mapping[str, Any]) -> Iterator[str]:
     for key, value in given.items():
-        if key in SCIENCE_KEYS:
-            raise UserError(
-                f"{path}: '{key}'={value!r} belongs in the recipe, as {SCIENCE_KEYS[key]}; remove it from "
-                "the DeepSpeed configuration"
-            )
-        if key not in SYSTEM_KEYS and key not in owned:
-            raise UserError(
-                f"{path}: unknown key '{key}' (value {value!r}), which DeepSpeed would ignore: "
-                + did_you_mean(key, SYSTEM_KEYS | set(owned))
-            )
+        if key in REFUSED:
+            yield f"'{key}'={value!r} is not taken from here: {REFUSED[key]}; remove it"
+        elif key not in HONOURED and key not in owned:
+            hint = did_you_mean(key, HONOURED | set(owned))
+            yield f"unknown key '{key}' (value {value!r}), which DeepSpeed would ignore: {hint}"
 
 
-def _check_zero(path: Path, zero: Any, known: frozenset[str]) -> None:
+def _zero_problems(zero: Any, known: frozenset[str]) -> Iterator[str]:
     if not isinstance(zero, dict):
-        raise UserError(f"{path}: 'zero_optimization' must be an object, got {zero!r}")
+        yield f"'zero_optimization' must be an object, got {zero!r}"
+        return
     for key, value in zero.items():
         if key not in known:
-            raise UserError(
-                f"{path}: unknown key 'zero_optimization.{key}' (value {value!r}): {did_you_mean(key, known)}"
-            )
+            yield f"unknown key 'zero_optimization.{key}' (value {value!r}): {did_you_mean(key, known)}"
+        elif value == "auto" and key not in BUCKETS:
+            yield f"zero_optimization.{key}='auto' means nothing here; give its value, or remove it"
     if zero.get("elastic_checkpoint"):
-        raise UserError(
-            f"{path}: zero_optimization.elastic_checkpoint=true writes checkpoints that no run can go on "
-            "from; remove it (a run resumes on any number of ranks without it)"
+        yield (
+            "zero_optimization.elastic_checkpoint=true writes checkpoints that no run can go on from; remove "
+            "it (a run resumes on any number of ranks without it)"
         )
     stage = zero.get("stage", 0)
     if type(stage) is not int or not 0 <= stage <= 3:
-        raise UserError(f"{path}: zero_optimization.stage={stage!r}; the stages are 0, 1, 2 and 3")
+        yield f"zero_optimization.stage={stage!r}; the stages are 0, 1, 2 and 3"
     if zero.get("round_robin_gradients"):
         # 0.19.8: safe_get_full_fp32_param is wrong for most parameters on two ranks
-        raise UserError(
-            f"{path}: zero_optimization.round_robin_gradients=true makes DeepSpeed map parameters to other "
+        yield (
+            "zero_optimization.round_robin_gradients=true makes DeepSpeed map parameters to other "
             "parameters' partitions, so gradient statistics would be wrong; remove it"
         )
 
 
-def _check_conflicts(path: Path, given: Mapping[str, Any], owned: Mapping[str, tuple[Any, str]]) -> None:
+def _conflicts(given: Mapping[str, Any], owned: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
     for key, (value, recipe_key) in owned.items():
-        if key in given and given[key] not in (value, "auto"):
-            raise UserError(
-                f"{path}: '{key}' is {given[key]!r} here, but {recipe_key} of the recipe gives {value!r}; "
-                "remove it here (the recipe owns it) or make them equal"
+        if key in given and given[key] not in (value, "auto", {"enabled": "auto"}):
+            yield (
+                f"'{key}' is {given[key]!r} here, but {recipe_key} of the recipe gives {value!r}; remove it "
+                "here (the recipe owns it) or make them equal"
             )
+
+
+def _with_buckets(zero: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
+    """Return the section with "auto" replaced by what transformers' integration takes for it."""
+    return {key: BUCKETS[key](hidden_size) if value == "auto" else value for key, value in zero.items()}

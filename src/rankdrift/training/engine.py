@@ -23,6 +23,7 @@ import deepspeed.ops
 import torch
 import torch.distributed
 from deepspeed.constants import default_pg_timeout
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import logger as deepspeed_logger
@@ -60,6 +61,28 @@ def zero_keys() -> frozenset[str]:
     """Return the keys that the installed DeepSpeed knows below ``zero_optimization``."""
     fields = DeepSpeedZeroConfig.model_fields
     return frozenset(fields) | {field.alias for field in fields.values() if field.alias}
+
+
+def require_nvme(config: dict[str, Any]) -> None:
+    """Raise UserError unless what is to be offloaded to NVMe can be: before anything is loaded."""
+    zero = config["zero_optimization"]
+    for key in ("offload_optimizer", "offload_param"):
+        offload = zero.get(key) or {}
+        if offload.get("device") != "nvme":
+            continue
+        remedy = f"or use device 'cpu' in zero_optimization.{key}"
+        folder = offload.get("nvme_path")
+        if not folder or not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(
+                f"zero_optimization.{key}.nvme_path={folder!r} is no folder that can be written to; name one "
+                f"on a local disk, {remedy}"
+            )
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise UserError(
+                f"zero_optimization.{key}.device='nvme' needs DeepSpeed's async_io, which cannot be built "
+                "here: libaio's headers are missing (Debian: apt-get install libaio-dev g++); install them, "
+                f"{remedy}"
+            )
 
 
 @contextlib.contextmanager

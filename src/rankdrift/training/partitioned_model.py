@@ -27,6 +27,7 @@ def divide(model: nn.Module, init: Any, device: torch.device) -> None:
         Where the model computes; its buffers are moved there.
 
     """
+    param: Any  # DeepSpeed hangs its own attributes on it
     for param in model.parameters():
         source = param.data
         # never touched beyond the slice that DeepSpeed copies, so it takes no memory to speak of

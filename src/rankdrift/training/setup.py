@@ -17,7 +17,7 @@ from rankdrift.data.dataset import load_rows
 from rankdrift.data.tokens import TokenizedRows
 from rankdrift.layout import RunLayout
 from rankdrift.methods import Method
-from rankdrift.models.base import load_tokenizer, resolve
+from rankdrift.models.base import hidden_size, load_tokenizer, resolve
 from rankdrift.spec import Spec
 from rankdrift.training import ds_config, engine, resume_check
 from rankdrift.zero_checkpoint.manifest import Manifest
@@ -63,11 +63,12 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     precision = resolved_precision(spec)
     micro, accumulation = plan_micro_batches(training.global_batch, training.micro_batch, engine.world_size())
     plan = ds_config.BatchPlan(micro, accumulation, engine.world_size())
-    config, notes = ds_config.merge(spec, config_path, plan, precision, engine.zero_keys())
+    base = resolve(spec.model.name, spec.model.revision)
+    config, notes = ds_config.merge(spec, config_path, plan, precision, engine.zero_keys(), hidden_size(base))
+    engine.require_nvme(config)
     for note in notes:
         logger.warning(note)
     logger.info("global batch %d = %s", training.global_batch, plan)
-    base = resolve(spec.model.name, spec.model.revision)
     tokenizer = load_tokenizer(base)
     manifest = Manifest(
         step=0,

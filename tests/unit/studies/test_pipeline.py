@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from rankdrift import files
+from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 from rankdrift.spec import Recipe, read_spec
-from rankdrift.studies.pipeline import Launch, train_run
+from rankdrift.studies.pipeline import Launch, run_study, train_run
 
 
 @pytest.mark.parametrize("changed", [{"analysis": {"drift_rows": 7}}, {"scoring": {"limit": 5}}])
@@ -27,3 +28,11 @@ def test_a_finished_run_is_scored_and_analysed_as_the_recipe_now_says(
     assert said == ["  finished before"]
     assert read_spec(run.spec) == recipe.spec() != before
     assert read_spec(run.spec).digest() == before.digest()
+
+
+def test_one_name_for_all_arms_is_refused(tmp_path: Path) -> None:
+    shared = {"model": {"name": "tiny"}, "output": str(tmp_path)}
+    recipe = Recipe(shared=shared, arms={"a": {}, "b": {}}, seeds=(1,), overrides=("arm=foo",))
+    with pytest.raises(UserError, match="arm=foo would give 2 runs one name"):
+        run_study(recipe, Launch(tmp_path / "no.json", 1, None))
+    assert not list(tmp_path.iterdir())
