@@ -56,18 +56,19 @@ class Adapter:
 
     @cached_property
     def start(self) -> Adapter | None:
-        """The initial adapter, where it was subtracted from the base weights; else None.
+        """The initial adapter, where one is given or was subtracted from the base weights; else None.
 
-        Raises UserError where it is needed and cannot be found.
+        One that is given always counts: PEFT's way to save an adapter that began otherwise states
+        ``init_lora_weights=true`` beside its start. Raises UserError where it is needed and cannot be found.
         """
-        if not adapter_update.subtracts_start(self.config):
+        if self.initial is None and not adapter_update.subtracts_start(self.config):
             return None
         folder = self.initial or self.config_path.parent / INITIAL
         if not (folder / ADAPTER_CONFIG).is_file():
             raise UserError(
-                f"{self.folder}: init_lora_weights={self.config['init_lora_weights']!r} changed the base "
-                f"weights, and there is no adapter in {folder}; put the adapter as it was before training "
-                "there, or convert this one with PEFT: "
+                f"{self.folder}: it began from an adapter other than zero "
+                f"(init_lora_weights={self.config.get('init_lora_weights', True)!r}), and there is none in "
+                f"{folder}; put the adapter as it was before training there, or convert this one with PEFT: "
                 "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
             )
         return Adapter(folder)

@@ -1,10 +1,11 @@
-"""Stored tensors, read one at a time: what every source of them offers, and safetensors folders."""
+"""Stored tensors, read one at a time: what every source of them offers, and folders of saved models."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,8 @@ MODEL = "model.safetensors"
 MODEL_CONFIG = "config.json"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+PICKLED = {MODEL: "pytorch_model.bin", ADAPTER: "adapter_model.bin"}
+"""What the same tensors are called in files of torch.save."""
 PROVENANCE = "provenance.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The formats of exact weights, by their names in safetensors files."""
@@ -58,10 +61,13 @@ class TensorFolder:
 
         Raises UserError for a folder without weights and an absent shard, IntegrityError for a damaged one.
         """
-        single, index = self.folder / self.stem, self.folder / f"{self.stem}.index.json"
-        if single.is_file():
-            return dict.fromkeys(_names(single), single)
-        if not index.is_file():
+        for stem in (self.stem, PICKLED[self.stem]):
+            single, index = self.folder / stem, self.folder / f"{stem}.index.json"
+            if single.is_file():
+                return dict.fromkeys(_names(single), single)
+            if index.is_file():
+                break
+        else:
             raise UserError(f"{self.folder}: no {self.stem} there; {_remedy(self.folder, self.stem)}")
         listed = files.read_json(index).get("weight_map", {})
         present = {shard: set(_names(self.folder / shard)) for shard in sorted(set(listed.values()))}
@@ -122,9 +128,58 @@ def finite(value: Tensor, path: Path, name: str) -> Tensor:
     return value
 
 
-def _open(path: Path) -> safe_open:
+class _Pickled:
+    """A file of torch.save, mapped, with what is asked of a safetensors file; nothing in it is run."""
+
+    def __init__(self, path: Path) -> None:
+        self._tensors = _loaded(path)
+
+    def __enter__(self) -> _Pickled:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def keys(self) -> Collection[str]:
+        return self._tensors.keys()
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def get_slice(self, name: str) -> _Pickled._Header:
+        return self._Header(self._tensors[name])
+
+    @dataclass(frozen=True)
+    class _Header:
+        tensor: Tensor
+
+        def get_shape(self) -> list[int]:
+            return list(self.tensor.shape)
+
+        def get_dtype(self) -> str:
+            named = {dtype: name for name, dtype in FLOATS.items()}
+            return named.get(self.tensor.dtype, str(self.tensor.dtype))
+
+
+@lru_cache(maxsize=8)  # a file's index is read for every tensor asked of it
+def _loaded(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: holds more than tensors ({reason}); save its state_dict alone") from None
+    except RuntimeError as error:
+        raise IntegrityError(f"{path}: torch cannot map it ({error}); copy or save it again") from None
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{path}: not a mapping of names to tensors; save the model's state_dict in it")
+    return found
+
+
+def _open(path: Path) -> safe_open | _Pickled:
     """Open a file; raise UserError if it is absent or cannot be read, IntegrityError if it is damaged."""
     try:
+        if path.suffix == ".bin":
+            return _Pickled(path)
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise IntegrityError(
@@ -139,15 +194,21 @@ def _open(path: Path) -> safe_open:
 def _names(path: Path) -> list[str]:
     """Return the names of a file's tensors, in an order that is always the same."""
     with _open(path) as handle:
-        return sorted(handle.keys())
+        names = sorted(handle.keys())
+        empty = [name for name in names if list(handle.get_slice(name).get_shape()) == [0]]
+    if empty:
+        raise UserError(
+            f"{path}: {len(empty)} of {len(names)} tensors are empty ({empty[0]}): it was saved under ZeRO-3 "
+            "without gathering them; give the sharded checkpoint it was saved beside, or save it again with "
+            "stage3_gather_16bit_weights_on_model_save"
+        )
+    return names
 
 
 def _remedy(folder: Path, stem: str) -> str:
     """Return what to do about a folder without weights, by what is there instead."""
     if not folder.is_dir():
         return "the folder does not exist, check the path"
-    if list(folder.glob("*.bin")):
-        return "it has .bin weights, save them with safe_serialization=True"
     if stem == MODEL and (folder / "zero_to_fp32.py").exists():
         return "sharded checkpoints lie below it, give one of their folders (step-NNNNNN)"
     if below := _models_below(folder):

@@ -27,7 +27,7 @@ PREFIX = "base_model.model."
 
 _STORED = re.compile(
     r"^(?P<module>.+)\.lora_(?:(?P<embedding>embedding_)?(?P<factor>[AB])|(?P<other>E|magnitude_vector))"
-    r"(?:\.weight)?$"
+    r"(?:\.default)?(?:\.weight)?$"  # the adapter's name is in files that were not written by PEFT itself
 )
 # Values of ``init_lora_weights`` that leave the base weights as they are.
 _EXACT_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")

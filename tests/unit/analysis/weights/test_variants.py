@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,10 +199,10 @@ def test_dora_may_start_from_pissa(models: Any, tmp_path: Path) -> None:
 
 def test_a_start_that_is_needed_and_absent_is_asked_for(models: Any, subtracted: Any) -> None:
     after, _, _ = subtracted("pissa")
-    message = "after: init_lora_weights='pissa' changed .* no adapter in .*after/initial_adapter; .*convert"
+    message = "after: .*init_lora_weights='pissa'.*there is none in .*after/initial_adapter; .*convert"
     with pytest.raises(UserError, match=message):
         open_weights(models.base, after)
-    with pytest.raises(UserError, match="no adapter in nowhere"):
+    with pytest.raises(UserError, match="there is none in nowhere"):
         open_weights(models.base, after, initial=Path("nowhere"))
 
 
@@ -306,3 +307,15 @@ def test_adalora_without_a_scale_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"edited/adapter_config.json: lora_alpha is .* which give no scale"):
         open_weights(models.base, edited(adalora[0], config=setting)).pair(QUERY)
+
+
+def test_a_start_that_is_given_counts_whatever_the_settings_say(models: Any, subtracted: Any) -> None:
+    """PEFT's documentation has such an adapter saved with init_lora_weights=true, beside its start."""
+    after, before, _ = subtracted("pissa")
+    right = open_weights(models.base, after, initial=before).pair(QUERY).update.dense()
+    for folder in (after, before):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": True}))
+    alone = open_weights(models.base, after).pair(QUERY).update.dense()
+    assert (alone - right).norm() > 0.1 * right.norm()  # what it took of W0 counts as learnt
+    assert torch.equal(open_weights(models.base, after, initial=before).pair(QUERY).update.dense(), right)

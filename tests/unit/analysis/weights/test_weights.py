@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,7 +175,7 @@ def test_settings_that_are_no_object_are_refused(
 
 @pytest.mark.parametrize(
     ("file", "remedy"),
-    [(None, "saved model"), ("pytorch_model.bin", "safe_serialization"), ("zero_to_fp32.py", "step-NNNNNN")],
+    [(None, "saved model"), ("zero_to_fp32.py", "step-NNNNNN")],
 )
 def test_a_folder_without_weights_is_refused(
     models: Any, tmp_path: Path, file: str | None, remedy: str
@@ -287,3 +290,76 @@ def test_a_model_without_llama_names_is_refused(models: Any, tmp_path: Path) -> 
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"no matrix of a block .layers.N.*other models are not read"):
         _ = BaseWeights(tmp_path).names
+
+
+def pickled(folder: Path, target: Path, shards: int = 1) -> Path:
+    """A copy of a saved model or adapter with its tensors in files of torch.save."""
+    shutil.copytree(folder, target)
+    source = next(target.glob("*model.safetensors"))
+    tensors, name = (
+        load_file(source),
+        {"model": "pytorch_model", "adapter_model": "adapter_model"}[source.stem],
+    )
+    source.unlink()
+    if shards == 1:
+        torch.save(tensors, target / f"{name}.bin")
+        return target
+    files = {key: f"{name}-{number % shards + 1:05d}.bin" for number, key in enumerate(tensors)}
+    for file in set(files.values()):
+        torch.save({key: value for key, value in tensors.items() if files[key] == file}, target / file)
+    (target / f"{name}.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    return target
+
+
+@pytest.mark.parametrize(("kind", "shards"), [("full", 1), ("full", 2), ("lora", 1)])
+def test_files_of_torch_save_hold_the_same_update(
+    models: Any, lora: Path, tmp_path: Path, kind: str, shards: int
+) -> None:
+    folder = lora if kind == "lora" else models.full
+    stored, found = (
+        open_weights(models.base, folder),
+        open_weights(models.base, pickled(folder, tmp_path / "pickled", shards)),
+    )
+    assert found.projections == stored.projections
+    for projection in stored.projections:
+        pairs = found.pair(projection).update.dense(), stored.pair(projection).update.dense()
+        assert torch.equal(*pairs)
+
+
+def test_names_with_the_adapter_s_name_in_them_are_read(models: Any, lora: Path, tmp_path: Path) -> None:
+    target = tmp_path / "named"
+    shutil.copytree(lora, target)
+    tensors = load_file(target / "adapter_model.safetensors")
+    named = {
+        re.sub(r"(lora_[AB])\.weight", r"\1.default.weight", key): value for key, value in tensors.items()
+    }
+    assert named.keys() != tensors.keys()
+    save_file(named, target / "adapter_model.safetensors")
+    for projection in (stored := open_weights(models.base, lora)).projections:
+        found = open_weights(models.base, target).pair(projection).update.dense()
+        assert torch.equal(found, stored.pair(projection).update.dense())
+
+
+def test_nothing_in_a_pickle_is_run(models: Any, tmp_path: Path) -> None:
+    target = pickled(models.full, tmp_path / "hostile")
+
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"model.norm.weight": Hostile()}, target / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: holds more than tensors"):
+        open_weights(models.base, target)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_tensors_that_were_saved_without_being_gathered_are_named(
+    models: Any, lora: Path, tmp_path: Path, kind: str
+) -> None:
+    target = tmp_path / "empty"
+    shutil.copytree(lora if kind == "lora" else models.full, target)
+    path = next(target.glob("*model.safetensors"))
+    save_file({name: torch.empty(0) for name in load_file(path)}, path)
+    with pytest.raises(UserError, match="saved under ZeRO-3 without gathering"):
+        open_weights(models.base, target)
