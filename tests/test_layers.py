@@ -42,6 +42,7 @@ ALLOWED_MODULES: dict[str, set[str]] = {
         "rankdrift.export.peft_names",
         "rankdrift.zero_checkpoint.manifest",
         "rankdrift.zero_checkpoint.shards",
+        "rankdrift.zero_checkpoint.trainer_folder",
     },
 }
 NO_TORCH = {"errors", "layout", "registry", "files", "signals", "spec"}

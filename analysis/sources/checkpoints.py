@@ -1,7 +1,8 @@
 """Sharded ZeRO checkpoints read where they lie: fp32 master weights as named tensors, nothing copied on disk.
 
 A checkpoint holds tensors alone. What they belong to (a whole model, or an adapter and its settings) is in
-the folder ``model`` of its run, so a checkpoint is read inside its run's folder.
+the folder ``model`` of its run, so a checkpoint is read inside its run's folder; one of the Hugging Face
+Trainer or of accelerate lies beside its settings.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rankdrift.export.peft_names import adapter_tensors
 from rankdrift.layout import RunLayout
 from rankdrift.zero_checkpoint.manifest import MANIFEST_NAME, Manifest
 from rankdrift.zero_checkpoint.shards import ShardedTensor, open_checkpoint
+from rankdrift.zero_checkpoint.trainer_folder import trainer_folder
 
 CHUNK = 8 * 2**20  # bytes read at once
 
@@ -46,8 +48,11 @@ class CheckpointTensors:
         Shared parameters are listed once. Raises UserError where the checkpoint is incomplete or of an
         unknown layout, IntegrityError where it is damaged.
         """
-        Manifest.read(self.folder)
-        tensors = open_checkpoint(self.folder).tensors
+        if others := trainer_folder(self.folder):
+            tensors = open_checkpoint(others.shards).tensors
+        else:
+            Manifest.read(self.folder)
+            tensors = open_checkpoint(self.folder).tensors
         return adapter_tensors(tensors, self.folder) if self.adapter else tensors
 
     @property
@@ -91,11 +96,17 @@ def _read(stored: ShardedTensor) -> Tensor:
 
 def is_checkpoint(folder: Path) -> bool:
     """Return whether a folder holds a ZeRO checkpoint, whole or not, rather than an export."""
-    return (folder / MANIFEST_NAME).is_file() or any(folder.glob("*_states.pt"))
+    known = (folder / MANIFEST_NAME).is_file() or any(folder.glob("*_states.pt"))
+    return known or trainer_folder(folder) is not None
 
 
 def run_model(checkpoint: Path) -> Path:
-    """Return the ``model`` folder of a checkpoint's run; raise UserError unless a configuration is in it."""
+    """Return the folder of a checkpoint's settings: ``model`` of its run, or beside the shards of others.
+
+    Raises UserError unless a configuration is in it.
+    """
+    if others := trainer_folder(checkpoint):
+        return others.folder
     run = RunLayout(Path(os.path.abspath(checkpoint)).parent.parent)
     if not any((run.model / name).is_file() for name in (MODEL_CONFIG, ADAPTER_CONFIG)):
         raise UserError(

@@ -20,6 +20,7 @@ from rankdrift.analysis.sources.tensors import (
 )
 from rankdrift.errors import UserError
 from rankdrift.zero_checkpoint.manifest import Manifest
+from rankdrift.zero_checkpoint.trainer_folder import trainer_folder
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def model_config(folder: Path) -> Mapping[str, Any]:
 
 def recorded_base(folder: Path) -> RecordedBase | None:
     """Return the base model that a checkpoint or an export of ours was trained from; None if not recorded."""
+    if trainer_folder(folder):
+        return None
     if is_checkpoint(folder):
         manifest = Manifest.read(folder)
         return RecordedBase(manifest.base, manifest.base_digest)

@@ -50,7 +50,7 @@ def prepare(job: dict[str, Any]) -> None:
         setattr(Trainer, name, asking)
 
     def begin(self: checkpointing.Save, *arguments: Any) -> None:
-        if self.record.step == job.get("fails_at"):
+        if self.manifest.step == job.get("fails_at"):
             raise UserError("no space")
         BEGIN(self, *arguments)
 

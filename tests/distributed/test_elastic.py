@@ -43,6 +43,7 @@ RECIPE: dict[str, Any] = {
         "eval_every": STEPS,
         "save_every": SAVED,
         "precision": "fp32",
+        "probe_every": 1,
     },
 }
 METHODS = {

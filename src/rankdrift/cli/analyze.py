@@ -184,6 +184,8 @@ def _of_folders(arguments: argparse.Namespace) -> Iterator[Path]:
     study, share = _output(arguments), Share.of_environment()
     params = _folder_params(names, study, subjects[0].base, arguments.workers or 0)
     progress = progress_lines(_say(share))
+    for line in _sources(subjects):
+        _say(share)(line)
     for name in names:  # one after the other: what is done is said, whatever becomes of the next
         try:
             yield from run_analyses([name], subjects, study.tables, params, progress, share)
@@ -191,6 +193,34 @@ def _of_folders(arguments: argparse.Namespace) -> Iterator[Path]:
             if arguments.names:
                 raise
             _say(share)(f"{name}: left out; {error}")
+    for line in _drowned(study):
+        _say(share)(line)
+
+
+def _sources(subjects: Sequence[Subject]) -> Iterator[str]:
+    """Yield which weights are read of folders that hold the shards of a training beside a rounded model."""
+    from rankdrift.zero_checkpoint.trainer_folder import trainer_folder
+
+    for subject in subjects:
+        if subject.tuned and (others := trainer_folder(subject.tuned)):
+            yield f"{subject.run}: the fp32 masters in {others.shards}, as step {subject.step}"
+
+
+def _drowned(study: StudyLayout) -> Iterator[str]:
+    """Yield a warning for each folder whose updates are mostly what storing its weights rounded."""
+    from rankdrift import files
+    from rankdrift.analysis.measures.spectra import MOSTLY_ROUNDING
+
+    path = study.tables / "svd_analysis_results.parquet"
+    if not path.is_file():
+        return
+    rows = files.read_table(path)
+    for run, of_run in rows[rows["noise_floor_ratio"] < MOSTLY_ROUNDING].groupby("run"):
+        yield (
+            f"warning: {run}: {len(of_run)} of {(rows['run'] == run).sum()} updates are mostly what storing "
+            "the weights rounded: their ranks are those of noise. Give fp32 weights: the sharded checkpoint "
+            "that these were saved beside, or the adapter"
+        )
 
 
 def _given_subjects(names: Sequence[str], arguments: argparse.Namespace) -> list[Subject]:

@@ -9,6 +9,7 @@ import argparse
 import re
 from pathlib import Path
 
+from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -28,7 +29,16 @@ def size(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder: .../runs/<arm>-seed<seed>")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="the run's folder (.../runs/<arm>-seed<seed>), or a checkpoint of the Hugging Face Trainer or "
+        "of accelerate (checkpoint-N)",
+    )
+    of_others = parser.add_argument_group("checkpoints of the Trainer or of accelerate")
+    of_others.add_argument("--output", type=Path, help="folder of the export (CHECKPOINT/consolidated)")
+    of_others.add_argument("--model", type=Path, help="its settings (beside the shards)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, action="append", metavar="N", help="a step to export (repeatable)")
     which.add_argument("--all", action="store_true", help="every complete checkpoint (the default)")
@@ -50,11 +60,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export the checkpoints, a line a tenth of the way; return 0. Raises UserError."""
     from rankdrift.export.consolidate import consolidate_run  # torch loads here, not for --help
+    from rankdrift.export.consolidate_folder import consolidate_folder
     from rankdrift.export.contents import Options
     from rankdrift.export.watch import watch
+    from rankdrift.zero_checkpoint.trainer_folder import trainer_folder
 
     layout = RunLayout(arguments.run)
     options = Options(arguments.dtype, arguments.shard_size, arguments.merge)
+    if source := trainer_folder(arguments.run):
+        consolidate_folder(source, arguments.output, arguments.model, options, _say)
+        return 0
+    if arguments.output or arguments.model:
+        raise UserError(
+            f"{arguments.run}: --output and --model are for checkpoints of the Trainer or of accelerate, and "
+            "this is none (no file 'latest' that names a folder of shards in it)"
+        )
     if arguments.watch:
         watch(layout, options, _say)
     else:

@@ -57,7 +57,7 @@ def consolidate(run: RunLayout, step: int, options: Options = DEFAULTS, progress
             return target
         export = contents.plan(run, manifest, options)
         with appearing(target, export.size) as folder:
-            outputs = _write_export(export, folder, _percentages(step, export.size, progress))
+            outputs = write_export(export, folder, percentages(step, export.size, progress))
             _require_same(run.checkpoint(step), manifest)
             files.write_json(folder / PROVENANCE_NAME, _provenance(run, manifest, export, inputs, outputs))
     progress(f"{step_name(step)}: {target}")
@@ -91,7 +91,7 @@ def consolidate_run(
     return [future.result() for future in futures.values()]
 
 
-def _write_export(export: Export, folder: Path, written: safetensors_writer.Progress) -> dict[str, Any]:
+def write_export(export: Export, folder: Path, written: safetensors_writer.Progress) -> dict[str, Any]:
     """Fill the folder; return each file's size and checksum. What is read is compared with its CRC-32."""
     for name, source in export.copied.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def _is_current(export: Path, inputs: Mapping[str, Any]) -> bool:
     return all(path.exists() and path.stat().st_size == size for path, size in sizes.items())
 
 
-def _percentages(step: int, total: int, report: Report) -> safetensors_writer.Progress:
+def percentages(step: int, total: int, report: Report) -> safetensors_writer.Progress:
     """Return a counter of bytes that reports every tenth of the total."""
     done = reported = 0
 

@@ -17,6 +17,9 @@ from rankdrift.zero_checkpoint.shards import ShardedCheckpoint, open_checkpoint
 
 MODEL_CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 GENERATION_CONFIG = "generation_config.json"
+NOT_ADAPTERS = {ADAPTER_CONFIG, MODEL_CONFIG, GENERATION_CONFIG}
+COPIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
+"""Files of a tokenizer, by the names transformers gives them."""
 SHARD_SIZE = 5 * 10**9  # bytes a weights file, the usual size on model hubs
 
 
@@ -79,13 +82,30 @@ def plan(run: RunLayout, manifest: Manifest, options: Options) -> Export:
         raise UserError(f"{run.root}: no LoRA run, its exports are whole models already; leave out --merge")
     if options.merge:
         return _merged(run, manifest, checkpoint, options)
-    return (_adapter if adapter else _model)(run, manifest, checkpoint, options)
-
-
-def _model(run: RunLayout, manifest: Manifest, checkpoint: ShardedCheckpoint, options: Options) -> Export:
+    if adapter:
+        return _adapter(run.model, checkpoint, options, _files_of(run.model, NOT_ADAPTERS), manifest.base)
     if not (run.model / MODEL_CONFIG).exists():
         raise UserError(f"{run.model}: no config.json or adapter_config.json; copy the run's folder whole")
-    config = files.read_json(run.model / MODEL_CONFIG)
+    return _model(run.model, checkpoint, options, _files_of(run.model, without={MODEL_CONFIG}))
+
+
+def plan_folder(settings: Path, checkpoint: ShardedCheckpoint, options: Options) -> Export:
+    """Return what an export of a checkpoint that no run of ours wrote will hold; raises as :func:`plan`.
+
+    Beside its settings lie files that belong to the training: of others only the tokenizer's are taken over.
+    """
+    copied = {path.name: path for pattern in COPIED for path in sorted(settings.glob(pattern))}
+    if (settings / ADAPTER_CONFIG).exists():
+        return _adapter(settings, checkpoint, options, copied)
+    if (settings / GENERATION_CONFIG).exists():
+        copied[GENERATION_CONFIG] = settings / GENERATION_CONFIG
+    return _model(settings, checkpoint, options, copied)
+
+
+def _model(
+    settings: Path, checkpoint: ShardedCheckpoint, options: Options, copied: Mapping[str, Path]
+) -> Export:
+    config = files.read_json(settings / MODEL_CONFIG)
     tensors: dict[str, Weight] = dict(checkpoint.tensors)
     if config.get("tie_word_embeddings") is False:  # loading would not tie them again
         tensors.update({alias: tensors[owner] for alias, owner in checkpoint.aliases.items()})
@@ -94,21 +114,27 @@ def _model(run: RunLayout, manifest: Manifest, checkpoint: ShardedCheckpoint, op
         options=options,
         config_name=MODEL_CONFIG,
         config=_with_dtype(config, options.dtype),
-        copied=_files_of(run.model, without={MODEL_CONFIG}),
+        copied=copied,
         files=_model_files(tensors, options),
     )
 
 
-def _adapter(run: RunLayout, manifest: Manifest, checkpoint: ShardedCheckpoint, options: Options) -> Export:
-    path = run.model / ADAPTER_CONFIG
-    config = {**files.read_json(path), "base_model_name_or_path": manifest.base}
+def _adapter(
+    settings: Path,
+    checkpoint: ShardedCheckpoint,
+    options: Options,
+    copied: Mapping[str, Path],
+    base: str | None = None,
+) -> Export:
+    path = settings / ADAPTER_CONFIG
+    config = {**files.read_json(path), **({"base_model_name_or_path": base} if base else {})}
     peft_names.check_config(config, path)
     return Export(
         checkpoint=checkpoint,
         options=options,
         config_name=ADAPTER_CONFIG,
         config=config,
-        copied=_files_of(run.model, without={ADAPTER_CONFIG, MODEL_CONFIG, GENERATION_CONFIG}),
+        copied=copied,
         files={
             "adapter_model.safetensors": peft_names.adapter_tensors(checkpoint.tensors, checkpoint.folder)
         },

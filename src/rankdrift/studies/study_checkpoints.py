@@ -23,10 +23,11 @@ from rankdrift.data.general_text import load_windows
 from rankdrift.data.tokens import Row
 from rankdrift.errors import UserError
 from rankdrift.export.consolidate import PROVENANCE_NAME
-from rankdrift.layout import RunLayout, StudyLayout, steps_in
+from rankdrift.layout import RunLayout, StudyLayout, step_of, steps_in
 from rankdrift.models.base import load_tokenizer, resolve
 from rankdrift.spec import AnalysisSpec, DataSpec, Spec, read_spec
 from rankdrift.zero_checkpoint.manifest import complete_steps
+from rankdrift.zero_checkpoint.trainer_folder import trainer_folder
 
 Source = Literal["auto", "exports", "checkpoints"]
 """Where the weights of a step are read from."""
@@ -111,11 +112,17 @@ def _folder_subject(base: Path, initial: Path | None, folder: Path, name: str) -
         rank=_adapter_rank(config_folder(folder) / ADAPTER_CONFIG) if adapter else 0,
         tasks=(),
         seed=0,
-        step=0,
+        step=_step_of(folder),
         base=base,
         tuned=folder,
         initial=initial,
     )
+
+
+def _step_of(folder: Path) -> int:
+    """Return the step in a folder's name: ours (step-000500), or a checkpoint of others; 0 where none is."""
+    others = trainer_folder(folder)
+    return others.step if others else step_of(folder.name) or 0
 
 
 def _adapter_rank(path: Path) -> int:

@@ -289,9 +289,9 @@ class Trainer:
         if self.journal:
             self.journal.flush()
         used = step * self.spec.training.global_batch
-        record = replace(self.setup.manifest, step=step, data_position=used)
+        manifest = replace(self.setup.manifest, step=step, data_position=used)
         exclude_frozen, size = self.setup.method.exclude_frozen, self._checkpoint_bytes()
-        self.save = checkpointing.save(self.engine, self.run, record, exclude_frozen, size)
+        self.save = checkpointing.save(self.engine, self.run, manifest, exclude_frozen, size)
 
     def _finish_save(self) -> None:
         """Make the save under way a checkpoint, if there is one, and remove what need not be kept."""
