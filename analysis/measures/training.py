@@ -14,7 +14,7 @@ from rankdrift.layout import RunLayout
 
 TABLE = "training_metrics"
 COLUMNS = {
-    "split": "train (the step's global batch) or validation",
+    "split": "train (the step's global batch), validation (mean of the tasks), or validation/TASK",
     "loss": "nats a target token",
     "learning_rate": "of this step; NaN for validation",
     "gradient_norm": "global Euclidean norm before clipping; NaN for validation",

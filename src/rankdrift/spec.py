@@ -129,7 +129,7 @@ class TrainingSpec(_Section):
     eval_every: PositiveInt | None = None
     """Steps between evaluations of the validation loss; None evaluates where it saves."""
     eval_rows: PositiveInt = 64
-    """Validation rows used for that loss."""
+    """Validation rows of each task used for that loss."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints; the last step is always saved."""
     save_steps: tuple[PositiveInt, ...] = ()
@@ -139,7 +139,7 @@ class TrainingSpec(_Section):
     keep_every: PositiveInt | None = None
     """Keep checkpoints whose step is a multiple of it."""
     keep_best: PositiveInt | None = None
-    """Keep so many checkpoints of the lowest validation loss."""
+    """Keep so many checkpoints of the lowest validation loss, the mean of tasks."""
     probe_every: NonNegativeInt = 10
     """Steps between gradient statistics; 0 switches them off."""
 

@@ -75,6 +75,7 @@ def column(folder: Path, name: str, key: str, split: str = "train") -> np.ndarra
 
 
 SIX = ["training.global_batch=6", "training.steps=4", "training.save_every=null"]
+SPLITS = ("validation", "validation/topic", "validation/describe")
 SLOW = 5.0
 """Seconds that a probe sleeps: many times as long as a step."""
 MICRO_64 = [
@@ -113,6 +114,8 @@ def runs(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         "training.keep_best=1",
     ]
     two += [job(root, folder, "kept", 2, *keep)]
+    both = ["data.tasks=[topic,describe]", "training.steps=2", "training.warmup_steps=0"]
+    two += [job(root, folder, f"mixed-z{s}", s, *both, "training.save_every=null") for s in (0, 3)]
     two += [job(root, folder, f"classifier-z{s}", s, "model.head=classifier") for s in (2, 3)]
     still = ["training.learning_rate=1e-30", "training.weight_decay=0", "training.precision=bf16"]
     still += ["training.steps=1", "training.warmup_steps=0", "training.save_every=1"]
@@ -286,6 +289,18 @@ def test_a_run_keeps_the_newest_the_best_and_the_listed_checkpoints(runs: Path) 
     saved = [row for row in rows if row["step"]]  # step 0 is only evaluated
     best = min(saved, key=lambda row: row["loss"])["step"]
     assert steps_in(run.checkpoints) == sorted({3, best, STEPS})
+
+
+def test_every_task_has_its_own_validation_loss_and_their_mean_decides(runs: Path) -> None:
+    for name in ("mixed-z0", "mixed-z3"):
+        losses = {split: column(runs, name, "loss", split) for split in SPLITS}
+        assert [len(of_split) for of_split in losses.values()] == [2, 2, 2]
+        mean = (losses["validation/topic"] + losses["validation/describe"]) / 2
+        np.testing.assert_allclose(losses["validation"], mean, rtol=1e-12)
+        # before the first step it is the base model's, on the rows that a run of one task has
+        alone = column(runs, REFERENCE, "loss", "validation")[0]
+        assert losses["validation/topic"][0] == pytest.approx(alone, rel=1e-5)
+        assert losses["validation/describe"][0] != pytest.approx(alone, rel=1e-4)
 
 
 def test_a_classification_head_trains(runs: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift import registry
 from rankdrift.data.sources import load_examples
-from rankdrift.data.tokens import TokenizedRows, tokenize
+from rankdrift.data.tokens import Row, TokenizedRows, tokenize
 from rankdrift.errors import UserError
 from rankdrift.spec import Spec
 
@@ -31,6 +33,14 @@ def load_rows(spec: Spec, split: str, tokenizer: PreTrainedTokenizerBase) -> Tok
         dropped=sum(part.dropped for part in parts),
         truncated=sum(part.truncated for part in parts),
     )
+
+
+def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each task, in their order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.task, []).append(row)
+    return found
 
 
 def num_labels(spec: Spec) -> int:

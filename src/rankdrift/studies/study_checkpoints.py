@@ -153,9 +153,10 @@ def _distinct_names(folders: list[Path]) -> list[str]:
 
 
 def study_params(study: StudyLayout, spec: Spec, base: Path) -> Params:
-    """Return the analyses' settings; drift is measured on the prompts of the validation rows."""
+    """Return the analyses' settings; drift is measured on validation prompts, as many of each task."""
     rows = load_rows(spec, "validation", load_tokenizer(base)).rows
-    prompts = [row.input_ids[: row.prompt_length].tolist() for row in rows[: spec.analysis.drift_rows]]
+    in_turn = [row for _, row in sorted(_numbered(rows), key=lambda numbered: numbered[0])]
+    prompts = [row.input_ids[: row.prompt_length].tolist() for row in in_turn[: spec.analysis.drift_rows]]
     drift = _written(study.base / "drift_inputs.parquet", pd.DataFrame({"input_ids": prompts}))
     probed = [row for number, row in _numbered(rows) if number < spec.analysis.gradient_rows]
     gradients = study.base / "gradient_inputs.parquet"

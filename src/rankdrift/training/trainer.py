@@ -14,7 +14,7 @@ import torch
 
 from rankdrift import files, registry
 from rankdrift.data.batches import collate, rank_micro_batches, target_positions
-from rankdrift.data.dataset import num_labels
+from rankdrift.data.dataset import by_task, num_labels
 from rankdrift.data.tokens import Row
 from rankdrift.errors import IntegrityError, Preempted, UserError
 from rankdrift.layout import RunLayout, StudyLayout
@@ -266,9 +266,20 @@ class Trainer:
             self.journal.status("training", step)
 
     def _evaluate(self, step: int) -> None:
-        """Log the mean validation loss; every rank passes the same number of batches, as ZeRO-3 needs."""
+        """Log the validation loss of every task, and their mean, which decides what the best model is."""
+        losses = {
+            task: self._validation_loss(rows) for task, rows in by_task(self.data.validation.rows).items()
+        }
+        self._together(0.0)  # a request may have come meanwhile
+        if self.journal:
+            for task, loss in losses.items():
+                self.journal.metrics(step, f"validation/{task}", {"loss": loss})
+            self.journal.metrics(step, "validation", {"loss": sum(losses.values()) / len(losses)})
+
+    def _validation_loss(self, rows: list[Row]) -> float:
+        """Return a task's mean loss; every rank passes the same number of batches, as ZeRO-3 needs."""
         self.engine.deepspeed.eval()
-        rows = self.data.validation.rows[: self.spec.training.eval_rows]
+        rows = rows[: self.spec.training.eval_rows]
         world = engine.world_size()
         share = -(-len(rows) // (world * self.setup.plan.micro_batch)) * self.setup.plan.micro_batch
         mine = rows[engine.rank() * share : (engine.rank() + 1) * share]
@@ -279,9 +290,8 @@ class Trainer:
                 # a rank that has no rows left passes the first one again and leaves it out of the sum
                 loss = float(self._loss_sum(batch or rows[:1]))
                 loss_sum += loss if batch else 0.0
-        loss = self._together(loss_sum)[0] / sum(self._targets(row) for row in rows)
-        if self.journal:
-            self.journal.metrics(step, "validation", {"loss": loss})
+        total = engine.sum_over_ranks(torch.tensor(loss_sum, dtype=torch.float64))
+        return float(total) / sum(self._targets(row) for row in rows)
 
     def _save(self, step: int) -> None:
         """Begin a save; training goes on while the disk takes it."""

@@ -162,7 +162,6 @@ def test_drift_inputs_are_prompts_and_are_not_rewritten(tiny: Path, tmp_path: Pa
     assert params.drift_inputs is not None
     rows = pd.read_parquet(params.drift_inputs)["input_ids"]
     assert len(rows) == 5
-    from rankdrift.models.base import load_tokenizer
     from rankdrift.tasks.topic import TASK
 
     assert TASK.generate is not None
@@ -171,6 +170,20 @@ def test_drift_inputs_are_prompts_and_are_not_rewritten(tiny: Path, tmp_path: Pa
     written = params.drift_inputs.stat().st_mtime_ns
     study_params(study, spec, tiny)
     assert params.drift_inputs.stat().st_mtime_ns == written
+
+
+def test_drift_inputs_are_drawn_from_every_task(tiny: Path, tmp_path: Path) -> None:
+    tree = {
+        "model": {"name": "tiny"},
+        "data": {"tasks": ["topic", "describe"]},
+        "analysis": {"drift_rows": 5},
+    }
+    params = study_params(StudyLayout(tmp_path), parse_spec(tree), tiny)
+    assert params.drift_inputs is not None
+    tokenizer = load_tokenizer(tiny)
+    prompts = [tokenizer.decode(list(ids)) for ids in pd.read_parquet(params.drift_inputs)["input_ids"]]
+    trails = [prompt.endswith("Description:") for prompt in prompts]  # as those of describe do
+    assert trails == [False, True, False, True, False]
 
 
 def gradient_inputs(params: Params) -> pd.DataFrame:
