@@ -21,7 +21,12 @@ from rankdrift.analysis.mathematics.statistics.intervals import (
     paired_t_interval,
     t_interval,
 )
-from rankdrift.analysis.mathematics.statistics.seeds import holm, minimum_detectable_difference, seed_control
+from rankdrift.analysis.mathematics.statistics.seeds import (
+    holm,
+    minimum_detectable_difference,
+    seed_control,
+    stdev_interval,
+)
 from rankdrift.analysis.sources.arms import Arm, arm_pairs, arms_of, shared_seeds
 from rankdrift.analysis.sources.observations import (
     GENERAL_TEXT,
@@ -66,6 +71,8 @@ CONTRASTS_COLUMNS = {
     "p_holm": "adjusted (Holm) over the tasks' leading metrics and general text's NLL at this checkpoint; "
     "NaN for other metrics",
     "minimum_detectable": "difference that so many seeds of this stdev show with 80 % power at the 5 % level",
+    "minimum_detectable_low": "lower end of its 95 % interval, which is that of stdev (chi-squared)",
+    "minimum_detectable_high": "upper end",
     "control_pairs": "pairs of seeds of one arm: the negative control",
     "control_median": "median |difference| of such a pair: what a seed alone does",
     "control_largest": "largest of them",
@@ -171,7 +178,7 @@ def _contrast(pair: tuple[Arm, Arm], cell: Cell) -> dict[str, Any]:
     numbers = {
         "stdev": found.stdev,
         "p_value": found.p_value,
-        "minimum_detectable": _detectable(found),
+        **_detectable(found),
         "control_median": control.median,
         "control_largest": control.largest,
         "control_share": control.share,
@@ -189,11 +196,15 @@ def _contrast(pair: tuple[Arm, Arm], cell: Cell) -> dict[str, Any]:
     }
 
 
-def _detectable(found: SeedDifference) -> float | None:
-    """Return the smallest difference that would show; None without a spread, rounding aside, to scale it."""
+def _detectable(found: SeedDifference) -> dict[str, float | None]:
+    """Return the smallest difference that would show, and its interval; None without a spread to scale it."""
+    names = ("minimum_detectable", "minimum_detectable_low", "minimum_detectable_high")
     if found.stdev is None or found.interval.reason:
-        return None
-    return found.stdev * minimum_detectable_difference(found.interval.n)
+        return dict.fromkeys(names)
+    seeds = found.interval.n
+    spreads = (found.stdev, *stdev_interval(found.stdev, seeds))
+    factor = minimum_detectable_difference(seeds)
+    return {name: spread * factor for name, spread in zip(names, spreads, strict=True)}
 
 
 def _ends(interval: Interval) -> dict[str, float]:
@@ -208,5 +219,5 @@ ANALYSIS = Analysis(
     compute_all=compute_all,
     parameters=(),
     reads=(SOURCE,),
-    version=2,
+    version=3,
 )

@@ -119,7 +119,10 @@ def _contrast(row: Any) -> dict[str, str]:
         "p after Holm": number(row.p_holm, 2),
         "shown": MISSING,
         "detectable with 80 % power": (
-            number(row.minimum_detectable, 2) if row.seeds >= SEEDS_FOR_SPREAD else MISSING
+            f"{number(row.minimum_detectable, 2)} [{number(row.minimum_detectable_low, 2)}, "
+            f"{number(row.minimum_detectable_high, 2)}]"
+            if row.seeds >= SEEDS_FOR_SPREAD
+            else MISSING
         ),
     }
     if interval(row.low, row.high):

@@ -82,12 +82,15 @@ def _summary(study: Study) -> str:
     by_arm = study.arms
     seeds = sorted({seed for runs in by_arm.values() for seed in runs})
     models = sorted({str(run.spec["model"]["name"]) for run in study.runs if "model" in run.spec})
-    tasks = sorted({task for table in study.of_checkpoints() for task in tuned_rows(table)["tasks"].unique()})
+    named = {task for table in study.of_checkpoints() for task in tuned_rows(table)["tasks"].unique()}
+    tasks = sorted(named - {""})
     measured = [
         study.tables[name] for name in ("performance_metrics", "svd_analysis_results") if name in study.tables
     ]
     steps = sorted({int(step) for table in measured for step in tuned_rows(table)["step"].unique()})
-    text = f"{_counted(by_arm, 'arm')} ({', '.join(by_arm)}), {_counted(seeds, 'seed')} ({_joined(seeds)})"
+    text = f"{_counted(by_arm, 'arm')} ({', '.join(by_arm)})"
+    if study.runs:  # folders from anywhere do not say what seed they were trained with
+        text += f", {_counted(seeds, 'seed')} ({_joined(seeds)})"
     text += f", trained from {', '.join(models)}" if models else ""
     text += f" on {', '.join(tasks)}" if tasks else ""
     text += f"; measured at {_counted(steps, 'step')} ({_joined(steps)})" if steps else ""

@@ -78,6 +78,17 @@ def minimum_detectable_difference(seeds: int, power: float = 0.8, alpha: float =
     return float(optimize.brentq(missing_power, 1e-6, 1e3 / math.sqrt(seeds)))
 
 
+def stdev_interval(stdev: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a standard deviation that n normal values gave (n - 1 degrees of freedom).
+
+    (n - 1) s² / sigma² is chi-squared with n - 1 degrees: of three seeds the interval runs from 0.52 to 6.3
+    times s, so what is computed from s alone is known no better.
+    """
+    tail = (1 - level) / 2
+    low, high = (math.sqrt((n - 1) / stats.chi2.ppf(share, n - 1)) for share in (1 - tail, tail))
+    return stdev * low, stdev * high
+
+
 def seed_control(arms: Sequence[ArrayLike], difference: float) -> SeedControl:
     """Return how a difference between arms compares with those between seeds of one arm: a negative control.
 

@@ -427,6 +427,8 @@ def _of_arms(runs: Sequence[Who], step: int) -> dict[str, list[Row]]:
         "p_value": 0.01 if several else np.nan,
         "p_holm": 0.02 if several else np.nan,
         "minimum_detectable": 0.01,
+        "minimum_detectable_low": 0.005,
+        "minimum_detectable_high": 0.06,
     }
     control = {"control_pairs": 3, "control_median": 0.005, "control_largest": 0.01, "control_share": 0.0}
     scores = (("topic", "accuracy", 0.02), ("general_text", "nll", 0.03), ("general_text", "perplexity", 0.4))

@@ -239,7 +239,7 @@ def test_contrasts_over_seeds_say_what_was_shown_and_what_could_be(whole: Write)
         "p": "0.010",
         "p after Holm": "0.020",
         "shown": "yes",
-        "detectable with 80 % power": "0.010",
+        "detectable with 80 % power": "0.010 [0.0050, 0.060]",
         "two seeds of one arm: median, largest": "0.0050, 0.010 (3 pairs)",
     }
     assert cells(nll)["full minus lora-r8"]["mean difference"].startswith("+0.0300")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -183,6 +184,16 @@ def test_figures_without_a_table_are_left_out_with_the_reason(scores_only: Study
     assert sorted(path.stem for path in scores_only.figures.glob("*.png")) == DRAWN_FROM_SCORES
     assert re.search(r"Intruder dimensions</b>: the study has no table svd_analysis_results\.", page)
     assert not stale.exists()
+
+
+def test_folders_from_anywhere_have_no_seed_and_no_task(scores_only: StudyLayout) -> None:
+    shutil.rmtree(scores_only.runs)
+    path = scores_only.tables / "performance_metrics.parquet"
+    pd.read_parquet(path).assign(tasks="", seed=0).to_parquet(path)
+    text = build(scores_only).read_text()
+    assert "2 arms (" in text
+    assert "1 seed (0)" not in text
+    assert " on ;" not in text
 
 
 def test_names_are_escaped(tmp_path: Path, make_tables: Callable[..., Tables]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,10 @@ def test_contrasts_are_paired_by_seed(performance: pd.DataFrame, tmp_path: Path)
     assert (row["low"], row["high"]) == pytest.approx(tuple(test.confidence_interval()))
     spread = np.std(np.subtract(FULL["accuracy"], LORA["accuracy"]), ddof=1)
     assert row["minimum_detectable"] == pytest.approx(spread * minimum_detectable_difference(3))
+    # of chi-squared with two degrees, whose distribution is 1 - exp(-x / 2)
+    ends = [math.sqrt(1 / -math.log(share)) for share in (0.025, 0.975)]
+    found = row[["minimum_detectable_low", "minimum_detectable_high"]].tolist()
+    assert found == pytest.approx([end * row["minimum_detectable"] for end in ends])
 
 
 def test_the_order_of_rows_does_not_matter(performance: pd.DataFrame, tmp_path: Path) -> None:
