@@ -139,7 +139,7 @@ def test_the_start_of_pissa_is_in_the_runs_settings(models: Any, saved: Any) -> 
     settings: dict[str, Any] = {"r": 3, "target_modules": ["q_proj"], "init_lora_weights": "pissa"}
     export, model = models.adapter("pissa", **settings)
     checkpoint = saved(trained(model), export)
-    with pytest.raises(UserError, match=r"step-000004: .* no adapter in .*run/model/initial_adapter"):
+    with pytest.raises(UserError, match=r"step-000004: .* there is none in .*run/model/initial_adapter"):
         open_weights(models.base, checkpoint)
     start = RunLayout(checkpoint.parent.parent).model / "initial_adapter"
     shutil.copytree(export, start)
