@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from rankdrift.analysis.report.illustrate import LeftOut, Picture
 from rankdrift.analysis.report.study import Study
 from rankdrift.analysis.report.summary import NOTE, last_checkpoint_grid
 from rankdrift.analysis.sources.observations import tuned_rows
+
+NOTABLE = 0.01
+"""Share of rows that lose tokens above which the report begins with it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Content:
 
 def compose(study: Study, pictures: list[Picture], left_out: list[LeftOut]) -> Content:
     """Return the content of a study's report."""
-    specs = {run.name: _in_force(run.spec) for run in study.runs if run.spec}
+    specs = {run.name: {**_in_force(run.spec), "trained": run.facts} for run in study.runs if run.spec}
     environments = {run.name: run.environment for run in study.runs if run.environment}
     return Content(
         title=study.layout.root.resolve().name,
@@ -94,7 +97,26 @@ def _summary(study: Study) -> str:
     text += f", trained from {', '.join(models)}" if models else ""
     text += f" on {', '.join(tasks)}" if tasks else ""
     text += f"; measured at {_counted(steps, 'step')} ({_joined(steps)})" if steps else ""
+    text += "".join(f". {loss}" for loss in _lost(study))
     return f"{text}. What was measured is computed from the study's tables, which are listed at the end."
+
+
+def _lost(study: Study) -> Iterator[str]:
+    """Yield what tasks lost of their rows to the maximum length, where it is more than 1 % in any run."""
+    losses: dict[tuple[str, str], float] = {}
+    for run in study.runs:
+        for task, splits in run.facts.get("data", {}).items():
+            for counts in splits.values():
+                for key, part in (
+                    ("prompts_cut", "prompts their beginning"),
+                    ("targets_cut", "targets their end"),
+                ):
+                    share = counts[key] / counts["rows"]
+                    losses[task, part] = max(share, losses.get((task, part), 0.0))
+    for (task, part), share in losses.items():
+        if share > NOTABLE:
+            whose, what = part.split(" ", 1)
+            yield f"Of {task}, {share:.1%} of {whose} lost {what} to data.max_length"
 
 
 def _in_force(spec: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -27,6 +27,8 @@ class RunFacts:
     environment: Mapping[str, Any]
     status: Mapping[str, Any]
     ds_config: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    """What was trained, on what."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def fact_files(layout: StudyLayout) -> list[Path]:
     runs = [layout.run(name) for name in layout.run_names()]
     files = [
         layout.spec,
-        *(file for run in runs for file in (run.spec, run.environment, run.status, run.ds_config)),
+        *(file for run in runs for file in _fact_files(run)),
     ]
     return [file for file in files if file.exists()]
 
@@ -139,8 +141,11 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _read_run(run: RunLayout, name: str) -> RunFacts:
-    files = (run.spec, run.environment, run.status, run.ds_config)
-    return RunFacts(name, *(_read_if_there(file) for file in files))
+    return RunFacts(name, *(_read_if_there(file) for file in _fact_files(run)))
+
+
+def _fact_files(run: RunLayout) -> tuple[Path, ...]:
+    return run.spec, run.environment, run.status, run.ds_config, run.facts
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def last_checkpoint_grid(study: Study) -> Grid:
         table = study.table(name)
         if table is not None:
             columns |= source(table[(table["run"] == BASE) | (table["step"] == table["run"].map(last))])
+    columns["adapted modules"] = {run.name: _adapted(run) for run in study.runs if run.facts.get("adapted")}
     columns["trainable parameters"] = {run.name: _trainable(run) for run in study.runs}
     columns["training time"] = {run.name: _training_time(run) for run in study.runs}
     rows = (
@@ -101,6 +102,11 @@ def _drift(drift: pd.DataFrame) -> Columns:
         }
         for name in ("middle", "last")
     }
+
+
+def _adapted(run: RunFacts) -> str:
+    """Return how many modules have an adapter; the settings below name them."""
+    return str(run.facts["adapted"])
 
 
 def _trainable(run: RunFacts) -> str:

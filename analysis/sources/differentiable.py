@@ -14,7 +14,6 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     PreTrainedConfig,
@@ -28,6 +27,7 @@ from rankdrift.analysis.sources.models import filled
 from rankdrift.analysis.sources.weights import TunedWeights, open_weights
 from rankdrift.errors import NotApplicableError, UserError
 from rankdrift.export import adapter_update
+from rankdrift.models.direction import is_bidirectional
 
 Space = Literal["weight", "factor", "image"]
 
@@ -144,12 +144,9 @@ def _headed(folder: Path, weights: dict[str, Tensor], classifies: bool) -> PreTr
 def _require_causal(folder: Path, config: PreTrainedConfig) -> None:
     """Raise NotApplicableError where a token's state is computed from those after it, which are predicted.
 
-    Transformers gives such models an LM head, too, with a warning. Of the families that have a masked LM
-    head, those are causal that are configured as decoders (XLM calls it ``causal``), and the decoders of
-    sequence-to-sequence models.
+    Transformers gives such models an LM head, too, with a warning.
     """
-    causal = any(getattr(config, name, False) for name in ("is_decoder", "causal", "is_encoder_decoder"))
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not causal:
+    if is_bidirectional(config):
         raise NotApplicableError(
             f"{folder}: a model of type {config.model_type!r} sees the tokens it would predict, so it has no "
             "next-token gradients; name the other analyses, or give rows with classes"

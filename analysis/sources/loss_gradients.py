@@ -15,18 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from rankdrift.analysis.mathematics.gradients.products import (
-    Cell,
-    GradientSums,
-    Shards,
-    cell_of,
-    gradient_sums,
-)
+from rankdrift.analysis.mathematics.gradients.products import GradientSums, Shards, gradient_sums
 from rankdrift.analysis.sources.activations import length_batches, padded
 from rankdrift.analysis.sources.differentiable import Differentiable, Space
 from rankdrift.analysis.sources.loss_rows import IGNORED, LossRows, Row
 from rankdrift.analysis.sources.models import device
 from rankdrift.errors import UserError
+from rankdrift.models.families import Cell, cell_of
 
 HELD_BYTES = 4 * 2**30
 """Gradients held at once, of every shard. A pass takes one parameter at least, whatever its size."""

@@ -1,18 +1,12 @@
 """Which stored weight holds which matrix: families of models name, fuse and turn them differently.
 
-Every matrix gets Llama's name for it, whatever its family calls it: ``q_proj``, ``k_proj``, ``v_proj``,
-``o_proj`` of the attention and ``gate_proj``, ``up_proj``, ``down_proj`` of the MLP. An MLP without a
-gate has the last two: into the hidden layer (``fc1``, ``c_fc``, ``dense_h_to_4h``), and out of it. Outside
-the blocks, in layer -1, are ``embed_tokens``, ``lm_head`` (where it is not the embedding itself) and
-``score``. Biases, norms and position embeddings have no place here.
-
-The tables were read from the state dicts of transformers 5.23, and are tested against them.
+Every matrix gets Llama's name for it (:mod:`rankdrift.models.families`), in layer -1 outside the blocks; an
+``lm_head`` only where it is not the embedding itself.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,69 +17,19 @@ from torch import Tensor
 from rankdrift.analysis.sources.updates import DenseUpdate, Update
 from rankdrift.errors import UserError
 from rankdrift.export.adapter_update import LowRankUpdate
+from rankdrift.models.families import FUSED, HEADS, MODULES, OUTSIDE, end_of, in_block, roles
 
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The projections of a block, in the order of its forward pass."""
-HEADS = ("embed_tokens", "lm_head", "score")
-"""The matrices outside the blocks."""
-OUTSIDE = -1
-"""Their layer."""
-
-PLAIN = {
-    **{module: module for module in MODULES},
-    "out_proj": "o_proj",  # OPT, GPT-J
-    "self_attn.dense": "o_proj",  # Phi
-    "attention.dense": "o_proj",  # GPT-NeoX
-    "self_attention.dense": "o_proj",  # BLOOM, Falcon
-    "attention.self.query": "q_proj",  # BERT, RoBERTa
-    "attention.self.key": "k_proj",
-    "attention.self.value": "v_proj",
-    "attention.output.dense": "o_proj",
-    "intermediate.dense": "up_proj",
-    "output.dense": "down_proj",
-    "fc1": "up_proj",  # OPT, Phi
-    "fc2": "down_proj",
-    "fc_in": "up_proj",  # GPT-J
-    "fc_out": "down_proj",
-    "dense_h_to_4h": "up_proj",  # GPT-NeoX, BLOOM, Falcon
-    "dense_4h_to_h": "down_proj",
-    "attn.c_proj": "o_proj",  # GPT-2, GPT-BigCode
-    "mlp.c_fc": "up_proj",  # these two, GPT-Neo, StarCoder2
-    "mlp.c_proj": "down_proj",
-}
-"""End of a weight's path in its block -> the matrix it is; the longest end that fits decides."""
-FUSED = {
-    "attn.c_attn": MODULES[:3],
-    "query_key_value": MODULES[:3],
-    "qkv_proj": MODULES[:3],
-    "gate_up_proj": MODULES[4:6],
-}
-"""End of a weight's path in its block -> the matrices whose rows it holds."""
 DIVIDED = {
     "attn.c_attn": ("gpt2", "gpt_bigcode"),
     "query_key_value": ("gpt_neox", "bloom", "falcon", "persimmon"),
     "qkv_proj": ("phi3",),
     "gate_up_proj": ("phi3", "glm", "glm4"),
 }
-"""The same -> the types of model of which it is known how the rows are divided; others differ (CodeGen)."""
+"""End of a fused weight's path -> types of model whose division of its rows is known; others differ."""
 TURNED = {"gpt2": True, "gpt_bigcode": False, "gpt_neo": False, "starcoder2": False}
 """Types of model whose weights are called ``c_...`` -> whether these are stored (inputs, outputs)."""
-OUTER = {
-    "embed_tokens": "embed_tokens",
-    "wte": "embed_tokens",  # GPT-2, GPT-J
-    "embed_in": "embed_tokens",  # GPT-NeoX
-    "word_embeddings": "embed_tokens",  # BERT, BLOOM, Falcon
-    "lm_head": "lm_head",
-    "embed_out": "lm_head",  # GPT-NeoX
-    "score": "score",
-    "classifier": "score",  # BERT
-}
-"""Last part of a weight's name outside the blocks -> the matrix it is."""
 UNTIED = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gpt_neox", "gptj")
 """Model types whose LM head is not the embedding where config.json does not say so."""
-
-_IN_BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.(.+)\.weight$")
-_OUTER = re.compile(rf"(?:^|\.)({'|'.join(OUTER)})\.weight$")
 
 
 @dataclass(frozen=True)
@@ -200,23 +144,21 @@ def _places(name: str, config: Mapping[str, Any], folder: Path) -> list[tuple[Pr
     """Return the matrices in a stored weight: none, one, or the parts of a fused one."""
     if ".experts." in name:
         raise UserError(f"{folder}: {name} is one of many experts; mixtures of experts are not read")
-    block = _IN_BLOCK.search(name)
-    if not block:
-        outer = _OUTER.search(name)
-        return [(Projection(OUTSIDE, OUTER[outer[1]]), Place(name))] if outer else []
-    layer, path = int(block[1]), block[2]
-    ends = [end for end in (*PLAIN, *FUSED) if f".{path}".endswith(f".{end}")]
-    if not ends:
-        return []
-    end, whole = max(ends, key=len), f"{folder}: {name}"
+    module, _, kind = name.rpartition(".")
+    found = roles(module) if kind == "weight" else ()
+    block = in_block(module)
+    if not found or not block:
+        return [(Projection(OUTSIDE, role), Place(name)) for role in found]
+    layer, path = block
+    end, whole = end_of(path), f"{folder}: {name}"
+    assert end is not None, "what has a role has an end"
     turned = ".c_" in end and TURNED[_kind(config, TURNED, whole)]
-    if end in PLAIN:
-        return [(Projection(layer, PLAIN[end]), Place(name, turned))]
+    if end not in FUSED:
+        return [(Projection(layer, found[0]), Place(name, turned))]
     groups, shares = _division(end, config, whole)
     cuts = (Cut(whole, groups, shares, part) for part in range(len(shares)))
     return [
-        (Projection(layer, module), Place(name, turned, cut))
-        for module, cut in zip(FUSED[end], cuts, strict=True)
+        (Projection(layer, module), Place(name, turned, cut)) for module, cut in zip(found, cuts, strict=True)
     ]
 
 

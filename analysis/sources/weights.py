@@ -17,11 +17,12 @@ from torch import Tensor
 from rankdrift import files
 from rankdrift.analysis.sources.adapters import Adapter
 from rankdrift.analysis.sources.folders import is_adapter, model_config, model_tensors, recorded_base
-from rankdrift.analysis.sources.naming import MODULES, OUTSIDE, Place, Projection, locate
+from rankdrift.analysis.sources.naming import Place, Projection, locate
 from rankdrift.analysis.sources.rounding import length_rounding_norm, rounding_norm
 from rankdrift.analysis.sources.tensors import TensorFolder, Tensors
 from rankdrift.analysis.sources.updates import DenseUpdate, LowRankUpdate, Update, untouched
 from rankdrift.errors import IntegrityError, UserError
+from rankdrift.models.families import MODULES, OUTSIDE
 
 __all__ = [
     "MODULES",

@@ -61,6 +61,16 @@ class RunLayout:
         return self.root / "ds_config.json"
 
     @property
+    def identity(self) -> Path:
+        """What makes the run the run it is: a run with another identity is another run."""
+        return self.root / "identity.json"
+
+    @property
+    def facts(self) -> Path:
+        """What is trained and on what, in numbers: adapted modules, parameters, rows, rows that were cut."""
+        return self.root / "facts.json"
+
+    @property
     def log(self) -> Path:
         """Rank 0's log."""
         return self.root / "train.log"

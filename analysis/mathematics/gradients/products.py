@@ -9,53 +9,18 @@ only the sum of the x_r is kept.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rankdrift.models.families import Cell, Level, levels_of
+
 Array = NDArray[np.float64]
-Level = Literal["cell", "layer", "group", "global"]
-
-NO_LAYER = -1
-LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
-HEADS = frozenset({"lm_head", "score", "classifier"})
 CHUNK = 2**16  # elements of each gradient that are float64 at once
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The finest grain of the tables: a layer, a group of modules, a LoRA factor."""
-
-    layer: int
-    """Index of the block; -1 outside the blocks and for sums over layers."""
-    group: str
-    """attention, mlp, embed, norm or head; empty for sums over groups."""
-    factor: str = ""
-    """A or B for LoRA factors; empty for weights and for sums over factors."""
-
-
-def cell_of(parameter: str, factor: str = "") -> Cell:
-    """Return the cell of a parameter by its name in the module tree, as the online probe assigns it."""
-    layer = LAYER.search(parameter)
-    return Cell(int(layer[1]) if layer else NO_LAYER, _group_of(parameter), factor)
-
-
-def _group_of(parameter: str) -> str:
-    parts = set(parameter.split("."))
-    # norms first: "post_attention_layernorm" is a norm, and so is GPT-2's "ln_1"
-    if "norm" in parameter.lower() or any(part.startswith("ln_") for part in parts):
-        return "norm"
-    if "embed" in parameter or parts & {"wte", "wpe"}:
-        return "embed"
-    if parts & HEADS:
-        return "head"
-    return "attention" if "attn" in parameter or "attention" in parameter else "mlp"
 
 
 @dataclass(frozen=True)
@@ -148,17 +113,9 @@ def levels(cells: Mapping[Cell, GradientSums]) -> dict[tuple[Level, Cell], Gradi
     """Return the sums of every cell, layer, group (each with its factors apart) and of all cells together."""
     found: dict[tuple[Level, Cell], GradientSums] = {}
     for cell in sorted(cells, key=lambda cell: (cell.layer, cell.group, cell.factor)):
-        for key in _keys(cell):
+        for key in levels_of(cell):
             found[key] = found[key] + cells[cell] if key in found else cells[cell]
     return found
-
-
-def _keys(cell: Cell) -> Iterator[tuple[Level, Cell]]:
-    yield "cell", cell
-    if cell.layer != NO_LAYER:
-        yield "layer", Cell(cell.layer, "", cell.factor)
-    yield "group", Cell(NO_LAYER, cell.group, cell.factor)
-    yield "global", Cell(NO_LAYER, "")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from rankdrift.data.tokens import Head, Row
 from rankdrift.errors import UserError
+
+Side = Literal["left", "right"]
 
 IGNORED = -100
 """Label of a position that carries no loss, as ``torch.nn.functional.cross_entropy`` has it."""
@@ -107,35 +109,42 @@ def rank_micro_batches(
     return list(dealt[:, :, rank])
 
 
-def collate(rows: Sequence[Row], pad_id: int, head: Head) -> dict[str, Tensor]:
-    """Return a left-padded batch.
+def collate(rows: Sequence[Row], pad_id: int, head: Head, side: Side = "left") -> dict[str, Tensor]:
+    """Return a padded batch (:func:`padded`) with its ``labels``, int64.
 
-    ``input_ids``, ``attention_mask`` and ``position_ids`` (0-based from a row's first token, 0 on pads) have
-    shape (rows, longest), int64. ``labels`` have that shape with -100 except on target tokens, or shape
-    (rows,) for the classifier.
+    These have the shape (rows, longest), with -100 except on target tokens, which end at the last column: the
+    LM head takes rows padded on the left. For the classifier they have the shape (rows,).
     """
-    batch = left_padded([row.input_ids for row in rows], pad_id)
+    assert side == "left" or head == "classifier", "targets must end in the last column"
+    batch = padded([row.input_ids for row in rows], pad_id, side)
     labels = _target_labels(rows, batch["input_ids"]) if head == "lm" else _class_labels(rows)
     return {**batch, "labels": labels}
 
 
-def left_padded(
-    sequences: Sequence[Sequence[int] | np.ndarray], pad_id: int, device: torch.device | str = "cpu"
+def padded(
+    sequences: Sequence[Sequence[int] | np.ndarray],
+    pad_id: int,
+    side: Side,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """Return ``input_ids``, ``attention_mask`` and ``position_ids``, each int64 of shape (rows, longest).
+    """Return ``input_ids`` and ``attention_mask``, int64 (rows, longest), such that padding is unseen.
 
-    On the left, so that every row ends at the same column. Positions are counted from a row's first own
-    token, not from the padding, so that a model with absolute positions gives what it gives unpadded.
+    On the left for causal models, so that every row ends at the same column; with ``position_ids`` counted
+    from a row's first own token, or absolute positions would begin in the padding. On the right for models
+    that see in both directions (``models.direction``): their heads read the first column, and each family
+    counts positions in its own way (RoBERTa's begin at 2), which is right where padding comes last.
     """
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for number, sequence in enumerate(sequences):
-        first = longest - len(sequence)
-        ids[number, first:] = torch.as_tensor(sequence, dtype=torch.int64)
-        mask[number, first:] = 1
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        first = longest - len(sequence) if side == "left" else 0
+        own = slice(first, first + len(sequence))
+        ids[number, own] = torch.as_tensor(sequence, dtype=torch.int64)
+        mask[number, own] = 1
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if side == "left":
+        batch["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -30,9 +31,17 @@ def load_rows(spec: Spec, split: str, tokenizer: PreTrainedTokenizerBase) -> Tok
     parts = [_task_rows(spec, name, split, tokenizer) for name in spec.data.tasks]
     return TokenizedRows(
         rows=[row for part in parts for row in part.rows],
-        dropped=sum(part.dropped for part in parts),
-        truncated=sum(part.truncated for part in parts),
+        counts={task: counts for part in parts for task, counts in part.counts.items()},
     )
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """Return the SHA-256 of what is trained on: tokens, which of them carry loss, labels."""
+    digest = hashlib.sha256()
+    for row in rows:
+        head = f"{row.task} {len(row.input_ids)} {row.prompt_length} {row.label};"
+        digest.update(head.encode() + row.input_ids.tobytes())
+    return digest.hexdigest()
 
 
 def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:

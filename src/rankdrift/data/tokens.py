@@ -1,15 +1,15 @@
 """Examples as token ids: a prompt that carries no loss, then a target that does.
 
 Prompt and target are tokenised apart, so the border between them is exact and a target's tokens do not depend
-on the prompt. Rows whose target is lost would train nothing yet look like success: they are counted and
-dropped.
+on the prompt. Prompts are cut here for training and scoring alike, by a length that does not depend on the
+row's own target: what is scored is what was trained on. Rows whose target is lost would train nothing yet
+look like success: they are counted and dropped.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,9 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from rankdrift.errors import UserError
 from rankdrift.tasks import Example, Task
 
-logger = logging.getLogger(__name__)
-
 Head = Literal["lm", "classifier"]
+GENERATED_SHARE = 4
+"""A generation task's prompt leaves at least this part (a quarter) of the maximum length to its answer."""
+NOTABLE = 0.01
+"""Share of rows that lose tokens above which it is warned of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,20 +46,72 @@ class Row:
 
 
 @dataclass(frozen=True)
+class RowCounts:
+    """What became of a task's examples."""
+
+    rows: int
+    """Examples that are used."""
+    dropped: int
+    """Left out because no token was left to learn from."""
+    prompts_cut: int
+    """Rows whose prompt lost its beginning to the maximum length."""
+    targets_cut: int
+    """Rows whose target lost its end to it."""
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class TokenizedRows:
     """The rows of a split, and what became of the others."""
 
     rows: list[Row]
-    dropped: int
-    """Rows left out because no token was left to learn from."""
-    truncated: int
-    """Kept rows that lost tokens to the maximum length."""
+    counts: dict[str, RowCounts]
+    """By task."""
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of prompts, with the tokenizer's BOS if it adds one and never an EOS."""
-    start = leading_bos(tokenizer)
-    return [start + ids for ids in _plain(tokenizer, prompts)]
+@dataclass(frozen=True)
+class Prompts:
+    """A task's prompts in tokens, cut to fit."""
+
+    ids: list[list[int]]
+    cut: list[bool]
+    """Whether each lost its beginning."""
+    special: int
+    """Tokens of each that the tokenizer adds to every text."""
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, task: Task, prompts: Sequence[str], max_length: int, head: Head
+) -> Prompts:
+    """Return a task's prompts as a model meets them, in training and in scoring.
+
+    With the tokenizer's BOS if it adds one and never an EOS; for a classifier as the tokenizer builds a text
+    for it, [CLS] before and [SEP] behind. Longer ones lose their beginning, behind the BOS, so that the
+    task's longest answer fits: the longest choice, or a quarter of ``max_length`` where one is generated.
+
+    Raises
+    ------
+    UserError
+        If no room is left for a prompt.
+
+    """
+    before, behind = _special_tokens(tokenizer, head)
+    answer = _longest_answer(tokenizer, task, max_length, head)
+    room = max_length - answer - len(before) - len(behind)
+    if room <= 0:
+        raise UserError(
+            f"data.max_length={max_length} leaves no room for a prompt of task '{task.name}' beside "
+            f"{answer} tokens of an answer and {len(before) + len(behind)} special ones; raise it"
+        )
+    plain = _plain(tokenizer, prompts)
+    return Prompts(
+        ids=[before + ids[-room:] + behind for ids in plain],
+        cut=[len(ids) > room for ids in plain],
+        special=len(before) + len(behind),
+    )
 
 
 def target_tokens(
@@ -68,10 +122,22 @@ def target_tokens(
     return [ids + end if ids else [] for ids in _plain(tokenizer, targets)]
 
 
-def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the BOS token that the tokenizer puts before a text, or nothing."""
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, head: Head) -> tuple[list[int], list[int]]:
+    """Return what goes before a prompt and behind it: BOS; for a classifier also [CLS] and [SEP]."""
     special = list(tokenizer("").input_ids)
-    return special[:1] if special and special[0] == tokenizer.bos_token_id else []
+    starts = {tokenizer.bos_token_id} | ({tokenizer.cls_token_id} if head == "classifier" else set())
+    before = special[:1] if special and special[0] in starts - {None} else []
+    after = special[len(before) :]
+    ends = tokenizer.sep_token_id is not None and after == [tokenizer.sep_token_id]
+    return before, after if ends and head == "classifier" else []
+
+
+def _longest_answer(tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int, head: Head) -> int:
+    if head == "classifier":
+        return 0
+    if task.kind == "generation":
+        return -(-max_length // GENERATED_SHARE)
+    return max(map(len, _plain(tokenizer, task.choices)), default=0)
 
 
 def tokenize(
@@ -79,8 +145,8 @@ def tokenize(
 ) -> TokenizedRows:
     """Return the rows of a task's examples, none longer than ``max_length`` tokens.
 
-    A prompt is cut from the left, behind its BOS, to make room for the target; a target is cut from the right
-    only where it is too long alone. The classifier's rows are the prompt only.
+    A prompt is cut by :func:`encode_prompts`; a target loses its end where there is no room for it behind its
+    prompt. The classifier's rows are the prompt only.
 
     Raises
     ------
@@ -90,44 +156,49 @@ def tokenize(
     """
     if head == "classifier" and task.kind != "classification":
         raise UserError(f"task '{task.name}' is {task.kind}: it needs model.head=lm, got classifier")
-    start = len(leading_bos(tokenizer))
-    prompts = prompt_tokens(tokenizer, [example.prompt for example in examples])
+    prompts = encode_prompts(tokenizer, task, [example.prompt for example in examples], max_length, head)
     targets: list[list[int]] = [[] for _ in examples]
     if head == "lm":
         targets = target_tokens(tokenizer, [example.target for example in examples], task.kind)
-    rows, truncated = [], 0
-    for index, (example, prompt, target) in enumerate(zip(examples, prompts, targets, strict=True)):
-        prompt_length, ids = _fit(prompt, target, start, max_length)
-        row = Row(np.array(ids, dtype=np.int32), prompt_length, example.label, task.name, index)
-        if (row.target_tokens if head == "lm" else len(ids) - start) > 0:
+    rows, prompts_cut, targets_cut = [], 0, 0
+    for index, (example, prompt, target) in enumerate(zip(examples, prompts.ids, targets, strict=True)):
+        ids = prompt + target[: max_length - len(prompt)]
+        row = Row(np.array(ids, dtype=np.int32), max(len(prompt), 1), example.label, task.name, index)
+        if (row.target_tokens if head == "lm" else len(prompt) - prompts.special) > 0:
             rows.append(row)
-            truncated += len(ids) < len(prompt) + len(target)
-    _report(task, len(examples), len(rows), max_length)
-    return TokenizedRows(rows, dropped=len(examples) - len(rows), truncated=truncated)
+            prompts_cut += prompts.cut[index]
+            targets_cut += len(ids) < len(prompt) + len(target)
+    counts = RowCounts(len(rows), len(examples) - len(rows), prompts_cut, targets_cut)
+    _require_rows(task, counts, max_length)
+    return TokenizedRows(rows, {task.name: counts})
 
 
-def _fit(prompt: list[int], target: list[int], start: int, max_length: int) -> tuple[int, list[int]]:
-    """Return the length of the prompt and all ids, cut to fit; ``start`` leading prompt tokens stay."""
-    target = target[: max(max_length - max(start, 1), 0)]
-    room = max(max_length - len(target) - start, 0)
-    kept = prompt[:start] + prompt[max(start, len(prompt) - room) :]
-    return max(len(kept), 1), kept + target
-
-
-def _report(task: Task, examples: int, kept: int, max_length: int) -> None:
-    if not kept:
+def _require_rows(task: Task, counts: RowCounts, max_length: int) -> None:
+    if not counts.rows:
         raise UserError(
-            f"task '{task.name}': none of its {examples} rows has a token to learn from at "
+            f"task '{task.name}': none of its {counts.dropped} rows has a token to learn from at "
             f"data.max_length={max_length}; raise data.max_length or correct the targets"
         )
-    if kept < examples:
-        logger.warning(
-            "task '%s': %d of %d rows dropped, no token to learn from at data.max_length=%d",
-            task.name,
-            examples - kept,
-            examples,
-            max_length,
-        )
+
+
+def losses(counts: dict[str, RowCounts], split: str, max_length: int) -> list[str]:
+    """Return what is to be told of a split: rows dropped, and cut ones where they are more than 1 %."""
+    return [
+        f"task '{task}', {split}: {loss} at data.max_length={max_length}"
+        for task, of in counts.items()
+        for loss in _losses(of)
+    ]
+
+
+def _losses(of: RowCounts) -> Iterator[str]:
+    if of.dropped:
+        yield f"{of.dropped:,} of {of.rows + of.dropped:,} rows dropped, no token to learn from"
+    for cut, loss in (
+        (of.prompts_cut, "prompts lose their beginning"),
+        (of.targets_cut, "targets lose their end"),
+    ):
+        if cut > NOTABLE * of.rows:
+            yield f"{cut:,} of {of.rows:,} {loss} ({cut / of.rows:.1%})"
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -25,6 +25,8 @@ class Method:
     """(model, settings, base folder) -> the model to train, its trainable parameters marked."""
     save_config: Callable[[PreTrainedModel, Path], None]
     """Write what an export needs besides weights and tokenizer."""
+    adapted: Callable[[PreTrainedModel], list[str]]
+    """Model to train -> names of the modules that it adapts or trains whole; none where all of it trains."""
     exclude_frozen: bool
     """Checkpoints leave out what does not train (the base is on disk already)."""
 

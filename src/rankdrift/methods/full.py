@@ -15,4 +15,10 @@ def prepare(model: PreTrainedModel, spec: MethodSpec, base: Path) -> PreTrainedM
     return model.requires_grad_(True)
 
 
-METHOD = Method(name="full", prepare=prepare, save_config=save_model_config, exclude_frozen=False)
+METHOD = Method(
+    name="full",
+    prepare=prepare,
+    save_config=save_model_config,
+    adapted=lambda model: [],
+    exclude_frozen=False,
+)

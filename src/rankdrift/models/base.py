@@ -16,16 +16,19 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from filelock import FileLock
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -33,6 +36,8 @@ from transformers import (
 from rankdrift import files
 from rankdrift.errors import UserError
 from rankdrift.layout import cache_folder
+from rankdrift.models.direction import is_bidirectional
+from rankdrift.models.families import in_block
 from rankdrift.models.tiny import save_tiny
 from rankdrift.spec import ModelSpec
 
@@ -79,9 +84,14 @@ def check_model_folder(folder: Path) -> None:
         raise UserError(f"{folder}: no *.safetensors weights; save the model with save_pretrained into it")
 
 
+def config_of(folder: Path) -> PreTrainedConfig:
+    """Return a model folder's configuration."""
+    return AutoConfig.from_pretrained(folder)
+
+
 def hidden_size(folder: Path) -> int:
     """Return the width of a model's hidden states."""
-    return int(AutoConfig.from_pretrained(folder).get_text_config().hidden_size)
+    return int(config_of(folder).get_text_config().hidden_size)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -94,9 +104,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{folder}: no tokenizer can be loaded ({reason}); save the model's own into it"
         ) from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{folder}: the tokenizer has no end-of-text token; set eos_token in its config")
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"{folder}: the tokenizer has neither a padding nor an end-of-text token; set eos_token in "
+                "its tokenizer_config.json"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -109,6 +122,8 @@ def load_model(
     folder: Path, spec: ModelSpec, num_labels: int = 0, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """Load a model folder with the head the spec names.
+
+    A classification model's attribute ``new_modules`` names the modules that the folder had no weights for.
 
     Parameters
     ----------
@@ -123,17 +138,65 @@ def load_model(
 
     """
     check_model_folder(folder)
-    options = {"dtype": dtype, "attn_implementation": spec.attention}
-    if spec.head == "classifier":
-        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=num_labels, **options)
-        model.config.pad_token_id = load_tokenizer(folder).pad_token_id
-    else:
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    if spec.head == "lm":
+        _require_causal(folder)
+    options = {"dtype": dtype, "attn_implementation": None if spec.attention == "auto" else spec.attention}
+    try:
+        model = _headed(folder, spec, num_labels, options)
+    except ValueError as error:
+        raise UserError(f"{folder}: {_one_line(error)}") from None
     model.config.use_cache = False
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     return model
+
+
+def _headed(folder: Path, spec: ModelSpec, num_labels: int, options: dict[str, Any]) -> PreTrainedModel:
+    """Load the model; what the folder has no weights for may be a new classification head, nothing else."""
+    classifies = spec.head == "classifier"
+    auto = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    with _quiet():  # a long table of what is said below
+        model, info = auto.from_pretrained(
+            folder, output_loading_info=True, **options, **({"num_labels": num_labels} if classifies else {})
+        )
+    missing = sorted(name for name in info["missing_keys"] if not classifies or in_block(name))
+    if missing:
+        raise UserError(
+            f"{folder}: no weights for {', '.join(missing[:3])} ({len(missing)} tensors) of "
+            f"{type(model).__name__}; give the complete model folder"
+        )
+    if classifies:
+        model.config.pad_token_id = load_tokenizer(folder).pad_token_id
+        model.new_modules = _modules_of(info["missing_keys"], model.base_model_prefix)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from writing its report of a loading."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def _modules_of(missing: Iterable[str], prefix: str) -> list[str]:
+    """Return the modules of parameters: a head as a whole, a part of the base model by its path."""
+    paths = (name.split(".") for name in missing)
+    return sorted({".".join(path[:-1]) if path[0] == prefix else path[0] for path in paths})
+
+
+def _require_causal(folder: Path) -> None:
+    """Refuse a model that would see the tokens it is to predict: its loss would mean nothing."""
+    config = config_of(folder)
+    if is_bidirectional(config):
+        raise UserError(
+            f"{folder}: a model of type {config.model_type!r} sees the tokens that it would predict; use "
+            "model.head=classifier, or a causal model"
+        )
 
 
 def _smollm2() -> Path:

@@ -1,4 +1,4 @@
-"""Batches of token sequences for scoring: alike in length (``data.batches.left_padded`` pads them)."""
+"""Batches of token sequences for scoring: alike in length (``data.batches.padded`` pads them)."""
 
 from __future__ import annotations
 

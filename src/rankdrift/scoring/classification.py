@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from rankdrift.data.batches import left_padded
+from rankdrift.data.batches import padded
 from rankdrift.errors import UserError
+from rankdrift.models.direction import padding_side
 from rankdrift.scoring.batches import batches_by_length
 
 Tokens = tuple[int, ...]
@@ -53,7 +54,7 @@ def choice_log_likelihoods(
     result = np.full((len(prompts), len(choices)), np.nan)
     for stem, served in shared_stems(choices).items():
         for rows in batches_by_length(prompts, batch_size):
-            batch = left_padded([prompts[row] + stem for row in rows], pad_id, model.device)
+            batch = padded([prompts[row] + stem for row in rows], pad_id, "left", model.device)
             logits = model(**batch, use_cache=False, logits_to_keep=len(stem) + 1).logits
             log_probs = logits.float().log_softmax(-1)  # (rows, len(stem) + 1, vocabulary)
             for choice in served:
@@ -97,14 +98,16 @@ def class_log_likelihoods(
         If a prompt ends in the padding token: transformers would read the class off another position.
 
     """
+    # the heads of encoders read their first token, those of decoders the last one that is no padding
     ending = [number for number, prompt in enumerate(prompts) if prompt[-1] == pad_id]
     if ending:
         raise UserError(
             f"prompt {ending[0]} ends in the padding token {pad_id}; choose another padding token"
         )
+    side = padding_side(model.config)
     result: dict[int, NDArray[np.float64]] = {}
     for rows in batches_by_length(prompts, batch_size):
-        batch = left_padded([prompts[row] for row in rows], pad_id, model.device)
+        batch = padded([prompts[row] for row in rows], pad_id, side, model.device)
         log_probs = model(**batch, use_cache=False).logits.float().log_softmax(-1)
         result |= dict(zip(rows, log_probs.double().cpu().numpy(), strict=True))
     return np.stack([result[row] for row in range(len(prompts))])

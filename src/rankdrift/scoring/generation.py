@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rankdrift.data.batches import left_padded
+from rankdrift.data.batches import padded
 from rankdrift.scoring.batches import batches_by_length
 
 Tokens = tuple[int, ...]
@@ -34,7 +34,7 @@ def greedy_continuations(
     """
     found: dict[int, Tokens] = {}
     for rows in batches_by_length(prompts, batch_size):
-        batch = left_padded([prompts[row] for row in rows], pad_id, model.device)
+        batch = padded([prompts[row] for row in rows], pad_id, "left", model.device)
         tokens = _greedy_batch(model, batch, eos_id, max_new_tokens)
         for row, continuation in zip(rows, tokens.tolist(), strict=True):
             found[row] = _until(continuation, eos_id)

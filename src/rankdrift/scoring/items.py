@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift.data.sources import load_examples
-from rankdrift.data.tokens import leading_bos, prompt_tokens, target_tokens
+from rankdrift.data.tokens import encode_prompts, target_tokens
 from rankdrift.errors import UserError
 from rankdrift.spec import Spec
 from rankdrift.tasks import Example, Task
@@ -35,6 +35,8 @@ class TaskItems:
     items: tuple[Item, ...]
     choices: tuple[Tokens, ...]
     """Token ids of a classification task's answers; empty for generation."""
+    prompts_cut: int
+    """Items whose prompt lost its beginning to ``data.max_length``."""
 
     @property
     def prompts(self) -> list[Tokens]:
@@ -45,8 +47,8 @@ class TaskItems:
 def task_items(spec: Spec, task: Task, tokenizer: PreTrainedTokenizerBase) -> TaskItems:
     """Return the first ``scoring.limit`` inputs of the validation split.
 
-    Examples of one group are one input, which carries the references of all. Prompts are cut from the left,
-    behind a BOS, so that with the longest choice they have at most ``data.max_length`` tokens.
+    Examples of one group are one input, which carries the references of all. Prompts are those of training
+    (``encode_prompts``), cut alike.
 
     Raises
     ------
@@ -59,19 +61,13 @@ def task_items(spec: Spec, task: Task, tokenizer: PreTrainedTokenizerBase) -> Ta
     if spec.model.head == "lm" and task.kind == "classification":
         choices = [tuple(ids) for ids in target_tokens(tokenizer, task.choices, task.kind)]
         _check_choices(task, choices)
-    start = len(leading_bos(tokenizer))
-    room = spec.data.max_length - max(map(len, choices), default=0)
-    if room <= start:
-        raise UserError(
-            f"data.max_length={spec.data.max_length} leaves no room for a prompt of task '{task.name}', "
-            f"whose longest choice has {spec.data.max_length - room} tokens; raise data.max_length"
-        )
-    prompts = prompt_tokens(tokenizer, [example.prompt for _, example in distinct])
+    texts = [example.prompt for _, example in distinct]
+    prompts = encode_prompts(tokenizer, task, texts, spec.data.max_length, spec.model.head)
     items = [
-        Item(index, example, tuple(prompt[:start] + prompt[start:][start - room :]))
-        for (index, example), prompt in zip(distinct, prompts, strict=True)
+        Item(index, example, tuple(prompt))
+        for (index, example), prompt in zip(distinct, prompts.ids, strict=True)
     ]
-    return TaskItems(task=task, items=tuple(items), choices=tuple(choices))
+    return TaskItems(task=task, items=tuple(items), choices=tuple(choices), prompts_cut=sum(prompts.cut))
 
 
 def _one_a_group(examples: Sequence[Example]) -> list[tuple[int, Example]]:

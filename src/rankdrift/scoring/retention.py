@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rankdrift.data.batches import left_padded
+from rankdrift.data.batches import padded
 from rankdrift.data.general_text import TextWindow
 from rankdrift.errors import UserError
 from rankdrift.scoring.batches import batches_by_length
@@ -101,7 +101,7 @@ def _passes(model: PreTrainedModel, text: GeneralText) -> Iterator[tuple[list[in
     sequences = [window.input_ids for window in text.windows]
     _check_head(model, sequences[0])
     for rows in batches_by_length(sequences, text.batch_size):
-        batch = left_padded([sequences[row] for row in rows], text.pad_id, model.device)
+        batch = padded([sequences[row] for row in rows], text.pad_id, "left", model.device)
         states = model.get_decoder()(**batch, use_cache=False).last_hidden_state
         predicting = batch["attention_mask"][:, :-1].bool()
         yield rows, states[:, :-1][predicting], batch["input_ids"][:, 1:][predicting]

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankdrift import files, registry
 from rankdrift.data.general_text import load_windows, text_source
+from rankdrift.data.tokens import NOTABLE
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 from rankdrift.metrics import Metric
@@ -78,6 +79,8 @@ class TaskScore:
     version: int
     n: int
     """Items, or windows of text."""
+    prompts_cut: int
+    """Items whose prompt lost its beginning to ``data.max_length``."""
     metrics: dict[str, Estimate]
 
 
@@ -188,7 +191,7 @@ def score_task(
         metrics[name], values = _evaluate(registry.load("metric", name), predictions, answers)
         if values is not None:
             table[name] = values
-    return TaskScore(items.task.version, len(table), metrics), table
+    return TaskScore(items.task.version, len(table), items.prompts_cut, metrics), table
 
 
 def _log_likelihoods(
@@ -249,11 +252,13 @@ def score_text(
             perplexity = math.exp(value)
             error = None if stderr is None else perplexity * stderr
             metrics["perplexity"] = Estimate(perplexity, error, higher_is_better=False)
-    return TaskScore(GENERAL_TEXT_VERSION, len(table), metrics), table
+    return TaskScore(GENERAL_TEXT_VERSION, len(table), 0, metrics), table
 
 
 def _summary(score: TaskScore) -> str:
     parts = []
+    if score.prompts_cut > NOTABLE * score.n:
+        parts.append(f"{score.prompts_cut:,} of {score.n:,} prompts lost their beginning")
     for name, estimate in score.metrics.items():
         error = "" if estimate.stderr is None else f" ± {estimate.stderr:.2g}"
         parts.append(f"{name} " + ("undefined" if estimate.value is None else f"{estimate.value:.4g}{error}"))

@@ -13,16 +13,21 @@ from rankdrift import files, registry
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.worklist import Share
+from rankdrift.data.dataset import load_rows
+from rankdrift.data.identity import run_identity
 from rankdrift.errors import UserError
 from rankdrift.export.consolidate import consolidate_run
 from rankdrift.layout import RunLayout, StudyLayout
-from rankdrift.models.base import resolve
+from rankdrift.models.base import load_tokenizer, resolve
 from rankdrift.progress import Say, progress_lines
 from rankdrift.scoring.run import score_run
 from rankdrift.spec import DEFAULT_RECIPE, Recipe, Spec, read_spec
+from rankdrift.spec.identity import differences, recorded
 from rankdrift.studies.launcher import launch
 from rankdrift.studies.study_checkpoints import Source, study_params, study_subjects
 from rankdrift.zero_checkpoint.manifest import complete_steps
+
+REMEDY = "choose another study (study=NAME), or delete it"
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,11 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
     specs = recipe.runs()
     _refuse_one_name(specs)
     study = StudyLayout(specs[0].study_root)
-    _refuse_other_runs(study, specs)
-    _write_recipe(study, recipe)
     with _stage(f"base model {specs[0].model.name} (fetched and converted the first time)", say):
-        say(f"  {resolve(specs[0].model.name, specs[0].model.revision)}")
+        base = resolve(specs[0].model.name, specs[0].model.revision)
+        say(f"  {base}")
+    refuse_other_runs(study, specs, base)
+    _write_recipe(study, recipe)
     for number, spec in enumerate(specs, start=1):
         run = study.run(spec.run_name)
         with _stage(f"[{number}/{len(specs)}] train {spec.run_name}", say):
@@ -72,19 +78,22 @@ def _refuse_one_name(specs: list[Spec]) -> None:
         )
 
 
-def _refuse_other_runs(study: StudyLayout, specs: list[Spec]) -> None:
+def refuse_other_runs(study: StudyLayout, specs: list[Spec], base: Path) -> None:
     """Raise UserError, before anything is written, if a run's folder holds another experiment."""
-    for spec in specs:
-        run = study.run(spec.run_name)
-        if not run.spec.exists():
-            continue
-        old, over = read_spec(run.spec), _is_finished(run)
+    held = [(spec, run) for spec in specs if (run := study.run(spec.run_name)).spec.exists()]
+    if not held:
+        return
+    rows = load_rows(specs[0], "train", load_tokenizer(base)).rows  # all arms train on the same ones
+    for spec, run in held:
+        identity = run_identity(spec, rows, base)
+        if not run.identity.exists():
+            raise UserError(f"{run.root}: holds a run without {run.identity.name}; {REMEDY}")
+        changed = differences(files.read_json(run.identity), identity)
         # what is recorded may change while a run goes on, but not of one that is over
-        if old.digest() != spec.digest() or (over and old.training != spec.training):
-            raise UserError(
-                f"{run.root}: holds a run with other settings; choose another study (study=NAME), or "
-                "delete it"
-            )
+        if not changed and _is_finished(run):
+            changed = differences(recorded(read_spec(run.spec)), recorded(spec))
+        if changed:
+            raise UserError(f"{run.root}: holds a run with other settings ({'; '.join(changed)}); {REMEDY}")
 
 
 def _write_recipe(study: StudyLayout, recipe: Recipe) -> None:

@@ -13,10 +13,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rankdrift import files
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout
+from rankdrift.spec.identity import differences, digest
 from rankdrift.training.engine import Engine, gather, on_rank_0, rank, require_none, world_size
 from rankdrift.zero_checkpoint.checksums import StoredFile, flush
 from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps, newest
@@ -27,10 +29,6 @@ logger = logging.getLogger(__name__)
 FP32_BYTES = 4
 ADAM_BYTES = 8  # two moments
 SPARE_BYTES = 256 * 2**20
-
-
-IDENTITY = ("method", "precision", "spec_digest", "base", "base_digest")
-"""What a checkpoint must agree on before a run resumes from it."""
 
 
 class Save:
@@ -150,8 +148,8 @@ def rotate(run: RunLayout, keep: Retention) -> None:
             logger.warning("%s cannot be removed (%s)", run.checkpoint(step), error)
 
 
-def require_same(run: RunLayout, expected: Manifest) -> None:
-    """Raise UserError if the newest checkpoint was made by another experiment.
+def require_same(run: RunLayout, identity: Mapping[str, Any]) -> None:
+    """Raise UserError, saying what differs, if the newest checkpoint was made by another experiment.
 
     The number of ranks and the ZeRO stage may differ.
     """
@@ -159,13 +157,15 @@ def require_same(run: RunLayout, expected: Manifest) -> None:
     if step is None:
         return
     manifest = Manifest.read(run.checkpoint(step))
-    for key in IDENTITY:
-        found, wanted = getattr(manifest, key), getattr(expected, key)
-        if found != wanted:
-            raise UserError(
-                f"{run.checkpoint(step)}: was saved with {key}={found!r}, this run has {wanted!r}; "
-                "resume with the same settings, or train into another folder (study=NAME or output=FOLDER)"
-            )
+    if manifest.spec_digest == digest(identity):
+        return
+    old = files.read_json(run.identity) if run.identity.exists() else {}
+    known = digest(old) == manifest.spec_digest
+    what = "; ".join(differences(old, identity)) if known else f"{run.identity} does not say of which"
+    raise UserError(
+        f"{run.checkpoint(step)}: was saved by another experiment ({what}); resume with its settings, or "
+        "train into another folder (study=NAME or output=FOLDER)"
+    )
 
 
 def require_intact(run: RunLayout) -> None:

@@ -61,12 +61,14 @@ def rounding_noise(together: Tensor, alone: Tensor) -> float:
     return float(2 * spread + len(alone) * torch.finfo(torch.float32).eps * alone.double().abs().sum())
 
 
-def conditions(environment: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def conditions(environment: Mapping[str, Any], config: Mapping[str, Any], attention: str) -> dict[str, Any]:
     """Return what a step's last bits depend on besides the experiment: software, ranks, DeepSpeed's settings.
 
-    ``environment`` is what a run writes of itself, ``config`` the merged DeepSpeed configuration.
+    ``environment`` is what a run writes of itself, ``config`` the merged DeepSpeed configuration and
+    ``attention`` the implementation of it.
     """
-    return {**{key: environment.get(key) for key in SOFTWARE}, "config": dict(config)}
+    software = {key: environment.get(key) for key in SOFTWARE}
+    return {**software, "config": dict(config), "attention": attention}
 
 
 def keep(run: RunLayout, start: int) -> None:
@@ -80,8 +82,9 @@ def keep(run: RunLayout, start: int) -> None:
         run.replay.unlink()
     rows = [row for row in files.read_jsonl(run.metrics) if row["split"] == "train"]
     later = [row for row in rows if start and row["step"] > start]
-    if later and run.environment.exists() and run.ds_config.exists():
-        under = conditions(files.read_json(run.environment), files.read_json(run.ds_config))
+    if later and all(file.exists() for file in (run.environment, run.ds_config, run.spec)):
+        attention = files.read_json(run.spec)["model"]["attention"]
+        under = conditions(files.read_json(run.environment), files.read_json(run.ds_config), attention)
         kept = {
             "step": later[0]["step"],
             "after": start,

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankdrift import files, registry
-from rankdrift.data.batches import BatchOrder, plan_micro_batches
+from rankdrift.data.batches import BatchOrder, Side, plan_micro_batches
 from rankdrift.data.dataset import load_rows
-from rankdrift.data.tokens import TokenizedRows
+from rankdrift.data.identity import resolved_precision, run_identity
+from rankdrift.data.tokens import TokenizedRows, losses
 from rankdrift.layout import RunLayout
 from rankdrift.methods import Method
-from rankdrift.models.base import hidden_size, load_tokenizer, resolve
+from rankdrift.models.base import config_of, hidden_size, load_tokenizer, resolve
+from rankdrift.models.direction import padding_side
 from rankdrift.spec import Spec
+from rankdrift.spec.identity import digest
 from rankdrift.training import ds_config, engine, resume_check
 from rankdrift.zero_checkpoint.manifest import Manifest
 
@@ -36,6 +39,16 @@ class TrainingData:
     """Tokens of every training row, shape (rows,)."""
     pad_id: int
     """Token that fills a row up; masked."""
+    side: Side
+    """Where it is put."""
+
+    def counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Return what became of each task's rows, split by split: task -> split -> counts."""
+        splits = {"train": self.train, "validation": self.validation}
+        return {
+            task: {split: rows.counts[task].as_dict() for split, rows in splits.items()}
+            for task in self.train.counts
+        }
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class Setup:
     plan: ds_config.BatchPlan
     config: dict[str, Any]
     """DeepSpeed's configuration, merged."""
+    identity: dict[str, Any]
+    """What makes the run the run it is (``spec.identity``)."""
     manifest: Manifest
     """What every checkpoint of this run states, at step 0."""
     conditions: dict[str, Any]
@@ -70,6 +85,9 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         logger.warning(note)
     logger.info("global batch %d = %s", training.global_batch, plan)
     tokenizer = load_tokenizer(base)
+    data = load_data(spec, tokenizer, padding_side(config_of(base)))
+    _tell(data, spec.data.max_length)
+    identity = run_identity(spec, data.train.rows, base)
     manifest = Manifest(
         step=0,
         data_position=0,
@@ -78,30 +96,30 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         zero_stage=ds_config.stage_of(config),
         method=spec.method.name,
         precision=precision,
-        spec_digest=spec.digest(),
+        spec_digest=digest(identity),
         base=str(base),
-        base_digest=files.weights_digest(base),
+        base_digest=identity["base model"],
     )
     method: Method = registry.load("method", spec.method.name)
-    data = load_data(spec, tokenizer)
-    under = resume_check.conditions({**files.environment(), "ranks": engine.world_size()}, config)
-    return Setup(spec, run, method, base, tokenizer, data, plan, config, manifest, under)
+    environment = {**files.environment(), "ranks": engine.world_size()}
+    under = resume_check.conditions(environment, config, spec.model.attention)
+    return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under)
 
 
-def resolved_precision(spec: Spec) -> str:
-    """Return "fp32" or "bf16": bf16 on a GPU and fp32 on a CPU unless the recipe says otherwise."""
-    if spec.training.precision != "auto":
-        return spec.training.precision
-    return "bf16" if torch.cuda.is_available() else "fp32"
+def _tell(data: TrainingData, max_length: int) -> None:
+    """Warn of rows that lose tokens, or are lost."""
+    for split, rows in (("train", data.train), ("validation", data.validation)):
+        for line in losses(rows.counts, split, max_length):
+            logger.warning(line)
 
 
-def load_data(spec: Spec, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+def load_data(spec: Spec, tokenizer: PreTrainedTokenizerBase, side: Side) -> TrainingData:
     """Return the tokenised rows of both splits."""
     train_rows = load_rows(spec, "train", tokenizer)
     order = BatchOrder(len(train_rows.rows), spec.training.global_batch, spec.seed)
     lengths = np.array([len(row.input_ids) for row in train_rows.rows])
     validation = load_rows(spec, "validation", tokenizer)
-    return TrainingData(train_rows, validation, order, lengths, tokenizer.pad_token_id)
+    return TrainingData(train_rows, validation, order, lengths, tokenizer.pad_token_id, side)
 
 
 def describe(setup: Setup, model: PreTrainedModel) -> None:
@@ -109,9 +127,29 @@ def describe(setup: Setup, model: PreTrainedModel) -> None:
     if engine.rank() == 0:
         run = setup.run
         files.write_json(run.spec, setup.spec.as_dict())
+        files.write_json(run.identity, setup.identity)
+        files.write_json(run.facts, _facts(setup, model))
         files.write_json(run.ds_config, setup.config)
         files.write_json(run.environment, {**files.environment(), "ranks": engine.world_size()})
         run.model.mkdir(parents=True, exist_ok=True)
         setup.method.save_config(model, run.model)
         setup.tokenizer.save_pretrained(run.model)
     engine.barrier()
+
+
+def _facts(setup: Setup, model: PreTrainedModel) -> dict[str, Any]:
+    """Return what is trained, and on what, in numbers; and log it."""
+    adapted = Counter(name.rpartition(".")[2] for name in setup.method.adapted(model))
+    trained = sum(param.numel() for param in model.parameters() if param.requires_grad)
+    total = sum(param.numel() for param in model.parameters())
+    if adapted:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in adapted.items())
+        logger.info("%s adapts %d modules: %s", setup.spec.method.name, adapted.total(), kinds)
+    logger.info("%s of %s parameters train", f"{trained:,}", f"{total:,}")
+    return {
+        "adapted_modules": dict(adapted),
+        "adapted": adapted.total(),
+        "trainable_parameters": trained,
+        "parameters": total,
+        "data": setup.data.counts(),
+    }

@@ -43,7 +43,7 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
     with engine.alone_in(run.root):
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
-        checkpointing.require_same(run, setup.manifest)
+        checkpointing.require_same(run, setup.identity)
         checkpointing.require_intact(run)
         if engine.rank() == 0:
             remove_leftovers(run.checkpoints)
@@ -167,7 +167,7 @@ class Trainer:
 
     def _loss_sum(self, rows: list[Row]) -> torch.Tensor:
         """Return the summed loss of some rows; logits are made only where a target can follow."""
-        batch = collate(rows, self.data.pad_id, self.spec.model.head)
+        batch = collate(rows, self.data.pad_id, self.spec.model.head, self.data.side)
         labels = batch.pop("labels")
         return target_loss_sum(self.engine.forward(batch, **self._kept_logits(labels)), labels)
 
@@ -238,7 +238,7 @@ class Trainer:
 
     def _row_losses(self, rows: list[Row]) -> torch.Tensor:
         """Return the loss of each of some rows, passed as one batch, shape (rows,)."""
-        batch = collate(rows, self.data.pad_id, self.spec.model.head)
+        batch = collate(rows, self.data.pad_id, self.spec.model.head, self.data.side)
         labels = batch.pop("labels")
         logits = self.engine.forward(batch, **self._kept_logits(labels))
         return torch.stack([target_loss_sum(logits[n : n + 1], labels[n : n + 1]) for n in range(len(rows))])

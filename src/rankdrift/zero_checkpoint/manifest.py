@@ -44,7 +44,7 @@ class Manifest:
     precision: str
     """Arithmetic of the model: fp32 or bf16. Master weights are fp32."""
     spec_digest: str
-    """SHA-256 of the settings that can change a weight."""
+    """SHA-256 of the run's identity: whatever can change a trained weight."""
     base: str
     """Folder of the base model."""
     base_digest: str

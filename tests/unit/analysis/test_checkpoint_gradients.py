@@ -29,7 +29,7 @@ from rankdrift.analysis.sources import activations, loss_gradients
 from rankdrift.analysis.sources.differentiable import open_model
 from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.errors import UserError
-from rankdrift.training.probes import gradients as probe
+from rankdrift.models.families import cell_of
 
 VOCABULARY, IGNORED = 101, -100
 PADDING = (
@@ -107,7 +107,7 @@ def cells(found: dict[str, Tensor]) -> dict[tuple[int, str, str], Tensor]:
     """All elements of each cell, group (layer -2) and of the model, as the online probe groups names."""
     parts = defaultdict(list)
     for name, gradient in found.items():
-        cell = probe.cell_of(name)
+        cell = cell_of(name)
         for key in {(cell.layer, cell.group, cell.factor), (-2, cell.group, cell.factor), (-2, "", "")}:
             parts[key].append(gradient.flatten())
     return {key: torch.cat(values) for key, values in parts.items()}

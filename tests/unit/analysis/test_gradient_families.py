@@ -29,11 +29,11 @@ from transformers import (
 )
 
 from rankdrift.analysis.contract import Params
-from rankdrift.analysis.mathematics.gradients.products import Cell, cell_of
 from rankdrift.analysis.measures.checkpoint_gradients import ANALYSIS
 from rankdrift.analysis.sources.differentiable import open_model
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import UserError
+from rankdrift.models.families import Cell, cell_of
 
 LENGTHS = (5, 3, 8, 5, 12, 4, 8, 5, 3, 6)
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

@@ -17,37 +17,14 @@ from rankdrift.analysis.mathematics.gradients.noise import (
     sample,
 )
 from rankdrift.analysis.mathematics.gradients.products import (
-    Cell,
     Shards,
-    cell_of,
     gradient_sums,
     levels,
     statistics,
 )
-from rankdrift.training.probes import gradients as probe
+from rankdrift.models.families import Cell
 
 Array = np.ndarray
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model.layers.11.self_attn.q_proj.weight",
-        "model.layers.0.mlp.down_proj.weight",
-        "model.layers.3.post_attention_layernorm.weight",
-        "transformer.h.2.attn.c_attn.weight",
-        "transformer.h.2.ln_1.weight",
-        "bert.encoder.layer.3.output.LayerNorm.weight",
-        "transformer.wte.weight",
-        "model.norm.weight",
-        "model.embed_tokens.weight",
-        "lm_head.weight",
-        "score.weight",
-    ],
-)
-def test_cells_are_those_of_the_online_probe(name: str) -> None:
-    found, online = cell_of(name), probe.cell_of(name)
-    assert (found.layer, found.group, found.factor) == (online.layer, online.group, online.factor)
 
 
 SHARDS = Shards(tasks=("a", "a", "b", "b", "b"), rows=(2, 1, 2, 2, 1), targets=(5, 1, 8, 2, 5))

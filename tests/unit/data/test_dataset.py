@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from rankdrift import registry
 from rankdrift.data.dataset import load_rows
+from rankdrift.data.tokens import RowCounts
 from rankdrift.errors import UserError
+from rankdrift.scoring.items import task_items
 from rankdrift.spec import Spec, parse_spec
 
 
@@ -20,13 +23,30 @@ def test_tasks_follow_one_another(tokenizer: PreTrainedTokenizerBase) -> None:
         loaded = load_rows(spec, split, tokenizer)
         found = [(row.task, row.index) for row in loaded.rows]
         assert found == [(task, index) for task in spec.data.tasks for index in range(rows)]
-        assert (loaded.dropped, loaded.truncated) == (0, 0)
+        assert loaded.counts == {task: RowCounts(rows, 0, 0, 0) for task in spec.data.tasks}
 
 
-def test_counts_are_summed_over_tasks(tokenizer: PreTrainedTokenizerBase) -> None:
-    loaded = load_rows(_spec(["topic", "describe"], train_limit=4, max_length=12), "train", tokenizer)
-    assert loaded.truncated == 8
-    assert max(len(row.input_ids) for row in loaded.rows) == 12
+def test_every_task_has_its_counts(tokenizer: PreTrainedTokenizerBase) -> None:
+    loaded = load_rows(_spec(["topic", "describe"], train_limit=4, max_length=20), "train", tokenizer)
+    assert {task: counts.prompts_cut for task, counts in loaded.counts.items()} == {"topic": 4, "describe": 4}
+    assert max(len(row.input_ids) for row in loaded.rows) == 20
+
+
+def test_what_is_trained_on_is_what_is_scored(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Real lengths: cut or not, an example's prompt is the same in a training row and in a scored item."""
+    spec = _spec(["topic", "describe"], validation_limit=40, max_length=24)
+    rows = load_rows(spec, "validation", tokenizer)
+    for task in spec.data.tasks:
+        items = task_items(spec, registry.load("task", task), tokenizer)
+        trained = {
+            row.index: tuple(row.input_ids[: row.prompt_length]) for row in rows.rows if row.task == task
+        }
+        assert {item.index: item.prompt for item in items.items} == {
+            i.index: trained[i.index] for i in items.items
+        }
+        cut = sum(len(item.prompt) < len(tokenizer(item.example.prompt).input_ids) for item in items.items)
+        assert items.prompts_cut == cut
+        assert 0 < cut <= rows.counts[task].prompts_cut
 
 
 def test_classifier_serves_one_task(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from rankdrift.data.tokens import Head, tokenize
+from rankdrift.data.tokens import Head, RowCounts, losses, tokenize
 from rankdrift.errors import UserError
 from rankdrift.tasks import Example, Task
 
 MakeTokenizer = Callable[[str], PreTrainedTokenizerBase]
 PROMPT = "The river rose in the night.\nTopic:"
 CHOICE = " nature"
+CHOICES = (" business", CHOICE)
 CLASSIFY = Task(
     name="rivers",
     version=1,
@@ -24,7 +24,7 @@ CLASSIFY = Task(
     metrics=(),
     columns=(),
     example=lambda row: Example("", ""),
-    choices=(" business", " nature"),
+    choices=CHOICES,
 )
 GENERATE = Task(
     name="trails", version=1, kind="generation", metrics=(), columns=(), example=lambda row: Example("", "")
@@ -39,11 +39,12 @@ def _only(
     """Return prompt ids, target ids and the count of truncated rows of one example."""
     result = tokenize([example], task, tokenizer, length, head)
     (row,) = result.rows
-    assert result.dropped == 0
+    (counts,) = result.counts.values()
+    assert (counts.rows, counts.dropped) == (1, 0)
     assert row.input_ids.dtype == np.int32
     assert row.target_tokens == len(row.input_ids) - row.prompt_length
     ids = row.input_ids.tolist()
-    return ids[: row.prompt_length], ids[row.prompt_length :], result.truncated
+    return ids[: row.prompt_length], ids[row.prompt_length :], counts.prompts_cut + counts.targets_cut
 
 
 @pytest.mark.parametrize(("adds", "start"), [("none", []), ("bos", ["<s>"]), ("bos_eos", ["<s>"])])
@@ -80,8 +81,8 @@ def test_long_prompt_is_cut_from_the_left_behind_its_bos(adds: str, make_tokeniz
     tokenizer = make_tokenizer(adds)
     whole, target, _ = _only(LABELLED, CLASSIFY, tokenizer)
     start = 1 if adds == "bos" else 0
-    room = 5
-    prompt, kept, truncated = _only(LABELLED, CLASSIFY, tokenizer, start + room + len(target))
+    room, longest = 5, len(tokenizer(" business", add_special_tokens=False).input_ids)
+    prompt, kept, truncated = _only(LABELLED, CLASSIFY, tokenizer, start + room + longest)
     assert prompt == whole[:start] + whole[-room:]
     assert kept == target
     assert truncated == 1
@@ -90,43 +91,43 @@ def test_long_prompt_is_cut_from_the_left_behind_its_bos(adds: str, make_tokeniz
 def test_row_of_exactly_the_maximum_length_is_whole(tokenizer: PreTrainedTokenizerBase) -> None:
     whole, target, _ = _only(WRITTEN, GENERATE, tokenizer)
     assert _only(WRITTEN, GENERATE, tokenizer, len(whole) + len(target)) == (whole, target, 0)
-    assert _only(WRITTEN, GENERATE, tokenizer, len(whole) + len(target) - 1) == (
-        whole[:1] + whole[2:],
-        target,
-        1,
-    )
+    assert _only(WRITTEN, GENERATE, tokenizer, len(whole) + len(target) - 1) == (whole, target[:-1], 1)
+    labelled, label, _ = _only(LABELLED, CLASSIFY, tokenizer)
+    length = len(labelled) + max(len(tokenizer(c, add_special_tokens=False).input_ids) for c in CHOICES)
+    assert _only(LABELLED, CLASSIFY, tokenizer, length) == (labelled, label, 0)
+    assert _only(LABELLED, CLASSIFY, tokenizer, length - 1) == (labelled[:1] + labelled[2:], label, 1)
 
 
-@pytest.mark.parametrize("adds", ["none", "bos"])
-def test_target_too_long_alone_is_cut_from_the_right(adds: str, make_tokenizer: MakeTokenizer) -> None:
-    tokenizer = make_tokenizer(adds)
+def test_a_generated_answer_has_a_quarter_of_the_length_at_least(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Too long together, the prompt keeps three quarters and the target the rest."""
     whole, target, _ = _only(WRITTEN, GENERATE, tokenizer)
-    prompt, kept, truncated = _only(WRITTEN, GENERATE, tokenizer, 4)
-    # one token must stay before the target, or nothing would predict its first token
-    assert prompt == (whole[:1] if adds == "bos" else whole[-1:])
+    prompt, kept, _ = _only(WRITTEN, GENERATE, tokenizer, 12)
+    assert len(whole) > 9
+    assert prompt == whole[:1] + whole[-8:]
     assert kept == target[:3]
-    assert truncated == 1
+    (counts,) = tokenize([WRITTEN], GENERATE, tokenizer, 12, "lm").counts.values()
+    assert (counts.prompts_cut, counts.targets_cut) == (1, 1)
 
 
-def test_rows_without_a_target_are_dropped_with_one_warning(
-    tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_without_a_target_are_dropped_and_told_of(tokenizer: PreTrainedTokenizerBase) -> None:
     empty = Example(PROMPT, "")
-    with caplog.at_level(logging.WARNING):
-        result = tokenize([empty, WRITTEN, empty], GENERATE, tokenizer, 128, "lm")
-    assert (len(result.rows), result.dropped, result.truncated) == (1, 2, 0)
+    result = tokenize([empty, WRITTEN, empty], GENERATE, tokenizer, 128, "lm")
+    assert result.counts == {"trails": RowCounts(rows=1, dropped=2, prompts_cut=0, targets_cut=0)}
     assert result.rows[0].index == 1
-    (record,) = caplog.records
-    assert record.getMessage() == (
-        "task 'trails': 2 of 3 rows dropped, no token to learn from at data.max_length=128"
-    )
+    assert losses(result.counts, "train", 128) == [
+        "task 'trails', train: 2 of 3 rows dropped, no token to learn from at data.max_length=128"
+    ]
 
 
-def test_no_warning_when_all_rows_are_kept(
-    tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
-) -> None:
-    tokenize([WRITTEN], GENERATE, tokenizer, 8, "lm")
-    assert not caplog.records
+@pytest.mark.parametrize(("cut", "told"), [(0, False), (10, False), (11, True)])
+def test_cut_rows_are_told_of_above_one_in_a_hundred(cut: int, told: bool) -> None:
+    lines = losses({"a": RowCounts(1000, 0, cut, 0), "b": RowCounts(1000, 0, 0, cut)}, "train", 64)
+    assert len(lines) == 2 * told
+    if told:
+        assert lines[0] == (
+            "task 'a', train: 11 of 1,000 prompts lose their beginning (1.1%) at data.max_length=64"
+        )
+        assert "task 'b', train: 11 of 1,000 targets lose their end" in lines[1]
 
 
 def test_first_token_of_a_row_carries_no_loss(make_tokenizer: MakeTokenizer) -> None:
@@ -138,7 +139,7 @@ def test_first_token_of_a_row_carries_no_loss(make_tokenizer: MakeTokenizer) -> 
 
 @pytest.mark.parametrize(
     ("example", "task", "length", "head"),
-    [(LABELLED, CLASSIFY, 1, "lm"), (Example(PROMPT, "", 0), CLASSIFY, 99, "lm"),
+    [(Example(PROMPT, "", 0), CLASSIFY, 12, "lm"), (Example(PROMPT, "", 0), CLASSIFY, 99, "lm"),
      (Example("", CHOICE, 0), CLASSIFY, 99, "classifier")],
 )  # fmt: skip
 def test_nothing_left_is_an_error(

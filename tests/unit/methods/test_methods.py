@@ -103,7 +103,7 @@ def test_targets_that_match_nothing_are_refused(tiny: Path) -> None:
         target_modules(model, ["q_prj"])
     with pytest.raises(UserError, match="empty list"):
         target_modules(model, [])
-    with pytest.raises(UserError, match=r"targets='mlp' matches no module"):
+    with pytest.raises(UserError, match=r"targets='mlp': down_proj, up_proj not found in block 0 of Llama"):
         target_modules(_without_mlp(model), "mlp")
 
 

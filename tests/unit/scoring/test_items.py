@@ -55,7 +55,7 @@ def test_rows_of_a_group_are_one_item_with_all_references(tokenizer, monkeypatch
 
 
 def test_no_room_for_a_prompt_is_an_error(tokenizer):
-    with pytest.raises(UserError, match=r"data.max_length=9 leaves no room .* 'topic'.*9 tokens"):
+    with pytest.raises(UserError, match=r"data.max_length=9 leaves no room .* 'topic' beside 9 tokens"):
         task_items(a_spec(max_length=9), registry.load("task", "topic"), tokenizer)
 
 

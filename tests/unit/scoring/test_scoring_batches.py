@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rankdrift.data.batches import left_padded
+from rankdrift.data.batches import padded
 from rankdrift.scoring.batches import batches_by_length
 
 
@@ -19,7 +19,14 @@ def test_every_sequence_is_in_one_batch_and_the_longest_come_first(prompts, size
 
 
 def test_padding_is_on_the_left_and_positions_do_not_count_it():
-    batch = left_padded([(5, 6, 7), (8,)], pad_id=9)
+    batch = padded([(5, 6, 7), (8,)], 9, "left")
     assert batch["input_ids"].tolist() == [[5, 6, 7], [9, 9, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_padding_on_the_right_leaves_counting_to_the_model():
+    batch = padded([(5, 6, 7), (8,)], 9, "right")
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert "position_ids" not in batch

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rankdrift.training.probes.gradients import Cell, _aggregates, cell_of, shard_sums
+from rankdrift.models.families import Cell, cell_of
+from rankdrift.training.probes.gradients import _aggregates, shard_sums
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rankdrift.training import resume_check
 
 ENVIRONMENT = {"python": "3.11", "machine": "x", "cpu_count": 2, "packages": {"torch": "2"}, "ranks": 2}
 CONFIG = {"zero_optimization": {"stage": 2}}
-SAME = resume_check.conditions({**ENVIRONMENT, "time": "now"}, CONFIG)
+SAME = resume_check.conditions({**ENVIRONMENT, "time": "now"}, CONFIG, "sdpa")
 
 
 def values(step: int, **changes: float) -> dict[str, float]:
@@ -28,6 +28,7 @@ def run(tmp_path: Path) -> RunLayout:
     write_log(run, 1, 2, 3, 4, 5)
     files.write_json(run.environment, ENVIRONMENT)
     files.write_json(run.ds_config, CONFIG)
+    files.write_json(run.spec, {"model": {"attention": "sdpa"}})
     return run
 
 

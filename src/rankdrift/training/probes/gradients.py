@@ -8,56 +8,18 @@ the mean loss over the global batch, before clipping.
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rankdrift.models.families import Cell, Level, cell_of, levels_of
 from rankdrift.training.engine import Engine, device, sum_over_ranks
 from rankdrift.training.probes import Probe
 
-LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
-FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])\b")
 SQUARES, ABSOLUTES, VALUES, ZEROS = range(4)
-NO_LAYER = -1
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The finest grain: a layer, a group of modules, a LoRA factor."""
-
-    layer: int
-    """Index of the block; -1 outside the blocks."""
-    group: str
-    """attention, mlp, embed, norm or head."""
-    factor: str
-    """A or B for LoRA factors, empty otherwise."""
-
-
-def cell_of(name: str) -> Cell:
-    """Return the cell of a parameter by its name in the module tree."""
-    layer, factor = LAYER.search(name), FACTOR.search(name)
-    return Cell(
-        layer=int(layer.group(1)) if layer else NO_LAYER,
-        group=_group_of(name),
-        factor=factor.group(1) if factor else "",
-    )
-
-
-def _group_of(name: str) -> str:
-    parts = set(name.split("."))
-    # norms first: "post_attention_layernorm" is a norm, and so is GPT-2's "ln_1"
-    if "norm" in name.lower() or any(part.startswith("ln_") for part in parts):
-        return "norm"
-    if "embed" in name or parts & {"wte", "wpe"}:
-        return "embed"
-    if parts & {"lm_head", "score", "classifier"}:
-        return "head"
-    return "attention" if "attn" in name or "attention" in name else "mlp"
 
 
 def shard_sums(values: Tensor) -> Tensor:
@@ -94,13 +56,10 @@ def measure(engine: Engine) -> list[dict[str, Any]]:
 def _aggregates(
     cells: list[Cell], numels: list[int], totals: Tensor
 ) -> Iterator[tuple[str, Cell, dict[str, float]]]:
-    members: dict[tuple[str, Cell], list[int]] = defaultdict(list)
+    members: dict[tuple[Level, Cell], list[int]] = defaultdict(list)
     for number, cell in enumerate(cells):
-        members["cell", cell].append(number)
-        if cell.layer != NO_LAYER:
-            members["layer", Cell(cell.layer, "", cell.factor)].append(number)
-        members["group", Cell(NO_LAYER, cell.group, cell.factor)].append(number)
-        members["global", Cell(NO_LAYER, "", "")].append(number)
+        for key in levels_of(cell):
+            members[key].append(number)
     for (level, cell), numbers in members.items():
         count = sum(numels[number] for number in numbers)
         yield level, cell, _statistics(totals[numbers].sum(dim=0).tolist(), count)

@@ -1,30 +1,15 @@
-"""The experiment: a typed tree of settings, read from YAML, changed by dotted overrides, checked at once.
-
-A recipe (``launch/recipes/*.yaml``) holds these settings, and may hold ``arms`` (named sets of
-overrides: the methods that are compared) and ``seeds``. One run is one arm at one seed. What DeepSpeed
-does with memory and communication is not here but in ``ds_configs/`` (see ``training/ds_config.py``).
-"""
+"""The sections of an experiment: a typed tree of settings, checked at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rankdrift import files, registry
-from rankdrift.errors import UserError, did_you_mean
-
-RECIPES = Path(__file__).resolve().parent / "recipes"
-DEFAULT_RECIPE = RECIPES / "demo.yaml"
-RECORD_KEYS = frozenset(
-    {"log_every", "eval_every", "eval_rows", "save_every", "save_steps", "probe_every"}
-    | {"keep_last", "keep_every", "keep_best"}
-)
-"""Settings of training that say what is recorded of it, and change no weight."""
-TARGET_GROUPS = ("qv", "attention", "mlp", "both", "all")
+from rankdrift import registry
+from rankdrift.errors import did_you_mean
+from rankdrift.models.families import GROUPS
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -32,11 +17,13 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of the settings: frozen, and no key in it that is not declared."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-class ModelSpec(_Section):
+class ModelSpec(Section):
     """Which base model, and how it is run."""
 
     name: str = "smollm2-135m"
@@ -45,13 +32,13 @@ class ModelSpec(_Section):
     """Commit, tag or branch of a hub model."""
     head: Literal["lm", "classifier"] = "lm"
     """``lm``: labels are words predicted by the LM head; ``classifier``: a new linear head."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention implementation of transformers."""
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """Attention implementation of transformers; auto is sdpa where the family has it (Gemma 2 does not)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
 
 
-class DataSpec(_Section):
+class DataSpec(Section):
     """Which tasks, from where, and how rows become tokens."""
 
     tasks: tuple[str, ...] = ("topic",)
@@ -68,7 +55,7 @@ class DataSpec(_Section):
     """Held-out text that measures forgetting; auto is wikitext2 where ``data.root`` has it."""
 
 
-class MethodSpec(_Section):
+class MethodSpec(Section):
     """How the model is trained."""
 
     name: str = "lora"
@@ -84,8 +71,8 @@ class MethodSpec(_Section):
 
     @model_validator(mode="after")
     def _known_group(self) -> MethodSpec:
-        if isinstance(self.targets, str) and self.targets not in TARGET_GROUPS:
-            hint = did_you_mean(self.targets, TARGET_GROUPS)
+        if isinstance(self.targets, str) and self.targets not in GROUPS:
+            hint = did_you_mean(self.targets, GROUPS)
             raise ValueError(
                 f"'{self.targets}' is not a target group: {hint} Or give a list of module names."
             )
@@ -97,7 +84,7 @@ class MethodSpec(_Section):
         return self.alpha if self.alpha is not None else 2.0 * self.rank
 
 
-class TrainingSpec(_Section):
+class TrainingSpec(Section):
     """The optimisation. DeepSpeed's JSON must not set the same knobs to other values."""
 
     steps: PositiveInt = 30
@@ -155,7 +142,7 @@ class TrainingSpec(_Section):
         return self
 
 
-class ScoringSpec(_Section):
+class ScoringSpec(Section):
     """How a checkpoint is scored."""
 
     batch_size: PositiveInt = 16
@@ -168,7 +155,7 @@ class ScoringSpec(_Section):
     """Windows of general text scored."""
 
 
-class AnalysisSpec(_Section):
+class AnalysisSpec(Section):
     """What is measured on a checkpoint's weights and representations."""
 
     top_k: PositiveInt = 10
@@ -189,7 +176,7 @@ class AnalysisSpec(_Section):
     """Processes that share the matrices; 0 is one a core, at most four a GPU where there are GPUs."""
 
 
-class Spec(_Section):
+class Spec(Section):
     """One run: the whole experiment."""
 
     study: str = "demo"
@@ -229,141 +216,3 @@ class Spec(_Section):
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return self.model_dump(mode="json")
-
-    def digest(self) -> str:
-        """Return the SHA-256 of everything that can change a trained weight (not names, places, records)."""
-        tree = self.as_dict()
-        kept = {key: tree[key] for key in ("seed", "model", "data", "method")}
-        training = {key: value for key, value in tree["training"].items() if key not in RECORD_KEYS}
-        return files.digest_json({**kept, "training": training})
-
-
-class Recipe(_Section):
-    """A recipe as it was read: shared settings, arms and seeds."""
-
-    shared: dict[str, Any]
-    arms: dict[str, dict[str, Any]]
-    seeds: tuple[int, ...]
-    overrides: tuple[str, ...] = ()
-
-    def spec(self, arm: str | None = None, seed: int | None = None) -> Spec:
-        """Return one run's settings; the first arm and seed unless named. Overrides come last."""
-        arm = arm if arm is not None else next(iter(self.arms))
-        if arm not in self.arms:
-            raise UserError(f"unknown arm '{arm}': {did_you_mean(arm, self.arms)}")
-        tree = _merged(self.shared, self.arms[arm])
-        tree = _merged(tree, {"arm": arm, "seed": seed if seed is not None else self.seeds[0]})
-        return parse_spec(apply_overrides(tree, self.overrides))
-
-    def runs(self) -> list[Spec]:
-        """Return every arm at every seed; they must share the base model and the data to be compared."""
-        runs = [self.spec(arm, seed) for seed in self.seeds for arm in self.arms]
-        for other in runs[1:]:
-            for section in ("model", "data"):
-                if getattr(other, section) != getattr(runs[0], section):
-                    raise UserError(
-                        f"arms '{runs[0].arm}' and '{other.arm}' differ in '{section}': a study compares "
-                        "methods on one base model and the same data; make two studies"
-                    )
-        return runs
-
-
-def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe (the demo's by default); raise UserError naming the path and key that is wrong."""
-    path = path or DEFAULT_RECIPE
-    tree = _read_yaml(path)
-    arms = tree.pop("arms", None) or {tree.get("arm", Spec.model_fields["arm"].default): {}}
-    seeds = tree.pop("seeds", None) or [tree.get("seed", Spec.model_fields["seed"].default)]
-    if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
-        raise UserError(f"{path}: 'arms' must map each arm's name to its settings, got {arms!r}")
-    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
-        raise UserError(f"{path}: 'seeds' must be a list of whole numbers, got {seeds!r}")
-    if any(override.startswith("seed=") for override in overrides):
-        seeds = seeds[:1]
-    recipe = Recipe(shared=tree, arms=arms, seeds=tuple(seeds), overrides=tuple(overrides))
-    try:
-        recipe.runs()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return recipe
-
-
-def read_spec(path: Path) -> Spec:
-    """Read the ``spec.json`` of a run."""
-    try:
-        return parse_spec(files.read_json(path))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def parse_spec(tree: Mapping[str, Any]) -> Spec:
-    """Check a tree of plain values; raise UserError that names the key, the value and the near miss."""
-    try:
-        return Spec.model_validate(tree)
-    except ValidationError as error:
-        problems = "\n  ".join(_explain(problem) for problem in error.errors())
-        raise UserError(f"the experiment is not valid:\n  {problems}") from None
-
-
-def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the tree with ``key.path=value`` overrides applied; values are read as YAML."""
-    result = _merged(tree, {})
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or not key:
-            raise UserError(f"override '{override}' is not of the form key.path=value")
-        nested: Any = _parse_value(override, value)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        result = _merged(result, nested)
-    return result
-
-
-def _parse_value(override: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"override '{override}': the value is not valid YAML ({error})") from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        names = ", ".join(sorted(str(recipe) for recipe in RECIPES.glob("*.yaml")))
-        raise UserError(f"{path}: no such recipe; recipes that come with rankdrift: {names}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a valid YAML recipe ({error})") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings, got {type(tree).__name__}")
-    return tree
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in changes.items():
-        below = result.get(key)
-        result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return result
-
-
-def _explain(problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        fields = _fields_at(problem["loc"][:-1])
-        return (
-            f"unknown key '{path}' (value {problem['input']!r}): {did_you_mean(problem['loc'][-1], fields)}"
-        )
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    return f"{path}={problem['input']!r}: {message}"
-
-
-def _fields_at(path: Sequence[Any]) -> list[str]:
-    section: type[BaseModel] = Spec
-    for part in path:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        section = annotation
-    return list(section.model_fields)

@@ -1,0 +1,37 @@
+"""The experiment: its settings (sections), how they are read (recipe), which make a run (identity)."""
+
+from rankdrift.spec.recipe import (
+    DEFAULT_RECIPE,
+    RECIPES,
+    Recipe,
+    apply_overrides,
+    load_recipe,
+    parse_spec,
+    read_spec,
+)
+from rankdrift.spec.sections import (
+    AnalysisSpec,
+    DataSpec,
+    MethodSpec,
+    ModelSpec,
+    ScoringSpec,
+    Spec,
+    TrainingSpec,
+)
+
+__all__ = [
+    "DEFAULT_RECIPE",
+    "RECIPES",
+    "AnalysisSpec",
+    "DataSpec",
+    "MethodSpec",
+    "ModelSpec",
+    "Recipe",
+    "ScoringSpec",
+    "Spec",
+    "TrainingSpec",
+    "apply_overrides",
+    "load_recipe",
+    "parse_spec",
+    "read_spec",
+]

@@ -1,0 +1,127 @@
+"""Which settings make a run the run it is: those that can change a trained weight, and what they refer to.
+
+A run resumes, and is "finished before", where its identity is the same. Content counts, not where it lies:
+the training rows by their tokens, the base model by its weights. What is only recorded of a run, where it is
+kept and how it is scored or analysed may change at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from rankdrift import files
+from rankdrift.spec.sections import Spec
+
+Role = Literal["identity", "content", "rounding", "record", "place", "afterwards"]
+
+SECTIONS: dict[str, Role] = {"method": "identity", "scoring": "afterwards", "analysis": "afterwards"}
+"""Sections whose keys all have one role."""
+KEYS: dict[str, Role] = {
+    "study": "place",
+    "arm": "place",
+    "seed": "identity",
+    "output": "place",
+    "model.name": "content",
+    "model.revision": "content",
+    "model.head": "identity",
+    "model.attention": "rounding",
+    "model.gradient_checkpointing": "rounding",
+    "data.tasks": "content",
+    "data.root": "content",
+    "data.max_length": "content",
+    "data.train_limit": "content",
+    "data.validation_limit": "record",
+    "data.general_text": "afterwards",
+    "training.steps": "identity",
+    "training.global_batch": "identity",
+    "training.micro_batch": "rounding",
+    "training.learning_rate": "identity",
+    "training.schedule": "identity",
+    "training.warmup_steps": "identity",
+    "training.weight_decay": "identity",
+    "training.beta1": "identity",
+    "training.beta2": "identity",
+    "training.epsilon": "identity",
+    "training.clip": "identity",
+    "training.precision": "identity",
+    "training.log_every": "record",
+    "training.eval_every": "record",
+    "training.eval_rows": "record",
+    "training.save_every": "record",
+    "training.save_steps": "record",
+    "training.keep_last": "record",
+    "training.keep_every": "record",
+    "training.keep_best": "record",
+    "training.probe_every": "record",
+}
+"""Every other key -> its role: ``identity`` counts as it is set, ``content`` by what it names, ``rounding``
+moves last bits alone (as another number of ranks does), the others change no weight."""
+UNUSED = {"full": ("rank", "alpha", "dropout", "targets")}
+"""Methods -> settings of their section that they do not use."""
+
+
+def role(key: str) -> Role:
+    """Return the role of a dotted key; KeyError for one that has none."""
+    return SECTIONS.get(key.split(".")[0]) or KEYS[key]
+
+
+def flattened(spec: Spec) -> dict[str, Any]:
+    """Return every setting by its dotted key, in plain JSON types."""
+    tree = spec.as_dict()
+    flat = {key: value for key, value in tree.items() if not isinstance(value, dict)}
+    for section, values in tree.items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
+    return flat
+
+
+def identity(spec: Spec, precision: str, versions: Mapping[str, int], rows: str, base: str) -> dict[str, Any]:
+    """Return what makes a run the run it is, by name.
+
+    Parameters
+    ----------
+    spec
+        The settings.
+    precision
+        The arithmetic in force: ``auto`` resolved.
+    versions
+        Task -> version of its prompt and choices.
+    rows
+        Digest of the training rows (``data.dataset.rows_digest``).
+    base
+        Digest of the base model's weights.
+
+    """
+    counted = {key: value for key, value in flattened(spec).items() if role(key) == "identity"}
+    for key in UNUSED.get(spec.method.name, ()):
+        del counted[f"method.{key}"]
+    if "method.alpha" in counted:
+        counted["method.alpha"] = spec.method.scaling_alpha
+    counted["training.precision"] = precision
+    return {**counted, "task versions": dict(versions), "training rows": rows, "base model": base}
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an identity."""
+    return files.digest_json(dict(identity))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two identities, each with both its values."""
+    names = [*old, *(name for name in new if name not in old)]
+    return [
+        f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]
+
+
+def recorded(spec: Spec) -> dict[str, Any]:
+    """Return the settings that say what is recorded of a run, and change no weight."""
+    return {key: value for key, value in flattened(spec).items() if role(key) == "record"}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text  # a digest

@@ -1,0 +1,110 @@
+"""Which settings make a run another run: every key of the spec, in code, in the docs and in effect."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankdrift.spec import Spec, parse_spec
+from rankdrift.spec.identity import KEYS, SECTIONS, differences, digest, flattened, identity, role
+
+EVERY_KEY = sorted(flattened(Spec()))
+OTHER: dict[str, Any] = {
+    "seed": 7,
+    "model.name": "tiny",
+    "model.revision": "main",
+    "model.head": "classifier",
+    "model.attention": "eager",
+    "data.tasks": ["describe"],
+    "data.root": "/elsewhere",
+    "data.general_text": "builtin",
+    "method.name": "full",
+    "method.alpha": 3.0,
+    "training.beta1": 0.5,
+    "training.beta2": 0.5,
+    "method.dropout": 0.5,
+    "method.targets": "qv",
+    "training.schedule": "cosine",
+    "training.precision": "bf16",
+    "training.save_steps": [1],
+    "training.clip": 0.5,
+    "analysis.intruder_threshold": 0.25,
+    "analysis.intruder_thresholds": [0.5],
+    "analysis.vector_counts": [3],
+}
+"""Another valid value, for keys where one more is none."""
+
+
+def changed(key: str) -> Spec:
+    """The default experiment with one key changed."""
+    now = flattened(Spec())[key]
+    value = OTHER.get(key)
+    if value is None:
+        value = (not now) if isinstance(now, bool) else f"{now}x" if isinstance(now, str) else (now or 4) * 2
+        value = int(value) if isinstance(now, int) and not isinstance(now, bool) else value
+    value = int(value) if now is None and isinstance(value, float) and key != "method.alpha" else value
+    assert value != now
+    tree: Any = value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return parse_spec(tree)
+
+
+def identity_of(spec: Spec, **other: Any) -> dict[str, Any]:
+    precision = "fp32" if spec.training.precision == "auto" else spec.training.precision
+    facts = {"precision": precision, "versions": {"topic": 1}, "rows": "a" * 64, "base": "b" * 64}
+    return identity(spec, **(facts | other))
+
+
+def test_every_key_has_one_role() -> None:
+    assert set(EVERY_KEY) == set(KEYS) | {key for key in EVERY_KEY if key.split(".")[0] in SECTIONS}
+    assert not {key for key in KEYS if key.split(".")[0] in SECTIONS}
+
+
+@pytest.mark.parametrize("key", EVERY_KEY)
+def test_a_key_changes_the_identity_where_it_can_change_a_weight(key: str) -> None:
+    before, after = identity_of(Spec()), identity_of(changed(key))
+    assert (digest(before) != digest(after)) == (role(key) == "identity")
+
+
+@pytest.mark.parametrize("key", [key for key in EVERY_KEY if key.startswith("method.")])
+def test_settings_of_lora_are_no_part_of_a_full_run(key: str) -> None:
+    if key == "method.name":
+        return
+    tree = changed(key).as_dict()
+    tree["method"]["name"] = "full"
+    full = parse_spec({"method": {"name": "full"}})
+    assert identity_of(parse_spec(tree)) == identity_of(full)
+    assert "method.rank" not in identity_of(full)
+
+
+def test_alpha_counts_as_what_is_in_force() -> None:
+    explicit = parse_spec({"method": {"rank": 8, "alpha": 16.0}})
+    assert identity_of(explicit) == identity_of(parse_spec({"method": {"rank": 8}}))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"versions": {"topic": 2}}, r"task versions was {'topic': 1}, is {'topic': 2}"),
+        ({"rows": "c" * 64}, r"training rows was aaaaaaaaaaaa, is cccccccccccc"),
+        ({"base": "c" * 64}, r"base model was bbbbbbbbbbbb, is cccccccccccc"),
+        ({"precision": "bf16"}, r"training.precision was fp32, is bf16"),
+    ],
+)
+def test_content_counts_and_is_named(other: dict[str, Any], named: str) -> None:
+    before, after = identity_of(Spec()), identity_of(Spec(), **other)
+    assert digest(before) != digest(after)
+    assert differences(before, after) == [named]
+
+
+def test_the_docs_give_every_key_its_role(root: Path) -> None:
+    table = (root / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (.+?) \| .+ \|$", table, flags=re.MULTILINE)
+    stated = {key: name for name, keys in rows for key in re.findall(r"`([\w.*]+)`", keys)}
+    stated = {key: name for key, name in stated.items() if not key.isupper()}
+    expected = {**KEYS, **{f"{section}.*": name for section, name in SECTIONS.items()}}
+    assert stated == expected
