@@ -32,6 +32,24 @@ def progress_lines(say: Say, pause: float = 5.0, clock: Clock = time.monotonic) 
     return progress
 
 
+def byte_lines(
+    say: Say, what: str, pause: float = 5.0, clock: Clock = time.monotonic
+) -> Callable[[int, int], None]:
+    """Return a function of the bytes done and of all that says how many, at most once a ``pause`` (seconds).
+
+    What takes less than a pause says nothing.
+    """
+    said = clock()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if clock() - said >= pause and done < total:
+            said = clock()
+            say(f"{what}: {done / total:.0%} of {total / 1e9:.2f} GB")
+
+    return progress
+
+
 def _duration(seconds: float) -> str:
     """Return a time as 5 s, 3 min or 2 h 05 min."""
     if seconds < 60:

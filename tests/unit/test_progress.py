@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rankdrift.progress import progress_lines
+from rankdrift.progress import byte_lines, progress_lines
 
 
 class Clock:
@@ -55,3 +55,16 @@ def test_each_work_has_a_first_line(clock: Clock) -> None:
     progress("spectra", 0, 2)
     progress("drift", 0, 2)
     assert lines == ["  spectra 0/2", "  drift 0/2"]
+
+
+def test_bytes_are_said_of_long_work_alone(clock: Clock) -> None:
+    lines: list[str] = []
+    progress = byte_lines(lines.append, "step-000002", pause=5, clock=clock)
+    for done in range(0, 11):
+        progress(done * 10**8, 10**9)
+        clock.now += 2
+    assert lines == [f"step-000002: {share}% of 1.00 GB" for share in (30, 60, 90)]
+    quick: list[str] = []
+    progress = byte_lines(quick.append, "step-000002", pause=5, clock=clock)
+    progress(10**9, 10**9)
+    assert quick == []

@@ -20,6 +20,7 @@ from rankdrift.export import contents, safetensors_writer
 from rankdrift.export.atomic_folder import appearing, disk_errors, locked, restore
 from rankdrift.export.contents import Export, Options
 from rankdrift.layout import RunLayout, step_name
+from rankdrift.progress import byte_lines
 from rankdrift.zero_checkpoint.checksums import stored_file
 from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps, sync_tree
 from rankdrift.zero_checkpoint.storage_sums import StorageSums
@@ -57,7 +58,7 @@ def consolidate(run: RunLayout, step: int, options: Options = DEFAULTS, progress
             return target
         export = contents.plan(run, manifest, options)
         with appearing(target, export.size) as folder:
-            outputs = write_export(export, folder, percentages(step, export.size, progress))
+            outputs = write_export(export, folder, written_bytes(step, export.size, progress))
             _require_same(run.checkpoint(step), manifest)
             files.write_json(folder / PROVENANCE_NAME, _provenance(run, manifest, export, inputs, outputs))
     progress(f"{step_name(step)}: {target}")
@@ -166,15 +167,13 @@ def _is_current(export: Path, inputs: Mapping[str, Any]) -> bool:
     return all(path.exists() and path.stat().st_size == size for path, size in sizes.items())
 
 
-def percentages(step: int, total: int, report: Report) -> safetensors_writer.Progress:
-    """Return a counter of bytes that reports every tenth of the total."""
-    done = reported = 0
+def written_bytes(step: int, total: int, report: Report) -> safetensors_writer.Progress:
+    """Return a counter of bytes that reports how far a long export is."""
+    done, say = 0, byte_lines(report, step_name(step))
 
     def written(count: int) -> None:
-        nonlocal done, reported
+        nonlocal done
         done += count
-        if (tenths := 10 * done // total) > reported:
-            reported = tenths
-            report(f"{step_name(step)}: {10 * tenths} % of {total / 1e9:.2f} GB")
+        say(done, total)
 
     return written

@@ -10,7 +10,14 @@ from rankdrift import files
 from rankdrift.errors import UserError
 from rankdrift.export import contents
 from rankdrift.export.atomic_folder import appearing, disk_errors, locked, restore
-from rankdrift.export.consolidate import DEFAULTS, PROVENANCE_NAME, Report, percentages, silent, write_export
+from rankdrift.export.consolidate import (
+    DEFAULTS,
+    PROVENANCE_NAME,
+    Report,
+    silent,
+    write_export,
+    written_bytes,
+)
 from rankdrift.export.contents import Options
 from rankdrift.zero_checkpoint.shards import open_checkpoint
 from rankdrift.zero_checkpoint.trainer_folder import SETTINGS, TrainerFolder
@@ -68,7 +75,7 @@ def consolidate_folder(
         export = contents.plan_folder(settings, open_checkpoint(source.shards), options)
         progress(f"{source.shards}: fp32 masters, {export.size / 1e9:.2f} GB as {options.dtype}")
         with appearing(target, export.size) as folder:
-            outputs = write_export(export, folder, percentages(source.step, export.size, progress))
+            outputs = write_export(export, folder, written_bytes(source.step, export.size, progress))
             stated: dict[str, Any] = {"step": source.step, "inputs": inputs, "outputs": outputs}
             stated |= {"tied": dict(export.checkpoint.aliases), "dtype": options.dtype}
             files.write_json(folder / PROVENANCE_NAME, stated | {"environment": files.environment()})

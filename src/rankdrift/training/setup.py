@@ -137,15 +137,20 @@ def describe(setup: Setup, model: PreTrainedModel) -> None:
     engine.barrier()
 
 
+def _say(run: RunLayout, line: str) -> None:
+    logger.info(line)
+    print(f"{run.root.name}: {line}", flush=True)
+
+
 def _facts(setup: Setup, model: PreTrainedModel) -> dict[str, Any]:
-    """Return what is trained, and on what, in numbers; and log it."""
+    """Return what is trained, and on what, in numbers; and say it."""
     adapted = Counter(name.rpartition(".")[2] for name in setup.method.adapted(model))
     trained = sum(param.numel() for param in model.parameters() if param.requires_grad)
     total = sum(param.numel() for param in model.parameters())
     if adapted:
         kinds = ", ".join(f"{count} {kind}" for kind, count in adapted.items())
-        logger.info("%s adapts %d modules: %s", setup.spec.method.name, adapted.total(), kinds)
-    logger.info("%s of %s parameters train", f"{trained:,}", f"{total:,}")
+        _say(setup.run, f"{setup.spec.method.name} adapts {adapted.total()} modules: {kinds}")
+    _say(setup.run, f"{trained:,} of {total:,} parameters train")
     return {
         "adapted_modules": dict(adapted),
         "adapted": adapted.total(),

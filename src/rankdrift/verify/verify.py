@@ -15,15 +15,14 @@ from pathlib import Path
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.export.consolidate import PROVENANCE_NAME
 from rankdrift.layout import RunLayout, steps_in
+from rankdrift.progress import byte_lines
 from rankdrift.verify.checkpoint_checks import CheckpointSubject
-from rankdrift.verify.checks import LeftOutError, Progress
+from rankdrift.verify.checks import LeftOutError
 from rankdrift.verify.export_checks import ExportSubject
 from rankdrift.zero_checkpoint.manifest import MANIFEST_NAME
 
 Subject = CheckpointSubject | ExportSubject
 Report = Callable[[str], None]  # takes one line for the user
-
-_LONG = 10**9  # bytes of a check that says how far it is
 
 
 class Verdict(enum.IntEnum):
@@ -91,7 +90,7 @@ def _verify_one(subject: Subject, report: Report, fast: bool, reload: bool, left
     report(f"{subject.folder}: {subject.kind}")
     for check in subject.checks(fast, reload):
         try:
-            report(f"  {check.name}: OK, {check.make(_tenths(report, check.name))}")
+            report(f"  {check.name}: OK, {check.make(byte_lines(report, f'  {check.name}'))}")
         except LeftOutError as reason:
             left_out.append(check.name)
             report(f"  {check.name}: not checked, {reason}")
@@ -114,17 +113,3 @@ def _summary(subjects: Sequence[Subject], verdicts: Sequence[Verdict], left_out:
         )
         return f"{what}: {', '.join(counts)}"
     return f"{what}: all well" + (f" ({left_out} checks not made)" if left_out else "")
-
-
-def _tenths(report: Report, name: str) -> Progress:
-    """Return a progress that reports every tenth of a long way."""
-    reported = 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal reported
-        tenth = 10 * done // total if total >= _LONG else 0
-        if tenth > reported:
-            reported = tenth
-            report(f"  {name}: {10 * tenth} % of {total / 1e9:.2f} GB")
-
-    return progress

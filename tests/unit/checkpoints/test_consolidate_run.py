@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +25,13 @@ from rankdrift.cli.consolidate import size
 from rankdrift.cli.main import main
 from rankdrift.errors import UserError
 from rankdrift.export import atomic_folder, safetensors_writer
+from rankdrift.export import consolidate as consolidation
 from rankdrift.export.consolidate import consolidate, consolidate_run
 from rankdrift.export.contents import Options
 from rankdrift.layout import RunLayout
 from rankdrift.methods.full import METHOD
 from rankdrift.models.base import load_model
+from rankdrift.progress import byte_lines
 from rankdrift.spec import ModelSpec
 from rankdrift.zero_checkpoint.manifest import Manifest
 
@@ -145,10 +149,21 @@ def contents(run: RunLayout) -> dict[str, bytes]:
 def test_progress_counts_to_the_end(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(safetensors_writer, "_CHUNK", 4)
+    monkeypatch.setattr(consolidation, "byte_lines", partial(byte_lines, pause=0))
     run = make_run(7)
     consolidate(run, 7, progress=lines.append)
-    assert [line.split()[1] for line in lines[:-1]] == [str(percent) for percent in range(10, 101, 10)]
+    shares = [share(line) for line in lines[:-1]]
+    assert shares == sorted(shares)
+    assert len(shares) > 50
+    assert shares[0] < 5
+    assert 95 < shares[-1] <= 100
     assert lines[-1] == f"step-000007: {run.export(7)}"
+
+
+def share(line: str) -> int:
+    """The percentage that a line of progress says; -1 if it says none."""
+    found = re.search(r"(\d+)% of", line)
+    return int(found[1]) if found else -1
 
 
 def test_a_killed_export_leaves_nothing_that_looks_finished(make_run: MakeRun) -> None:
@@ -157,11 +172,13 @@ def test_a_killed_export_leaves_nothing_that_looks_finished(make_run: MakeRun) -
     code = f"""
 import os
 from pathlib import Path
-from rankdrift.export import safetensors_writer
-from rankdrift.export.consolidate import consolidate
+from functools import partial
+from rankdrift.export import consolidate, safetensors_writer
 from rankdrift.layout import RunLayout
 safetensors_writer._CHUNK = 16
-consolidate(RunLayout(Path({str(run.root)!r})), 1, progress=lambda line: "50 %" in line and os._exit(9))
+consolidate.byte_lines = partial(consolidate.byte_lines, pause=0)
+run = RunLayout(Path({str(run.root)!r}))
+consolidate.consolidate(run, 1, progress=lambda line: " 5" in line and os._exit(9))
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     left = [entry.name for entry in run.exports.iterdir()]
@@ -185,9 +202,13 @@ def test_a_checkpoint_that_changes_while_it_is_read(
 ) -> None:
     run = make_run(1)
     monkeypatch.setattr(safetensors_writer, "_CHUNK", 4)
+    monkeypatch.setattr(consolidation, "byte_lines", partial(byte_lines, pause=0))
+    changed = False
 
     def progress(line: str) -> None:
-        if "50 %" in line:
+        nonlocal changed
+        if share(line) >= 50 and not changed:
+            changed = True
             change(run)
 
     with pytest.raises(UserError, match=message):
