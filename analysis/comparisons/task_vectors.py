@@ -25,6 +25,7 @@ from rankdrift.analysis.mathematics.spectral.task_arithmetic import PairSums
 from rankdrift.analysis.parallel import parallel_map
 from rankdrift.analysis.sources.opened_weights import weights_of
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject
+from rankdrift.analysis.sources.updates import touched
 from rankdrift.analysis.sources.weights import (
     BaseWeights,
     DenseUpdate,
@@ -45,7 +46,8 @@ COLUMNS = {
     "other_norm": "||dW_2||_F",
     "cosine": "inner_product / (norm other_norm), arXiv 2212.04089; NaN where an update is zero",
     "cosine_null": "standard deviation of that cosine for unrelated directions: 1 / sqrt(rows columns) of "
-    "one matrix, whatever the ranks; adapters that start from one A are related (then 1 / sqrt(rows r))",
+    "one matrix, of which rows and columns that are zero in both do not count, whatever the ranks; "
+    "adapters that start from one A are related (then 1 / sqrt(rows r))",
     "sign_conflict": "share, of a matrix's entries among the largest 20 % of both updates, whose signs "
     "differ (as in TIES, arXiv 2306.01708); 0.5 for unrelated updates; NaN without such entries",
     "sign_entries": "entries that are large in both; a product of shares, 0.04 of all, for unrelated updates",
@@ -74,6 +76,8 @@ class Update:
     """(rows, columns), int8: see ``task_arithmetic.large_signs``."""
     square: float
     """||dW||_F^2."""
+    touched: tuple[Tensor, Tensor]
+    """Which rows and columns are not all zero."""
 
 
 def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Tables:
@@ -121,12 +125,13 @@ def matrix_sums(pairs: Sequence[Pair], matrix: Projection) -> list[PairSums | No
 
 def pair_sums(x: Update, y: Update) -> PairSums:
     """Return what two updates of one matrix give together."""
+    rows, columns = (int((one | other).sum()) for one, other in zip(x.touched, y.touched, strict=True))
     shared, conflicts = task_arithmetic.sign_conflicts(x.signs, y.signs)
     return PairSums(
         inner=inner_product(x, y),
         square=x.square,
         other_square=y.square,
-        null_variance=x.square * y.square / x.signs.numel(),
+        null_variance=x.square * y.square / max(rows * columns, 1),
         shared=shared,
         conflicts=conflicts,
     )
@@ -151,7 +156,8 @@ def _read(subject: Subject, matrix: Projection) -> Update | None:
     update = weights.update(matrix)
     if isinstance(update, DenseUpdate):
         square = task_arithmetic.dense_inner(update.values, update.values)
-        return Update(None, update.values, task_arithmetic.large_signs(update.values), square)
+        signs = task_arithmetic.large_signs(update.values)
+        return Update(None, update.values, signs, square, touched(update))
     factors = (update.left, update.right, update.scale)
     square = task_arithmetic.factor_square(*factors)
     # what an adapter leaves alone, embeddings above all, is not formed to find no signs in it
@@ -160,7 +166,7 @@ def _read(subject: Subject, matrix: Projection) -> Update | None:
         if square
         else torch.zeros(*update.shape, dtype=torch.int8)
     )
-    return Update(factors, None, signs, square)
+    return Update(factors, None, signs, square, touched(update))
 
 
 def _rows(
@@ -211,5 +217,5 @@ ANALYSIS = Analysis(
     per="study",
     compute_all=compute_all,
     parameters=(),
-    version=2,
+    version=3,
 )

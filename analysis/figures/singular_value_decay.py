@@ -92,7 +92,7 @@ def _draw_noise(ax: Axes, rows: pd.DataFrame, shapes: pd.DataFrame, colour: str)
         return
     size = shape.iloc[0]
     norm = float(np.linalg.norm(rows["sigma"]))
-    noise = noise_spectrum(int(size["rows"]), int(size["columns"]), int(first["rank"]), norm)
+    noise = noise_spectrum(int(size["update_rows"]), int(size["update_columns"]), int(first["rank"]), norm)
     place = np.arange(1, noise.shape[1] + 1)
     ax.fill_between(place, noise.min(axis=0), noise.max(axis=0), color=colour, alpha=0.3, linewidth=2.5)
 

@@ -15,6 +15,7 @@ from rankdrift.analysis.mathematics.spectral.linalg import HalfSystem, SingularS
 from rankdrift.analysis.mathematics.spectral.lowrank import LowRankSum
 from rankdrift.analysis.sources.adapters import LowRankUpdate
 from rankdrift.analysis.sources.base_spectra import BaseSpectra
+from rankdrift.analysis.sources.updates import touched
 from rankdrift.analysis.sources.weights import MatrixPair, Projection, TunedWeights
 
 SIDES = ("left", "right")
@@ -38,6 +39,12 @@ class Comparison:
         """(rows, columns)."""
         rows, columns = self.pair.base.shape
         return rows, columns
+
+    @cached_property
+    def touched(self) -> tuple[int, int]:
+        """Rows and columns of dW that are not all zero: the shape of the noise it is compared with."""
+        rows, columns = touched(self.pair.update)
+        return int(rows.sum()), int(columns.sum())
 
     @cached_property
     def spectra(self) -> dict[str, np.ndarray]:

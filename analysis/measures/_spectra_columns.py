@@ -22,8 +22,8 @@ METRICS = {**SIZES, **RANKS, "nuclear_norm": "sum of singular values"}
 MATRICES = {"base": "W0", "tuned": "W", "update": "dW = W - W0"}
 NULLS = {
     "tuned": "iid Gaussian noise of that shape (threshold_rank: and norm)",
-    "update": "iid Gaussian noise of that shape, or Gaussian B A of the same r (threshold_rank: and norm); "
-    "NaN where not adapted",
+    "update": "iid Gaussian noise of update_rows x update_columns, or Gaussian B A of the same r "
+    "(threshold_rank: and norm); NaN where not adapted",
 }
 PLACE = {
     "layer": "block, 0-based; -1 outside the blocks",
@@ -36,6 +36,8 @@ MATRIX: dict[str, str] = {
     **PLACE,
     "rows": "outputs of the matrix; of embed_tokens, tokens",
     "columns": "inputs of the matrix; of embed_tokens, the width",
+    "update_rows": "rows of dW that are not all zero: of an embedding, the tokens that were trained",
+    "update_columns": "columns of dW that are not all zero",
     **{f"{m}_{key}": f"{meaning}, of {MATRICES[m]}" for m in MATRICES for key, meaning in METRICS.items()},
     **{f"{m}_{key}_null": f"{m}_{key} of {null}" for m, null in NULLS.items() for key in RANKS},
     "relative_update_norm": "||dW||_F / ||W0||_F",
@@ -58,8 +60,10 @@ MATRIX: dict[str, str] = {
     "intruder_onset": "base_noise_std (rows columns)^(1/4): a generic direction weaker than that leaves no "
     "singular vector of its own in W (spiked model: W0 is iid noise and some spikes, dW independent of it)",
     "onset_ratio": "sigma_1(dW) / intruder_onset",
-    "update_noise_std": "the same as base_noise_std, of dW; NaN for factors, which have no bulk",
-    "update_bulk_edge": "update_noise_std (sqrt(rows) + sqrt(columns)): where the noise's spectrum ends",
+    "update_noise_std": "the same as base_noise_std, of the update_rows x update_columns of dW that are not "
+    "zero; NaN for factors, which have no bulk",
+    "update_bulk_edge": "update_noise_std (sqrt(update_rows) + sqrt(update_columns)): where the noise's "
+    "spectrum ends",
     "update_spikes": "singular values of dW that such noise exceeds once in 1000: above the edge by 3.27 "
     "Tracy-Widom scales",
     "update_hard_threshold": "optimal hard threshold of Gavish and Donoho for dW in that noise",

@@ -85,6 +85,8 @@ def _matrix_row(found: Comparison, params: Params) -> dict[str, Any]:
         **found.place,
         "rows": found.shape[0],
         "columns": found.shape[1],
+        "update_rows": found.touched[0],
+        "update_columns": found.touched[1],
         **_sizes_and_ranks(found.spectra, *found.shape),
         **_null_ranks(found),
         **_relative_size(found),
@@ -107,15 +109,23 @@ def _sizes_and_ranks(spectra: dict[str, np.ndarray], rows: int, columns: int) ->
 
 
 def _null_ranks(found: Comparison) -> dict[str, float]:
-    """Return the ranks of noise of the shape of W and dW, and of their norms where that matters."""
-    shape, update = found.shape, found.pair.update
-    noise, draws = nulls.gaussian_null(*shape), nulls.gaussian_singular_values(*shape)[None]
-    tuned = _null_of("tuned", found, noise, draws)
+    """Return the ranks of noise of the shape of W and dW, and of their norms where that matters.
+
+    The noise of dW is in the rows and columns that changed, not in those that never train.
+    """
+    update, changed = found.pair.update, found.touched
+    tuned = _null_of("tuned", found, *_gaussian(*found.shape))
+    if not all(changed):
+        return tuned | {f"update_{key}_null": NAN for key in RANKS}
     if isinstance(update, LowRankUpdate):
-        if update.rank == 0:
-            return tuned | {f"update_{key}_null": NAN for key in RANKS}
-        noise, draws = nulls.product_null(*shape, update.rank), nulls.product_draws(*shape, update.rank)
-    return tuned | _null_of("update", found, noise, draws)
+        noise = nulls.product_null(*changed, update.rank), nulls.product_draws(*changed, update.rank)
+    else:
+        noise = _gaussian(*changed)
+    return tuned | _null_of("update", found, *noise)
+
+
+def _gaussian(rows: int, columns: int) -> tuple[RankMetrics, np.ndarray]:
+    return nulls.gaussian_null(rows, columns), nulls.gaussian_singular_values(rows, columns)[None]
 
 
 def _null_of(name: str, found: Comparison, noise: RankMetrics, draws: np.ndarray) -> dict[str, float]:
@@ -158,11 +168,12 @@ def _bulk(found: Comparison) -> dict[str, float]:
     names = ("noise_std", "bulk_edge", "spikes", "hard_threshold", "hard_rank")
     if isinstance(found.pair.update, LowRankUpdate) or not found.update.any():
         return of_base | {f"update_{name}": NAN for name in names}
-    noise = spiked.noise_level(found.update, *shape)
-    above, threshold = spiked.spike_threshold(noise, *shape), spiked.hard_threshold(noise, *shape)
+    changed = found.touched
+    noise = spiked.noise_level(found.update[: min(changed)], *changed)
+    above, threshold = spiked.spike_threshold(noise, *changed), spiked.hard_threshold(noise, *changed)
     values = (
         noise,
-        spiked.bulk_edge(noise, *shape),
+        spiked.bulk_edge(noise, *changed),
         float(np.count_nonzero(found.update > above)),
         threshold,
         float(np.count_nonzero(found.update > threshold)),
@@ -287,6 +298,13 @@ def _reasons(found: Comparison, k: int) -> Iterator[str]:
             yield f"{name}_condition_number: smallest singular value below 1e-7 sigma_1"
     if undefined := _undefined(found, k):
         yield undefined
+    yield from _rows_left_out(found)
+
+
+def _rows_left_out(found: Comparison) -> Iterator[str]:
+    rows, columns = (size - changed for size, changed in zip(found.shape, found.touched, strict=True))
+    if all(found.touched) and (rows or columns):
+        yield f"{rows} rows and {columns} columns of dW are zero: so are they in the noise beside it"
     if found.pair.new_rows:
         yield f"{found.pair.new_rows} rows of new tokens are left out"
 
@@ -310,6 +328,6 @@ ANALYSIS = Analysis(
     split=split,
     measure=measure,
     parameters=("top_k", "intruder_threshold", "intruder_thresholds", "vector_counts"),
-    version=3,
+    version=4,
     parquet_only=frozenset({"singular_values", "intruder_dimensions"}),
 )

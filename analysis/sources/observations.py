@@ -250,12 +250,13 @@ def rank_shares(spectra: pd.DataFrame) -> pd.DataFrame:
     """Return the trained rows with the update's entropy rank as a share of its null and of its bound.
 
     `null_share` = entropy rank / what Gaussian noise of that shape (or Gaussian BA of that rank) gives;
-    `bound_share` = entropy rank / min(rows, columns, r), where r limits the update (`bounded`): that of a
-    product BA, whose null is one too; not DoRA's, whose lengths make it dense, nor that of PiSSA. Matrices
-    that were not changed, those an adapter leaves out above all, have no rank to speak of and are left out.
+    `bound_share` = entropy rank / min(rows, columns, r) of what changed, where r limits the update
+    (`bounded`): that of a product BA, whose null is one too; not DoRA's, whose lengths make it dense, nor
+    that of PiSSA. Matrices that were not changed, those an adapter leaves out above all, have no rank to
+    speak of and are left out.
     """
     rows = changed_rows(spectra).copy()
-    bound = rows[["rows", "columns"]].min(axis=1)
+    bound = rows[["update_rows", "update_columns"]].min(axis=1)
     rows["bounded"] = (rows["rank"] > 0) & (rows["update_entropy_rank_null"] <= rows["rank"])
     bound = bound.where(~rows["bounded"], np.minimum(bound, rows["rank"]))
     rows["null_share"] = rows["update_entropy_rank"] / rows["update_entropy_rank_null"]

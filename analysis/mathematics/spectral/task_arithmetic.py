@@ -30,7 +30,10 @@ class PairSums:
     other_square: float
     """||Y||_F^2."""
     null_variance: float
-    """||X||_F^2 ||Y||_F^2 / (m n): the variance of <X, Y>_F if one of the two were turned at random."""
+    """||X||_F^2 ||Y||_F^2 / (m n): the variance of <X, Y>_F if one of the two were turned at random.
+
+    m and n are the rows and columns that either has.
+    """
     shared: int
     """Entries that are large in both."""
     conflicts: int

@@ -100,6 +100,7 @@ def _spectrum(who: Who, step: int, progress: float, layer: int, module: str) -> 
     bound = min(small, who[1]) if who[1] else small
     size = (0.004 if who[0] == "full" else 0.02) * progress * (1 + 0.3 * np.sin(layer))
     row = {**_identity(*who, step), "layer": layer, "module": module, "rows": rows, "columns": columns}
+    row |= {"update_rows": rows, "update_columns": columns}
     for matrix, norm, rank in (
         ("base", 8.0, 0.7 * small),
         ("tuned", 8.0, 0.7 * small),

@@ -140,13 +140,25 @@ def test_a_base_of_low_rank_has_that_many_vectors(one_matrix: OneMatrix, tmp_pat
     assert "base_condition_number: smallest" in found["reason"]
 
 
-def test_an_update_of_few_rows_has_as_many_spikes_and_no_bulk(one_matrix: OneMatrix, tmp_path: Path) -> None:
+def test_rows_that_never_train_are_no_part_of_the_noise(one_matrix: OneMatrix, tmp_path: Path) -> None:
+    """Tokens that no row holds: the law of all rows would take plain noise for spikes and a low rank."""
     base, update = gaussian(ROWS, COLUMNS, seed=1), np.zeros((ROWS, COLUMNS))
-    update[:30] = 0.01 * gaussian(30, COLUMNS, seed=2)
+    places = np.random.default_rng(3).choice(ROWS, 100, replace=False)
+    update[places] = 0.01 * gaussian(100, COLUMNS, seed=2)
     tables = measure(one_matrix("base", base), one_matrix("tuned", base + update), tmp_path / "cache")
     found = tables["svd_analysis_results"].iloc[0]
-    assert [found[f"update_{name}"] for name in ("threshold_rank", "spikes", "hard_rank")] == [30, 30, 30]
-    assert found["update_noise_std"] == 0
+    alone = measure(
+        one_matrix("rows", base[:100]), one_matrix("moved", base[:100] + update[places]), tmp_path / "cache"
+    )["svd_analysis_results"].iloc[0]
+    assert (found["update_rows"], found["update_columns"]) == (100, COLUMNS)
+    assert found["update_noise_std"] == pytest.approx(0.01, rel=0.03)
+    assert found["update_spikes"] <= 1
+    compared = [
+        f"update_{name}" for name in ("noise_std", "bulk_edge", "spikes", "hard_rank", "entropy_rank_null")
+    ]
+    assert found[compared].tolist() == pytest.approx(alone[compared].tolist(), rel=1e-6)
+    assert found["update_entropy_rank"] / found["update_entropy_rank_null"] == pytest.approx(1, abs=0.02)
+    assert f"{ROWS - 100} rows and 0 columns of dW are zero" in found["reason"]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rankdrift.analysis.comparisons import task_vectors
 from rankdrift.analysis.comparisons.task_vectors import COLUMNS, TABLE, compute_all, find_pairs
 from rankdrift.analysis.contract import Params
 from rankdrift.analysis.mathematics.spectral import task_arithmetic
 from rankdrift.analysis.mathematics.spectral.task_arithmetic import PairSums
 from rankdrift.analysis.sources.subjects import Subject, base_subject
+from rankdrift.analysis.sources.updates import DenseUpdate, touched
 from rankdrift.analysis.sources.weights import open_weights
 
 M, N = 24, 40
@@ -82,6 +84,25 @@ def test_the_null_is_the_spread_of_cosines_of_turned_updates(rank: int) -> None:
     sums = PairSums(0.0, np.sum(x**2), np.sum(y**2), np.sum(x**2) * np.sum(y**2) / (M * N), 0, 0)
     assert sums.cosine_null == pytest.approx(1 / np.sqrt(M * N))
     assert np.sqrt(np.mean(cosines**2)) == pytest.approx(sums.cosine_null, rel=0.1)
+
+
+def test_rows_that_neither_trains_are_no_part_of_the_null() -> None:
+    """Updates in 12 of the rows, one turned within them: their cosines spread as those of 12 rows."""
+    generator = np.random.default_rng(0)
+    rows, x = 12, formed(factors(3, 0))
+    x[rows:] = 0
+    turned = haar(rows, 1000, generator) @ x[:rows] @ haar(N, 1000, generator)
+    padded = np.concatenate([turned, np.zeros((1000, M - rows, N))], axis=1)
+    cosines = np.sum(padded * x, axis=(1, 2)) / np.linalg.norm(x) ** 2
+    one, other = (read(torch.from_numpy(values)) for values in (x, padded[0]))
+    null = task_vectors.pair_sums(one, other).cosine_null
+    assert null == pytest.approx(1 / np.sqrt(rows * N))
+    assert np.sqrt(np.mean(cosines**2)) == pytest.approx(null, rel=0.1)
+
+
+def read(values: torch.Tensor) -> task_vectors.Update:
+    signs = task_arithmetic.large_signs(values)
+    return task_vectors.Update(None, values, signs, float((values**2).sum()), touched(DenseUpdate(values)))
 
 
 def test_adapters_that_start_from_one_A_are_related() -> None:  # noqa: N802
