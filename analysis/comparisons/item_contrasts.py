@@ -18,7 +18,7 @@ import pandas as pd
 from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params, Tables
 from rankdrift.analysis.mathematics.statistics.bootstrap import BootstrapInterval, paired_bootstrap
-from rankdrift.analysis.mathematics.statistics.intervals import mcnemar
+from rankdrift.analysis.mathematics.statistics.intervals import flip_test, mcnemar
 from rankdrift.analysis.sources.arms import arm_pairs, arms_of, shared_seeds
 from rankdrift.analysis.sources.observations import BASE, last_checkpoints
 from rankdrift.analysis.sources.study_tables import read_study_tables
@@ -42,7 +42,8 @@ COLUMNS = {
     "high": "upper end",
     "gained": "items only the first gets right; NaN where the metric is not right or wrong, or of text",
     "lost": "items only the second gets right; NaN likewise",
-    "mcnemar_p": "exact two-sided p-value of McNemar's test; NaN likewise",
+    "mcnemar_p": "exact two-sided p-value of McNemar's test; where items name their documents, of exchanging "
+    "the models in whole documents; NaN likewise",
     "reason": "why values are NaN; else empty",
 }
 
@@ -172,12 +173,18 @@ def bootstrap(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> BootstrapI
 
 
 def _mcnemar(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict[str, float]:
-    """Return the columns of McNemar's test. A window's sum may be 0, of KL say, but is not right or wrong."""
+    """Return the columns of McNemar's test. A window's sum may be 0, of KL say, but is not right or wrong.
+
+    Items of one document are not independent, as that test takes them to be: whole documents are exchanged.
+    """
     answers = pd.concat([one[metric], other[metric]])
     if "tokens" in one.columns or not answers.isin((0, 1)).all():
         return dict.fromkeys(("gained", "lost", "mcnemar_p"), np.nan)
     found = mcnemar(other[metric], one[metric])
-    return {"gained": found.gained, "lost": found.lost, "mcnemar_p": found.p_value}
+    p_value = found.p_value
+    if "document" in one.columns:
+        p_value = flip_test(other[metric], one[metric], one["document"])
+    return {"gained": found.gained, "lost": found.lost, "mcnemar_p": p_value}
 
 
 ANALYSIS = Analysis(
@@ -187,5 +194,5 @@ ANALYSIS = Analysis(
     compute_all=compute_all,
     parameters=(),
     reads=(SOURCE,),
-    version=2,
+    version=3,
 )

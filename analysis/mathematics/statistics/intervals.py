@@ -112,6 +112,23 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
     return McNemar(gained, lost, p_value)
 
 
+def flip_test(
+    first: ArrayLike, second: ArrayLike, documents: ArrayLike, draws: int = 9999, seed: int = 0
+) -> float:
+    """Return the two-sided p-value of "two models are alike" for items that come in documents.
+
+    Were they alike, exchanging them in a whole document would change nothing: the sum of differences is
+    compared with ``draws`` sums whose documents have random signs (a randomisation test; Dror et al., ACL
+    2018, section 3). With each item a document of its own and values of 0 and 1 it is McNemar's test.
+    """
+    a, b = _paired("items", first, second)
+    of = np.unique(np.asarray(documents), return_inverse=True)[1]
+    sums = np.bincount(of, weights=b - a)
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(draws, len(sums)))
+    as_large = np.abs(signs @ sums) >= abs(sums.sum()) * (1 - 1e-12)
+    return float((1 + np.count_nonzero(as_large)) / (1 + draws))
+
+
 def _t_interval(observed: NDArray[np.float64], scale: float, confidence: float) -> Interval:
     """Return the t interval of values (n,) that were computed from numbers as large as ``scale``."""
     n, mean = len(observed), float(np.mean(observed))

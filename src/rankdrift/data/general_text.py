@@ -7,6 +7,7 @@ on them. WikiText-2 (arXiv 1609.07843) is taken as it is stored, with spaces aro
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from rankdrift.spec import DataSpec
 BUILTIN = Path(__file__).with_name("general_text.txt")
 WIKITEXT2 = Path("wikitext_2_v1") / "test.parquet"
 WINDOW_TOKENS = 128
+Paragraph = tuple[int, tuple[int, str]]
+TITLE = re.compile(r"= [^=].*[^=] =")
+"""An article's title; of its sections the sign is repeated."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class TextWindow:
     """At most 128 tokens, with the special tokens the tokenizer puts around a text."""
     index: int
     """The paragraph's number in its source, from 0."""
+    document: int
+    """The number of the article it is from: windows of one article are not independent of each other."""
     words: int
     """Words, separated by white space, that the window holds; the last one may be cut."""
 
@@ -39,8 +45,8 @@ def load_windows(
 ) -> list[TextWindow]:
     """Return one window a paragraph, in the order of the text; with a limit, that many evenly spaced ones.
 
-    Paragraphs are independent of one another only in part: neighbours in WikiText-2 share an article,
-    which is why a limit spreads over the text and does not take its beginning. Windows of a single
+    Paragraphs of WikiText-2 share an article, which is why a limit spreads over the text and does not take
+    its beginning; each window says which. Built-in paragraphs are a document each. Windows of a single
     token, which predict nothing, are left out.
 
     Raises
@@ -51,7 +57,7 @@ def load_windows(
     """
     source = text_source(data)
     paragraphs = _evenly_spaced(list(enumerate(_paragraphs(source))), limit)
-    windows = [_window(tokenizer, index, paragraph) for index, paragraph in paragraphs]
+    windows = [_window(tokenizer, index, document, paragraph) for index, (document, paragraph) in paragraphs]
     windows = [window for window in windows if len(window.input_ids) > 1]
     if not windows:
         raise UserError(f"{source}: no paragraph of general text in it; restore the file")
@@ -75,24 +81,31 @@ def text_source(data: DataSpec) -> Path:
     raise UserError(f"{path}: no such file; put WikiText-2 there or choose data.general_text=builtin")
 
 
-def _paragraphs(source: Path) -> list[str]:
-    """Return the paragraphs of a source, without headings (``= Title =``) and blank lines."""
+def _paragraphs(source: Path) -> list[tuple[int, str]]:
+    """Return (document, paragraph) of a source, without headings (``= Title =``) and blank lines."""
     if source.suffix == ".txt":
-        return source.read_text(encoding="utf-8").strip().split("\n\n")
+        return list(enumerate(source.read_text(encoding="utf-8").strip().split("\n\n")))
     table: pd.DataFrame = files.read_table(source)
     if "text" not in table:
         raise UserError(f"{source}: no column 'text', only {', '.join(table.columns)}")
-    lines = (line.strip() for line in table["text"])
-    return [line for line in lines if line and not (line.startswith("= ") and line.endswith(" ="))]
+    lines = [str(line).strip() for line in table["text"]]
+    article, found = 0, []
+    for number, line in enumerate(lines):
+        alone = not (lines[number - 1] if number else "") and not "".join(lines[number + 1 : number + 2])
+        if alone and TITLE.fullmatch(line):  # a formula may look like one, in the middle of a text
+            article += 1
+        elif line and not (line.startswith("= ") and line.endswith(" =")):
+            found.append((article, line))
+    return found
 
 
-def _evenly_spaced(paragraphs: list[tuple[int, str]], limit: int | None) -> list[tuple[int, str]]:
+def _evenly_spaced(paragraphs: list[Paragraph], limit: int | None) -> list[Paragraph]:
     if limit is None or limit >= len(paragraphs):
         return paragraphs
     return [paragraphs[number * len(paragraphs) // limit] for number in range(limit)]
 
 
-def _window(tokenizer: PreTrainedTokenizerBase, index: int, paragraph: str) -> TextWindow:
+def _window(tokenizer: PreTrainedTokenizerBase, index: int, document: int, paragraph: str) -> TextWindow:
     ids = tokenizer(paragraph, truncation=True, max_length=WINDOW_TOKENS)["input_ids"]
     words = str(tokenizer.decode(ids, skip_special_tokens=True)).split()
-    return TextWindow(input_ids=tuple(ids), index=index, words=len(words))
+    return TextWindow(input_ids=tuple(ids), index=index, document=document, words=len(words))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,25 +18,30 @@ class Estimate:
     higher_is_better: bool = True
 
 
-def mean_stderr(values: Sequence[float]) -> float | None:
-    """Return the standard error of a mean of independent items, s / sqrt(n); None for a single item.
+def mean_stderr(values: ArrayLike, documents: ArrayLike | None = None) -> float | None:
+    """Return the standard error of a mean over items; None for a single one (or a single document).
 
-    For values of 0 and 1 this is the binomial sqrt(p (1 - p) / (n - 1)) (arXiv 2411.00640).
-    It is 0 where all items agree: a few items that are all wrong do not show that every item would be.
+    Independent items: s / sqrt(n), which for values of 0 and 1 is the binomial sqrt(p (1 - p) / (n - 1))
+    (arXiv 2411.00640). It is 0 where all items agree: a few items that are all wrong do not show that every
+    item would be. Items that name their ``documents`` are clusters (``ratio_estimate``).
     """
-    if len(values) < 2:
-        return None
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return ratio_estimate(values, np.ones(len(np.asarray(values))), documents)[1]
 
 
-def ratio_estimate(sums: ArrayLike, counts: ArrayLike) -> tuple[float, float | None]:
+def ratio_estimate(
+    sums: ArrayLike, counts: ArrayLike, documents: ArrayLike | None = None
+) -> tuple[float, float | None]:
     """Return sum(sums) / sum(counts) and its standard error over clusters, None for a single one.
 
-    A window's tokens are not independent, windows nearly are: with residuals e_i = sums_i - ratio x counts_i
-    the error is sqrt(n / (n - 1) sum e_i²) / sum(counts) (ratio estimator: Cochran, Sampling Techniques,
-    1977, chapter 6; clustered errors: arXiv 2411.00640).
+    Tokens of a window are not independent, nor are windows of a document: the clusters are the documents, or
+    without any the items. With a cluster's residual e_c = sums_c - ratio x counts_c the error is
+    sqrt(n / (n - 1) sum e_c²) / sum(counts), n the number of clusters (ratio estimator: Cochran, Sampling
+    Techniques, 1977, chapter 6; clustered errors: arXiv 2411.00640).
     """
     totals, sizes = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    if documents is not None:
+        of = np.unique(np.asarray(documents), return_inverse=True)[1]
+        totals, sizes = np.bincount(of, weights=totals), np.bincount(of, weights=sizes)
     ratio = float(totals.sum() / sizes.sum())
     n = len(totals)
     if n < 2:

@@ -58,9 +58,9 @@ def measure_windows(
 ) -> pd.DataFrame:
     """Return one row a window, in the text's order: sums over its predicted tokens, all but the first.
 
-    Columns: ``index``, ``words``, ``tokens`` (predicted ones), ``nll`` (nats, targets shifted by one); with a
-    reference also ``kl_from_base`` = sum of KL(base ‖ model), ``kl_to_base`` = sum of KL(model ‖ base), both
-    in nats, and ``top1_agreement`` (tokens whose most likely prediction is the base's).
+    Columns: ``index``, ``document``, ``words``, ``tokens`` (predicted ones), ``nll`` (nats, targets shifted by
+    one); with a reference also ``kl_from_base`` = sum of KL(base ‖ model), ``kl_to_base`` = sum of KL(model ‖
+    base), both in nats, and ``top1_agreement`` (tokens whose most likely prediction is the base's).
 
     Parameters
     ----------
@@ -87,7 +87,13 @@ def measure_windows(
         for place, row in enumerate(rows):
             sums[row] = {name: float(part[place].sum()) for name, part in parts.items()}
     facts = [
-        {"index": window.index, "words": window.words, "tokens": len(window.input_ids) - 1, **sums[row]}
+        {
+            "index": window.index,
+            "document": window.document,
+            "words": window.words,
+            "tokens": len(window.input_ids) - 1,
+            **sums[row],
+        }
         for row, window in enumerate(text.windows)
     ]
     table = pd.DataFrame(facts)

@@ -27,7 +27,7 @@ from rankdrift.scoring.retention import GeneralText, Reference, measure_windows
 from rankdrift.spec import Spec
 
 GENERAL_TEXT = "general_text"
-GENERAL_TEXT_VERSION = 1
+GENERAL_TEXT_VERSION = 2
 """Raised whenever the windows or their measures change: scores of two versions do not compare."""
 
 Progress = Callable[[str], None]
@@ -170,7 +170,8 @@ def score_task(
 
     Columns for classification: ``index``, ``prompt``, ``label``, ``prediction``, ``correct`` and
     ``log_likelihoods`` (nats, one a choice); for generation: ``index``, ``prompt``, ``prediction`` and
-    ``references``. Then one column a metric that is a mean over items.
+    ``references``. Then one column a metric that is a mean over items, and ``document`` where items share
+    one: their errors go together.
     """
     table = pd.DataFrame(
         {"index": [i.index for i in items.items], "prompt": [i.example.prompt for i in items.items]}
@@ -186,9 +187,14 @@ def score_task(
         answers = [item.example.references for item in items.items]
         predictions = _generated(workload, items, model)
         table["prediction"], table["references"] = predictions, [list(answer) for answer in answers]
+    documents = [item.example.document for item in items.items]
+    if any(documents):
+        table["document"] = documents
     metrics: dict[str, Estimate] = {}
     for name in items.task.metrics:
-        metrics[name], values = _evaluate(registry.load("metric", name), predictions, answers)
+        metrics[name], values = _evaluate(
+            registry.load("metric", name), predictions, answers, documents if any(documents) else None
+        )
         if values is not None:
             table[name] = values
     return TaskScore(items.task.version, len(table), items.prompts_cut, metrics), table
@@ -225,14 +231,14 @@ def _generated(workload: Workload, items: TaskItems, model: PreTrainedModel) -> 
 
 
 def _evaluate(
-    metric: Metric, predictions: Sequence[Any], answers: Sequence[Any]
+    metric: Metric, predictions: Sequence[Any], answers: Sequence[Any], documents: Sequence[str] | None
 ) -> tuple[Estimate, list[float] | None]:
     """Return a metric's estimate and, where it is a mean over items, the items' values."""
     value = metric.compute(predictions, answers)
     values, stderr = None, None
     if metric.per_item is not None:
         values = [metric.per_item(*pair) for pair in zip(predictions, answers, strict=True)]
-        stderr = mean_stderr(values)
+        stderr = mean_stderr(values, documents)
     return Estimate(value if math.isfinite(value) else None, stderr), values
 
 
@@ -245,8 +251,8 @@ def score_text(
     """
     table = measure_windows(model, text, reference)
     metrics: dict[str, Estimate] = {}
-    for name in table.columns.drop(["index", "words", "tokens"]):
-        value, stderr = ratio_estimate(table[name], table["tokens"])
+    for name in table.columns.drop(["index", "document", "words", "tokens"]):
+        value, stderr = ratio_estimate(table[name], table["tokens"], table["document"])
         metrics[name] = Estimate(value, stderr, higher_is_better=name == "top1_agreement")
         if name == "nll":
             perplexity = math.exp(value)

@@ -24,6 +24,8 @@ class Example:
     """All answers that count as right, for generation metrics."""
     group: str = ""
     """Rows with the same group share an input (several references); scored once."""
+    document: str = ""
+    """Name of the text that rows share (questions about one paragraph): their errors are not independent."""
 
 
 @dataclass(frozen=True)

@@ -41,3 +41,29 @@ def test_ratio_with_unequal_counts_is_near_the_jackknife():
 def test_a_single_item_has_no_error():
     assert mean_stderr([1.0]) is None
     assert ratio_estimate([3.0], [2]) == (1.5, None)
+
+
+def test_items_of_one_document_are_one_cluster():
+    """Copies of an item add nothing: n copies of each have the error of one each."""
+    rng = np.random.default_rng(3)
+    values, counts = rng.normal(size=30), rng.integers(20, 128, size=30)
+    documents = np.arange(30).repeat(4)
+    assert mean_stderr(values.repeat(4), documents) == pytest.approx(sem(values))
+    assert mean_stderr(values.repeat(4)) == pytest.approx(sem(values) / 2, rel=0.02)
+    assert ratio_estimate((values * counts).repeat(4), counts.repeat(4), documents) == pytest.approx(
+        ratio_estimate(values * counts, counts)
+    )
+
+
+def test_the_error_of_clustered_items_is_what_simulation_gives():
+    """Half of the variance common to a document of 8 items: the naive error is less than half of it."""
+    rng = np.random.default_rng(4)
+    means, errors, naive = [], [], []
+    documents = np.arange(25).repeat(8)
+    for _ in range(400):
+        values = rng.normal(size=25).repeat(8) + rng.normal(size=200)
+        means.append(values.mean())
+        errors.append(mean_stderr(values, documents))
+        naive.append(mean_stderr(values))
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.1)
+    assert np.mean(naive) < 0.5 * np.std(means)

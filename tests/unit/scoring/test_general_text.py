@@ -84,3 +84,26 @@ def test_wikitext_without_its_column_is_an_error(tokenizer, root):
     pd.DataFrame({"line": LINES}).to_parquet(path)
     with pytest.raises(UserError, match="no column 'text', only line"):
         load_windows(DataSpec(root=str(root)), tokenizer)
+
+
+def test_paragraphs_of_wikitext_name_their_article(tmp_path, tokenizer):
+    lines = [
+        "", " = First = \n", "", " one two three \n", "", " = = Part = = \n", "", " four five six \n",
+        " = 1 / s and = \n", " seven eight \n", "", " = Second = \n", "", " nine ten \n",
+    ]  # fmt: skip
+    folder = tmp_path / "wikitext_2_v1"
+    folder.mkdir()
+    pd.DataFrame({"text": lines}).to_parquet(folder / "test.parquet")
+    windows = load_windows(DataSpec(root=str(tmp_path)), tokenizer)
+    assert [(window.index, window.document) for window in windows] == [(0, 1), (1, 1), (2, 1), (3, 2)]
+
+
+def test_wikitext_2_has_its_sixty_articles(shared_data, tokenizer):
+    """The test split: 60 articles (Merity et al., arXiv 1609.07843, table 1)."""
+    windows = load_windows(DataSpec(root=str(shared_data)), tokenizer)
+    assert len({window.document for window in windows}) == 60
+
+
+def test_built_in_paragraphs_are_documents_of_their_own(tokenizer):
+    windows = load_windows(DataSpec(), tokenizer)
+    assert [window.document for window in windows] == [window.index for window in windows]

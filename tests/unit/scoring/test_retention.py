@@ -20,7 +20,9 @@ MEASURES = ["nll", "kl_from_base", "kl_to_base", "top1_agreement"]
 
 def a_text(prompts, batch_size=3):
     windows = [
-        TextWindow(ids, index=10 + number, words=4) for number, ids in enumerate(prompts) if len(ids) > 1
+        TextWindow(ids, index=10 + number, document=number // 2, words=4)
+        for number, ids in enumerate(prompts)
+        if len(ids) > 1
     ]
     return GeneralText(tuple(windows), PAD, batch_size)
 
@@ -42,7 +44,7 @@ def test_loss_is_transformers_own(model, prompts, monkeypatch, chunk):
         assert (row["index"], row["words"]) == (window.index, window.words)
         assert row["tokens"] == len(window.input_ids) - 1
         assert row["nll"] / row["tokens"] == pytest.approx(loss.item(), abs=1e-5)
-    assert list(table.columns) == ["index", "words", "tokens", "nll"]
+    assert list(table.columns) == ["index", "document", "words", "tokens", "nll"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

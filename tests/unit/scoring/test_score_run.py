@@ -181,6 +181,6 @@ def test_the_command_scores_and_says_what_it_did(run, capsys):
     assert capsys.readouterr().out.count("up to date") == 2
     run.score(2).unlink()
     assert main(["score", str(run.root), "--step", "2"]) == 0
-    assert "step 2: topic: accuracy 0." in capsys.readouterr().out
+    assert "step 2: topic: 5 of 12 prompts lost their beginning, accuracy 0." in capsys.readouterr().out
     assert main(["score", str(run.root), "--step", "3"]) == 2
     assert "no export of step 3" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from rankdrift.analysis.mathematics.statistics.intervals import (
+    flip_test,
     mcnemar,
     paired_t_interval,
     t_interval,
@@ -104,6 +105,26 @@ def test_mcnemar_counts_only_where_models_differ():
     assert (got.gained, got.lost) == (5, 1)
     assert got.p_value == pytest.approx(2 * (1 + 6) / 2**6)  # P(at most 1 of 6), two-sided
     assert mcnemar(first, first).p_value == 1.0
+
+
+def test_exchanging_single_items_is_mcnemars_test():
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(0, 2, size=(2, 60)).astype(float)
+    exact = mcnemar(first, second).p_value
+    assert flip_test(first, second, np.arange(60)) == pytest.approx(exact, abs=0.02)
+    assert flip_test(first, first, np.arange(60)) == 1.0
+
+
+def test_exchanging_documents_is_wrong_as_often_as_it_says():
+    """Alike models whose differences are common to a document's 6 items: McNemar's test is wrong often."""
+    rng, documents, wrong, naive = np.random.default_rng(2), np.arange(30).repeat(6), 0, 0
+    for _ in range(200):
+        outcome = rng.choice(3, size=30, p=[0.6, 0.2, 0.2]).repeat(6)
+        first, second = (outcome == 1).astype(float), (outcome == 2).astype(float)
+        wrong += flip_test(first, second, documents, draws=999) < 0.05
+        naive += mcnemar(first, second).p_value < 0.05
+    assert wrong / 200 < 0.09
+    assert naive / 200 > 0.2
 
 
 def test_mcnemar_is_wrong_no_more_often_than_it_says():
