@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rankdrift.analysis.contract import Analysis, Params
@@ -44,11 +45,21 @@ ALIGNMENT = {
     "conflict": "whether g_i · g_j < 0 (arXiv 2001.06782)",
     "reason": "why values are NaN, or why standard errors alone are, as it then says; empty where none is",
 }
-PAIRS = {"task": "i", "other_task": "j"} | PLACE | ALIGNMENT | N | {"n_other": "rows of the other task"}
+PAIRS = (
+    {"task": "i", "other_task": "j"}
+    | PLACE
+    | ALIGNMENT
+    | N
+    | {
+        "n_other": "rows of the other task",
+        "shards": "shards of rows that errors come from, the fewer of the two",
+    }
+)
 NOISE = {
-    "gradient_square": "|G|², the squared norm of the gradient without noise; unbiased: it can be negative",
+    "gradient_square": "|G|², the squared norm of the gradient without noise: it can be negative",
     "gradient_square_stderr": "its jackknife standard error over the shards",
-    "noise_trace": "S, the trace of the covariance of one row's gradient; unbiased",
+    "noise_trace": "S, the trace of the covariance of one row's part in the gradient of the mean over "
+    "targets (a ratio: long rows count more)",
     "noise_trace_stderr": "its jackknife standard error over the shards",
     "noise_scale": "S / |G|², the batch (in rows, not tokens) whose noise is as large as its gradient",
     "noise_scale_stderr": "its jackknife standard error over the shards",
@@ -118,7 +129,11 @@ def _pairs(sums: GradientSums, shards: Shards) -> Iterator[dict[str, Any]]:
         for j in shards.names:
             cross = sums.gram[shards.of(i)][:, shards.of(j)]
             found = reliability(samples[i]) if i == j else alignment(cross, samples[i], samples[j])
-            counts = {"n": _count(shards, i), "n_other": _count(shards, j)}
+            counts = {
+                "n": _count(shards, i),
+                "n_other": _count(shards, j),
+                "shards": min(len(shards.of(i)), len(shards.of(j))),
+            }
             yield {"task": i, "other_task": j, **counts, **dataclasses.asdict(found)}
 
 
@@ -131,7 +146,9 @@ def _noise(sums: GradientSums, shards: Shards) -> Iterator[dict[str, Any]]:
 def _samples(sums: GradientSums, shards: Shards) -> dict[str, Sample]:
     """Return |G|² and S of each task."""
     return {
-        task: sample(sums.gram[shards.of(task)][:, shards.of(task)], shards.sizes(task))
+        task: sample(
+            sums.gram[np.ix_(shards.of(task), shards.of(task))], shards.sizes(task), shards.targets_of(task)
+        )
         for task in shards.names
     }
 
@@ -146,5 +163,5 @@ ANALYSIS = Analysis(
     per="checkpoint",
     compute=compute,
     parameters=("gradient_inputs",),
-    version=2,
+    version=3,
 )

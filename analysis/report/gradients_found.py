@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from rankdrift.analysis.report.grids import Grid, grid_of, number, with_error
 from rankdrift.analysis.report.study import Study
@@ -65,7 +67,8 @@ def on_task_gradients(study: Study) -> Iterator[str | Grid]:
 
 def _noise(study: Study, noise: pd.DataFrame) -> Iterator[str | Grid]:
     """Yield the noise scales whose gradient is told from 0, and how many are not."""
-    known = noise[noise["gradient_square"] > 1.96 * noise["gradient_square_stderr"]]
+    sure = noise["gradient_square_stderr"] * noise["shards"].map(_quantile)
+    known = noise[noise["gradient_square"] > sure]
     if len(known):
         yield grid_of(
             ({"run": run} | _noise_scales(rows) for run, rows in study.by_run(known)),
@@ -77,8 +80,14 @@ def _noise(study: Study, noise: pd.DataFrame) -> Iterator[str | Grid]:
         rows = " to ".join(dict.fromkeys(map(str, (noise["n"].min(), noise["n"].max()))))
         yield (
             f"Of {len(noise)} gradients (a run and task each, {rows} rows), {unknown} are not told from 0 by "
-            "1.96 standard errors of their squared norm: their noise scale is not known, and not given."
+            "their squared norm at 95 % (Student's t over shards): their noise scale is not known, and not "
+            "given."
         )
+
+
+def _quantile(shards: float) -> float:
+    """Return how many jackknife standard errors over so many shards are 95 %, two-sided: 2.36 for 8."""
+    return float(stats.t.ppf(0.975, shards - 1)) if shards > 1 else math.inf
 
 
 def _alignment(row: Any) -> dict[str, str]:
@@ -94,7 +103,7 @@ def _alignment(row: Any) -> dict[str, str]:
     }
     if not known:
         return cells | {"verdict": row.reason}
-    clear = abs(row.cosine_corrected) > 1.96 * row.cosine_corrected_stderr
+    clear = abs(row.cosine_corrected) > _quantile(row.shards) * row.cosine_corrected_stderr
     verdict = ("a conflict" if row.cosine_corrected < 0 else "aligned") if clear else "no direction shown"
     return cells | {"verdict": verdict}
 

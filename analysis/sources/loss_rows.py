@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rankdrift import files
 from rankdrift.analysis.mathematics.gradients.products import Shards
 from rankdrift.errors import UserError
@@ -52,12 +54,18 @@ class LossRows:
 
     @cached_property
     def groups(self) -> tuple[tuple[Row, ...], ...]:
-        """The rows of each shard: those of a task, dealt out in turn to up to ``SHARDS`` of them."""
+        """The rows of each shard: those of a task, shuffled (always alike), dealt out to up to ``SHARDS``.
+
+        Dealt out as they come, rows that alternate, by label say, would make shards that differ by more than
+        chance does.
+        """
         tasks: dict[str, list[Row]] = defaultdict(list)
         for row in self.rows:
             tasks[row.task].append(row)
         return tuple(
-            tuple(rows[first::SHARDS]) for rows in tasks.values() for first in range(min(SHARDS, len(rows)))
+            tuple(rows[index] for index in np.random.default_rng(0).permutation(len(rows))[first::SHARDS])
+            for rows in tasks.values()
+            for first in range(min(SHARDS, len(rows)))
         )
 
     @property

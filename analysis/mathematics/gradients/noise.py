@@ -2,7 +2,7 @@
 
 Squared norms count the noise as if it were gradient: of a single row they are mostly noise, and cosines are
 drawn to 0. Inner products of different rows are unbiased, and everything here is made of them. They are those
-that ``gradients.GradientSums`` keeps.
+that ``products.GradientSums`` keeps.
 """
 
 from __future__ import annotations
@@ -26,53 +26,65 @@ FRAGILE = "standard error: without one of the shards, noise exceeds the gradient
 class Sample:
     """Estimates over all shards of one task, and without each of them in turn: arrays (1 + shards,)."""
 
-    rows: Array
-    """n, the rows; NaN instead of 0."""
+    weight: Array
+    """What the sum of the shards' x_r is divided by to give the gradient: the rows n, of all shards; without
+    one the targets that are left, in means a row. NaN instead of 0."""
     observed: Array
     """|g|², the squared norm of the gradient over these rows: |G|² + S / n in expectation."""
     square: Array
-    """|G|², unbiased; NaN for one shard."""
+    """|G|², without its noise; NaN for one shard."""
     trace: Array
-    """S, the trace of the covariance of a row's gradient, unbiased; NaN for one shard."""
+    """S, the trace of the covariance of a row's part in the gradient; NaN for one shard."""
 
     @property
     def shards(self) -> int:
         """The number of shards, K."""
-        return len(self.rows) - 1
+        return len(self.weight) - 1
 
 
-def sample(gram: Array, sizes: Array) -> Sample:
+def sample(gram: Array, rows: Array, targets: Array) -> Sample:
     """Return |G|² and S of one task from the inner products of its shards' sums.
 
-    With s_k the sum over the b_k rows of shard k, K shards and n rows, analysis of variance gives
+    The gradient of a mean over targets is a ratio, g = sum_k s_k / sum_k t_k, of sums over the b_k rows of
+    shard k and their t_k targets: a longer row counts more, and which rows are drawn decides on both sums.
+    The part of shard k in its noise is e_k = (s_k - t_k g) / (t / n), with t targets and n rows in all
+    (linearised ratio estimator: Cochran, Sampling Techniques, 1977, chapter 6), and analysis of variance of
+    K shards gives
 
-        S = (sum_k |s_k|² / b_k - |sum_k s_k|² / n) / (K - 1),    |G|² = |sum_k s_k|² / n² - S / n,
+        S = sum_k |e_k|² / b_k / (K - 1),    |G|² = |g|² - S / n.
 
-    which for shards of equal size are the estimators of arXiv 1812.06162 (appendix A.1) for the batches
-    B_small = b and B_big = n, |g_small|² averaged over the shards. There |G|² is the mean inner product of
-    two different shards: for two that of split halves, for more its mean over all ways to halve them.
+    Where every row has as many targets, and shards are of equal size, these are the unbiased estimators of
+    arXiv 1812.06162 (appendix A.1) for the batches B_small = b and B_big = n; |G|² is the mean inner product
+    of two different shards then.
 
     Parameters
     ----------
     gram
-        Shape (K, K).
-    sizes
-        Rows in each shard, (K,).
+        Shape (K, K), of the sums of x_r = s_r / (t / n).
+    rows, targets
+        Rows in each shard and targets of these, (K,).
 
     """
-    diagonal, count = np.diag(gram), len(sizes)
-    rows = _without_each(sizes.sum(), sizes)
-    total = _without_each(gram.sum(), 2 * gram.sum(axis=1) - diagonal)
-    spread = _without_each((diagonal / sizes).sum(), diagonal / sizes)
-    degrees = np.array([count - 1, *[count - 2] * count], dtype=float)
-    rows[rows == 0], degrees[degrees <= 0] = np.nan, np.nan
-    trace = (spread - total / rows) / degrees
-    observed = total / rows**2
-    return Sample(rows, observed, observed - trace / rows, trace)
+    everything = np.ones(len(rows), dtype=bool)
+    chosen = [everything, *(~np.eye(len(rows), dtype=bool))]
+    unit = targets.sum() / rows.sum()
+    return Sample(*np.array([_estimates(gram, rows, targets / unit, those) for those in chosen]).T)
 
 
-def _without_each(whole: float, parts: Array) -> Array:
-    return np.array([whole, *(whole - parts)])
+def _estimates(gram: Array, rows: Array, weights: Array, chosen: NDArray[np.bool_]) -> list[float]:
+    """Return (weight, observed, square, trace) of the chosen shards."""
+    gram, rows, weights = gram[np.ix_(chosen, chosen)], rows[chosen], weights[chosen]
+    shards, n, weight = len(rows), rows.sum(), weights.sum()
+    if not shards:
+        return [math.nan] * 4
+    observed = float(gram.sum() / weight**2)
+    if shards < 2:
+        return [weight, observed, math.nan, math.nan]
+    # e = (I - share 1^T) x, in units of these rows' own mean number of targets
+    center = np.eye(shards) - np.outer(weights / weight, np.ones(shards))
+    parts = np.einsum("ki,ij,kj->k", center, gram, center) * (n / weight) ** 2
+    trace = float((parts / rows).sum() / (shards - 1))
+    return [weight, observed, observed - trace / n, trace]
 
 
 @dataclass(frozen=True)
@@ -138,8 +150,8 @@ def alignment(cross: Array, first: Sample, second: Sample) -> Alignment:
         The two tasks.
 
     """
-    inner_first = _without_each(cross.sum(), cross.sum(axis=1)) / (first.rows * second.rows[0])
-    inner_second = _without_each(cross.sum(), cross.sum(axis=0)) / (first.rows[0] * second.rows)
+    inner_first = _without_each(cross.sum(), cross.sum(axis=1)) / (first.weight * second.weight[0])
+    inner_second = _without_each(cross.sum(), cross.sum(axis=0)) / (first.weight[0] * second.weight)
     corrected_first = _over_root(inner_first, first.square, second.square[0])
     corrected_second = _over_root(inner_second, first.square[0], second.square)
     return Alignment(
@@ -181,6 +193,10 @@ def jackknife_stderr(*left_out: Array) -> float:
     """
     variances = [(len(t) - 1) * np.var(t) if len(t) > 1 else math.nan for t in left_out]
     return math.sqrt(sum(variances))
+
+
+def _without_each(whole: float, parts: Array) -> Array:
+    return np.array([whole, *(whole - parts)])
 
 
 def _over_root(inner: Array, first: Array, second: Array) -> Array:

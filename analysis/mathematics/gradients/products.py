@@ -47,6 +47,10 @@ class Shards:
         """Return the rows in each of a task's shards."""
         return np.array(self.rows, dtype=float)[self.of(task)]
 
+    def targets_of(self, task: str) -> Array:
+        """Return the targets in each of a task's shards."""
+        return np.array(self.targets, dtype=float)[self.of(task)]
+
     def targets_a_row(self) -> Array:
         """Return the mean targets a row of each shard's task, (shards,)."""
         targets = np.array(self.targets, dtype=float)

@@ -58,9 +58,10 @@ def measure_windows(
 ) -> pd.DataFrame:
     """Return one row a window, in the text's order: sums over its predicted tokens, all but the first.
 
-    Columns: ``index``, ``document``, ``words``, ``tokens`` (predicted ones), ``nll`` (nats, targets shifted by
-    one); with a reference also ``kl_from_base`` = sum of KL(base ‖ model), ``kl_to_base`` = sum of KL(model ‖
-    base), both in nats, and ``top1_agreement`` (tokens whose most likely prediction is the base's).
+    Columns: ``index``, ``document``, ``words``, ``tokens`` (predicted ones), ``nll`` (nats, targets shifted
+    by one); with a reference also ``kl_from_base`` = sum of KL(base ‖ model), ``kl_to_base`` = sum of
+    KL(model ‖ base), both in nats, and ``top1_agreement`` (tokens whose most likely prediction is the
+    base's).
 
     Parameters
     ----------

@@ -278,6 +278,7 @@ def _task_gradients(who: Who, step: int, progress: float) -> Iterator[Row]:
             "cosine_corrected": cosine,
         }
         values |= {"cosine_corrected_stderr": 0.05 * (i != j), "conflict": cosine < 0, "n": 32, "n_other": 32}
+        values["shards"] = 8
         yield {**_identity(*who, step), **place, "factor": "", **values, "reason": ""}
 
 

@@ -69,7 +69,10 @@ def test_statistics_are_numpys_of_the_gradient_of_the_mean_loss() -> None:
 def test_inner_products_are_those_of_the_gradients_of_the_mean_losses() -> None:
     summed = summed_losses(300)
     sums, gradients = gradient_sums(torch.tensor(summed), SHARDS), mean_loss_gradients(summed)
-    first, second = (sample(sums.gram[SHARDS.of(t)][:, SHARDS.of(t)], SHARDS.sizes(t)) for t in SHARDS.names)
+    first, second = (
+        sample(sums.gram[np.ix_(SHARDS.of(t), SHARDS.of(t))], SHARDS.sizes(t), SHARDS.targets_of(t))
+        for t in SHARDS.names
+    )
     found = alignment(sums.gram[SHARDS.of("a")][:, SHARDS.of("b")], first, second)
     norms = [np.linalg.norm(gradients[task]) for task in "ab"]
     inner = gradients["a"] @ gradients["b"]
@@ -90,7 +93,9 @@ def drawn(truth: Array, spread: float, sizes: list[int], generator: np.random.Ge
 
 
 def estimates(shards: list[Array]) -> noise.Sample:
-    return sample(gram_of(shards), np.array([len(shard) for shard in shards], dtype=float))
+    """Of rows with as many targets each."""
+    sizes = np.array([len(shard) for shard in shards], dtype=float)
+    return sample(gram_of(shards), sizes, 3 * sizes)
 
 
 def test_equal_shards_give_the_published_estimators() -> None:
@@ -108,7 +113,7 @@ def test_what_is_left_without_a_shard_is_what_the_others_give(left_out: int) -> 
     shards = drawn(np.ones(5), 1.0, [3, 1, 2, 2], np.random.default_rng(0))
     found = estimates(shards)
     others = estimates(shards[:left_out] + shards[left_out + 1 :])
-    for name in ("rows", "observed", "square", "trace"):
+    for name in ("weight", "observed", "square", "trace"):
         assert getattr(found, name)[1 + left_out] == pytest.approx(getattr(others, name)[0])
 
 
@@ -200,6 +205,44 @@ def test_shards_of_unequal_size_are_unbiased_too() -> None:
     found = [estimates(drawn(TRUTH["i"], 1.0, [1, 5, 2, 8], generator)) for _ in range(1000)]
     within([each.square[0] for each in found], 1.0)
     within([each.trace[0] for each in found], 40.0)
+
+
+def rows_of_unequal_length(generator: np.random.Generator) -> tuple[Array, Array]:
+    """32 rows of 1 to 40 targets: each target's gradient is the truth and noise of its own."""
+    targets = generator.integers(1, 41, size=32).astype(float)
+    return targets[:, None] * TRUTH["i"] + np.sqrt(targets)[:, None] * generator.normal(
+        0, 1.0, (32, 40)
+    ), targets
+
+
+def ratio_sample(summed: Array, targets: Array) -> noise.Sample:
+    """In shards of 4 rows."""
+    shards = summed.reshape(8, 4, -1).sum(axis=1) / targets.mean()
+    return sample(shards @ shards.T, np.full(8, 4.0), targets.reshape(8, 4).sum(axis=1))
+
+
+def test_the_noise_of_a_ratio_is_that_of_repeated_draws() -> None:
+    """Taken as fixed, the targets of a row put their own spread into S, in the direction of the gradient."""
+    generator = np.random.default_rng(9)
+    draws = [rows_of_unequal_length(generator) for _ in range(600)]
+    means = np.stack([summed.sum(axis=0) / targets.sum() for summed, targets in draws])
+    samples = [ratio_sample(*draw) for draw in draws]
+    variance = means.var(axis=0, ddof=1).sum()
+    assert np.mean([found.trace[0] for found in samples]) / 32 == pytest.approx(variance, rel=0.05)
+    assert np.mean([found.square[0] for found in samples]) == pytest.approx(1.0, abs=0.02)
+    fixed = [estimates(list((summed / targets.mean()).reshape(8, 4, -1))) for summed, targets in draws]
+    assert np.mean([found.trace[0] for found in fixed]) / 32 > 1.1 * variance
+
+
+def test_without_a_shard_the_ratio_has_the_others_targets() -> None:
+    summed, targets = rows_of_unequal_length(np.random.default_rng(10))
+    found = ratio_sample(summed, targets)
+    others = summed[4:].sum(axis=0) / targets[4:].sum()
+    assert found.observed[1] == pytest.approx(others @ others)
+    shards = summed[4:].reshape(7, 4, -1).sum(axis=1) / targets[4:].mean()
+    alone = sample(shards @ shards.T, np.full(7, 4.0), targets[4:].reshape(7, 4).sum(axis=1))
+    assert found.trace[1] == pytest.approx(alone.trace[0])
+    assert found.square[1] == pytest.approx(alone.square[0])
 
 
 def test_pitfall_the_norm_of_a_single_row_is_noise(noisy) -> None:
