@@ -37,6 +37,8 @@ class Params:
     """Inputs over which layer drift is measured (the first ones)."""
     drift_inputs: Path | None = None
     """Parquet file of these inputs: column ``input_ids``."""
+    canonical: bool = False
+    """Whether drift computes SVCCA and PWCCA, which need ten rows for each direction that they compare."""
     keep_representations: bool = False
     """Whether each checkpoint's mean-pooled states are stored, ``layer_{i}`` by ``layer_{i}``."""
     gradient_inputs: Path | None = None

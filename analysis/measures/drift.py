@@ -37,7 +37,7 @@ from rankdrift.layout import step_name
 
 TABLE = "drift_metrics"
 GRID = "layer_similarity"
-VERSION = 3
+VERSION = 4
 """Raised whenever the numbers change; part of the names of what is kept of the base."""
 FEATURES = ("all", "without_top")
 COLUMNS = {
@@ -46,8 +46,8 @@ COLUMNS = {
     f"{activations.TOKENS_PER_WIDTH} d of them, evenly spread over every input; padding is never one",
     "features": "all; without_top: without the 1 % of the dimensions (at least 1) of largest variance in "
     "this layer and representation of the base",
-    "cka": "debiased linear CKA (arXiv 2010.15327); of tokens without the bias that those of one input "
-    "bring (jackknife over inputs); NaN where a representation is constant over the rows",
+    "cka": "debiased linear CKA (arXiv 2010.15327); of tokens over pairs from different inputs alone; at "
+    "most 1; NaN where a representation is constant over the rows",
     "cka_stderr": f"jackknife standard error of cka over {moments.SHARDS} shards of the inputs",
     "cka_biased": "linear CKA as in arXiv 1905.00414; tends to 1 for few rows whatever the representations",
     "cosine": "mean over rows of cos(base, tuned)",
@@ -56,7 +56,8 @@ COLUMNS = {
     "procrustes": "orthogonal Procrustes distance sqrt(2 - 2 ||XᵀY||_*) of centred X, Y of norm 1 (arXiv "
     "2110.14739), 0 to sqrt(2); below 3e-8 is rounding; for n << d unrelated rows give sqrt(n / (2 d)) or so",
     "svcca": "mean canonical correlation of the directions with 99 % of each one's variance (arXiv "
-    "1706.05806); NaN with fewer than 10 rows a direction; blind to every invertible linear map",
+    "1706.05806); NaN unless analysis.canonical is set, and with fewer than 10 rows a direction, which takes "
+    "thousands of inputs; blind to every invertible linear map",
     "pwcca": "the same, weighted by what each variate accounts for of the base (arXiv 1806.05759)",
     "subspace_overlap": f"||UᵀV||_F²/k of the k = {similarity.OVERLAP_DIRECTIONS} leading principal "
     "directions of base and tuned, 0 to 1",
@@ -94,7 +95,7 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
             keep_representations(base, base, "base")
             keep_representations(tuned, base, f"{subject.run}-{step_name(subject.step)}")
         return {
-            TABLE: pd.DataFrame(drift_rows(base, tuned), columns=list(COLUMNS)),
+            TABLE: pd.DataFrame(drift_rows(base, tuned, params.canonical), columns=list(COLUMNS)),
             GRID: pd.DataFrame(grid_rows(base, tuned), columns=list(GRID_COLUMNS)),
         }
 
@@ -109,24 +110,30 @@ def keep_representations(states: States, base: States, name: str) -> None:
         save_file(layers, temporary)
 
 
-def drift_rows(base: States, tuned: States) -> Iterator[dict[str, Any]]:
-    """Yield the rows of ``drift_metrics``, layer by layer."""
+def drift_rows(base: States, tuned: States, canonical: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the rows of ``drift_metrics``, layer by layer; ``canonical`` as in ``similarity.compare``."""
     for layer, representation in itertools.product(range(base.shape[0]), REPRESENTATIONS):
         x, y = base.rows(layer, representation), tuned.rows(layer, representation)
         for features in FEATURES:
             kept = columns_without_top(x) if features == "without_top" else slice(None)
-            found = _compare(base, layer, representation, features, x[:, kept], y[:, kept])
+            found = _compare(base, layer, representation, features, x[:, kept], y[:, kept], canonical)
             place = {"layer": layer, "representation": representation, "features": features}
             yield place | dataclasses.asdict(found)
 
 
 def _compare(
-    base: States, layer: int, representation: Representation, features: str, x: Tensor, y: Tensor
+    base: States,
+    layer: int,
+    representation: Representation,
+    features: str,
+    x: Tensor,
+    y: Tensor,
+    canonical: bool,
 ) -> similarity.Similarity:
     """Return how alike the kept features of one layer are; the base's part is kept beside its states."""
     inputs = base.inputs_of(representation)
     path = base.path.with_name(f"{representation}-{features}-{layer:03d}-v{VERSION}.safetensors")
-    return similarity.compare(x, y, inputs, stored_side(path, x, inputs))
+    return similarity.compare(x, y, inputs, stored_side(path, x, inputs), canonical)
 
 
 def grid_rows(base: States, tuned: States) -> Iterator[dict[str, Any]]:
@@ -167,6 +174,6 @@ ANALYSIS = Analysis(
     columns={TABLE: COLUMNS, GRID: GRID_COLUMNS},
     per="checkpoint",
     compute=compute,
-    parameters=("drift_rows", "drift_inputs", "keep_representations"),
+    parameters=("drift_rows", "drift_inputs", "canonical", "keep_representations"),
     version=VERSION,
 )

@@ -125,24 +125,99 @@ class HsicEstimates:
     biased: Tensor
     """Over all rows, a scalar."""
 
-    @classmethod
-    def of(
-        cls, total: CrossMoments, shards: Sequence[CrossMoments], clustered: bool = False
-    ) -> HsicEstimates:
-        """Return the estimates from the sums of all rows and of each shard; UserError for n < 4.
 
-        HSIC1 is unbiased for independent rows: it leaves out the products of a row with itself. Where several
-        rows are of one input (``clustered``), their products with each other add a bias that falls as one
-        over the number of inputs. Quenouille's estimate G h - (G - 1) mean h_g, from the h_g without each of
-        G shards of inputs, is without it (Efron & Tibshirani, eq. 10.27); NaN where no shard can be left out.
-        """
-        enough = len(shards) > 1 and all(total.count - shard.count >= MIN_ROWS for shard in shards)
-        left = [(total - shard).hsic() for shard in shards] if enough else []
-        value = total.hsic()
-        if clustered:
-            count = len(left)
-            value = count * value - (count - 1) * torch.stack(left).mean() if left else value * math.nan
-        return cls(debiased=torch.stack([value, *left]), biased=total.hsic_biased())
+def hsic_estimates(x: Tensor, y: Tensor, inputs: Tensor, shards: Sequence[CrossMoments]) -> HsicEstimates:
+    """Return the debiased HSIC of paired rows x (n, d_x) and y (n, d_y), which belong to the inputs (n,).
+
+    HSIC1 is unbiased for independent rows: it leaves out the products of a row with itself. Where several
+    rows are of one input, products within an input are left out: of the Gram matrices K = X Xᵀ and L = Y Yᵀ
+    only entries between different inputs count, of each the part that is a sum a_i + b_j is taken away (its
+    orthogonal projection on these entries), and HSIC is what remains of <K, L>. With one row an input that is
+    HSIC1, the U-centred inner product (Székely & Rizzo, Annals of Statistics 42, 2014). An inner product it
+    is in any case, so that |CKA| <= 1 by Cauchy and Schwarz, which corrections of a biased estimate do not
+    keep. NaN for rows of fewer than three inputs.
+
+    Parameters
+    ----------
+    x, y
+        The rows.
+    inputs
+        Which input each belongs to, 0, 1, ...
+    shards
+        :func:`shard_moments` of the same rows.
+
+    Raises
+    ------
+    UserError
+        For fewer than four rows.
+
+    """
+    total = total_moments(shards)
+    require_rows(int(total.count))
+    enough = len(shards) > 1 and all(total.count - shard.count >= MIN_ROWS for shard in shards)
+    left = range(len(shards)) if enough else ()
+    if not share_inputs(inputs):
+        values = [total.hsic(), *((total - shards[number]).hsic() for number in left)]
+    else:
+        pairs, shard_of = _InputPairs.of(x, y, inputs), inputs % len(shards)
+        values = [pairs.hsic(total.products, shard_of >= 0)]
+        values += [pairs.hsic(total.products - shards[n].products, shard_of != n) for n in left]
+    return HsicEstimates(debiased=torch.stack(values), biased=total.hsic_biased())
+
+
+@dataclass(frozen=True)
+class _InputPairs:
+    """Rows of inputs, and what does not change with the choice of inputs."""
+
+    x: Tensor
+    y: Tensor
+    inputs: Tensor
+    """(n,), 0 ... inputs - 1."""
+    sums: tuple[Tensor, Tensor]
+    """Sums of each input's rows of x and of y, (inputs, d)."""
+    within: Tensor
+    """Sum of K L over the pairs of rows within each input, (inputs,)."""
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, inputs: Tensor) -> _InputPairs:
+        x, y, inputs = x.double(), y.double(), inputs.unique(return_inverse=True)[1]
+        count = int(inputs.max()) + 1
+        sums = tuple(part.new_zeros(count, part.shape[1]).index_add_(0, inputs, part) for part in (x, y))
+        order = inputs.argsort(stable=True)
+        sizes = inputs.bincount().tolist()
+        blocks = zip(x[order].split(sizes), y[order].split(sizes), strict=True)
+        within = torch.stack([torch.sum((a @ a.T) * (b @ b.T)) for a, b in blocks])
+        return cls(x, y, inputs, (sums[0], sums[1]), within)
+
+    def hsic(self, products: Tensor, chosen: Tensor) -> Tensor:
+        """Return HSIC over the chosen rows, all of an input or none, of which ``products`` is sum x yᵀ."""
+        inputs = self.inputs[chosen]
+        there = inputs.bincount(minlength=len(self.within)) > 0
+        sizes = inputs.bincount(minlength=len(self.within)).double()
+        n, pairs = float(sizes.sum()), float(sizes.sum() ** 2 - sizes.square().sum())
+        if int(there.sum()) < 3 or pairs <= 2 * n:
+            return products.new_tensor(math.nan)
+        # of every row, the sum of its entries with rows of other inputs
+        row_k, row_l = (
+            ((sums[there].sum(dim=0) - sums[inputs]) * rows[chosen]).sum(dim=1)
+            for sums, rows in zip(self.sums, (self.x, self.y), strict=True)
+        )
+        inner = products.square().sum() - self.within[there].sum()
+        return (inner - 2 * _additive(row_k, inputs, sizes) @ row_l) / (pairs - 2 * n)
+
+
+def _additive(rows: Tensor, inputs: Tensor, sizes: Tensor) -> Tensor:
+    """Return u (n,) such that u_a + u_b is closest to a symmetric matrix whose rows sum to ``rows``.
+
+    Over entries between different inputs. With U_i the sum of u over input i of m_i rows and U that of all,
+    the normal equations are (n - m_i) u_a + U - U_i = rows_a.
+    """
+    n = sizes.sum()
+    of_inputs = rows.new_zeros(len(sizes)).index_add_(0, inputs, rows)
+    rest = n - 2 * sizes
+    whole = (of_inputs / rest).sum() / (1 + (sizes / rest).sum())
+    parts = (of_inputs - sizes * whole) / rest
+    return (rows - whole + parts[inputs]) / (n - sizes)[inputs]
 
 
 def shard_moments(x: Tensor, y: Tensor, inputs: Tensor) -> list[CrossMoments]:

@@ -24,8 +24,8 @@ from rankdrift.analysis.mathematics.representation.moments import (
     HsicEstimates,
     centred,
     cka,
+    hsic_estimates,
     shard_moments,
-    share_inputs,
     total_moments,
 )
 from rankdrift.analysis.mathematics.representation.principal import (
@@ -68,7 +68,8 @@ class Similarity:
     procrustes: float
     """Orthogonal Procrustes distance of centred, normalised X and Y, in [0, √2]."""
     svcca: float
-    """Mean canonical correlation of the directions with 99 % of the variance; NaN with too few rows."""
+    """Mean canonical correlation of the directions with 99 % of the variance; NaN with too few rows, or left
+    out."""
     pwcca: float
     """The same, projection-weighted; NaN with too few rows."""
     subspace_overlap: float
@@ -93,13 +94,14 @@ def _centred_side(x: Tensor, inputs: Tensor) -> Side:
     kept = principal.leading(VARIANCE_SHARE)
     usable = len(x) >= ROWS_PER_DIRECTION * kept
     principal = principal.truncated(max(OVERLAP_DIRECTIONS, kept if usable else 0))
-    return Side(hsic=HsicEstimates.of(total, shards, share_inputs(inputs)), principal=principal)
+    return Side(hsic=hsic_estimates(x, x, inputs, shards), principal=principal)
 
 
-def compare(x: Tensor, y: Tensor, inputs: Tensor, base: Side) -> Similarity:
+def compare(x: Tensor, y: Tensor, inputs: Tensor, base: Side, canonical: bool = True) -> Similarity:
     """Return how alike paired rows x and y, both (n, d), are; ``base`` is ``side(x, inputs)``.
 
-    Representations that are equal bit by bit have CKA 1, standard error 0 and distances 0 exactly.
+    Without ``canonical`` SVCCA and PWCCA are left out, NaN without a reason. Representations that are equal
+    bit by bit have CKA 1, standard error 0 and distances 0 exactly.
 
     Raises
     ------
@@ -114,7 +116,7 @@ def compare(x: Tensor, y: Tensor, inputs: Tensor, base: Side) -> Similarity:
         tuned = _centred_side(y_centred, inputs)
         hsic, distance = _together(x_centred, y_centred, inputs, base, tuned)
     value, stderr, biased = cka(base.hsic, hsic, tuned.hsic)
-    means = _canonical(x_centred, y_centred, base, tuned)
+    means = _canonical(x_centred, y_centred, base, tuned) if canonical else CanonicalMeans(math.nan, math.nan)
     values = {
         "cka": value,
         "cka_stderr": stderr,
@@ -131,7 +133,7 @@ def compare(x: Tensor, y: Tensor, inputs: Tensor, base: Side) -> Similarity:
         **values,
         subspace_overlap_random=min(OVERLAP_DIRECTIONS / x.shape[1], 1.0),
         n=len(x),
-        reason=_reason(values, len(x), base, tuned),
+        reason=_reason(values, len(x), base, tuned, canonical),
     )
 
 
@@ -145,7 +147,7 @@ def _together(x: Tensor, y: Tensor, inputs: Tensor, base: Side, tuned: Side) -> 
     shards = shard_moments(x, y, inputs)
     total = total_moments(shards)
     distance = procrustes_distance(total.products, base.principal.norm, tuned.principal.norm)
-    return HsicEstimates.of(total, shards, share_inputs(inputs)), distance
+    return hsic_estimates(x, y, inputs, shards), distance
 
 
 def _canonical(x: Tensor, y: Tensor, base: Side, tuned: Side) -> CanonicalMeans:
@@ -159,8 +161,8 @@ def _constant(of: Side) -> bool:
     return len(of.principal.squares) == 0
 
 
-def _reason(values: Mapping[str, float], n: int, base: Side, tuned: Side) -> str:
-    """Return why values are NaN, in the order of the columns; empty where none is."""
+def _reason(values: Mapping[str, float], n: int, base: Side, tuned: Side, canonical: bool) -> str:
+    """Return why values are NaN, in the order of the columns; empty where none is that was asked for."""
     constant = [name for name, of in (("base", base), ("tuned", tuned)) if _constant(of)]
     if constant:
         return f"the representation is constant ({' and '.join(constant)})"
@@ -168,13 +170,12 @@ def _reason(values: Mapping[str, float], n: int, base: Side, tuned: Side) -> str
     found = min(len(of.principal.squares) for of in (base, tuned))
     rows = f"{n} rows, {needed} needed ({ROWS_PER_DIRECTION} for each direction kept)"
     why = {
-        "cka": "the debiased variance of a representation is not above zero, or rows share inputs of which "
-        "no shard can be left out",
+        "cka": "the debiased variance of a representation is not above zero, or rows are of fewer than 3 "
+        "inputs",
         "cka_stderr": "cka is undefined without some shard of the inputs",
         "cosine": "a row is zero",
         "cosine_centered": "a row is the mean of all",
-        "svcca": rows,
-        "pwcca": rows,
+        **({"svcca": rows, "pwcca": rows} if canonical else {}),
         "subspace_overlap": f"{found} principal directions, {OVERLAP_DIRECTIONS} needed",
     }
     return "; ".join(f"{name}: {text}" for name, text in why.items() if math.isnan(values[name]))

@@ -168,6 +168,8 @@ class AnalysisSpec(Section):
     """The grid of leading singular vectors over which subspaces are compared and intruders counted."""
     drift_rows: PositiveInt = 64
     """Inputs over which layer drift is measured."""
+    canonical: bool = False
+    """Whether SVCCA and PWCCA are computed: they need ten rows for every direction that is compared."""
     keep_representations: bool = False
     """Whether the mean-pooled states behind layer drift are stored for every checkpoint."""
     gradient_rows: NonNegativeInt = 32

@@ -203,6 +203,7 @@ def _params(study: StudyLayout, settings: AnalysisSpec, drift: Path, gradients: 
         vector_counts=settings.vector_counts,
         drift_rows=settings.drift_rows,
         drift_inputs=drift,
+        canonical=settings.canonical,
         keep_representations=settings.keep_representations,
         gradient_inputs=gradients,
         workers=settings.workers,

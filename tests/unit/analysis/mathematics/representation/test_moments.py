@@ -17,9 +17,8 @@ from rankdrift.analysis.mathematics.representation.moments import (
     HsicEstimates,
     centred,
     cka,
+    hsic_estimates,
     shard_moments,
-    share_inputs,
-    total_moments,
 )
 from rankdrift.errors import UserError
 
@@ -55,15 +54,15 @@ def kornblith_cka(x: np.ndarray, y: np.ndarray) -> float:
     return np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
 
 
-def hsic_estimates(x: Tensor, y: Tensor, inputs: Tensor | None = None) -> HsicEstimates:
+def of_rows(x: Tensor, y: Tensor, inputs: Tensor | None = None) -> HsicEstimates:
     """HSIC of x and y with the jackknife's shards; without ``inputs`` every row is one."""
     inputs = torch.arange(len(x)) if inputs is None else inputs
-    shards = shard_moments(centred(x), centred(y), inputs)
-    return HsicEstimates.of(total_moments(shards), shards, share_inputs(inputs))
+    x, y = centred(x), centred(y)
+    return hsic_estimates(x, y, inputs, shard_moments(x, y, inputs))
 
 
 def estimate(x: Tensor, y: Tensor, inputs: Tensor | None = None) -> tuple[float, float, float]:
-    return cka(hsic_estimates(x, x, inputs), hsic_estimates(x, y, inputs), hsic_estimates(y, y, inputs))
+    return cka(of_rows(x, x, inputs), of_rows(x, y, inputs), of_rows(y, y, inputs))
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 12), (12, 40), (5, 3), (4, 7)])
@@ -144,11 +143,51 @@ def test_tokens_of_one_input_do_not_make_representations_alike(shared: float, ck
     assert np.mean(plain) - cka_of_all > 0.015  # HSIC1 takes the tokens of an input for independent
 
 
-def test_tokens_whose_inputs_cannot_be_left_out_have_no_estimate():
+def test_tokens_of_two_inputs_have_no_estimate():
     inputs = torch.tensor([0, 0, 0, 0, 1])
-    estimates = hsic_estimates(rows(0, 5), rows(1, 5), inputs)
-    assert estimates.debiased.isnan().tolist() == [True]
+    estimates = of_rows(rows(0, 5), rows(1, 5), inputs)
+    assert estimates.debiased[0].isnan()
     assert np.isfinite(float(estimates.biased))
+
+
+def clustered_hsic(x: np.ndarray, y: np.ndarray, inputs: np.ndarray) -> float:
+    """As it is defined: least squares of the entries between inputs on u_a + u_b, what is left of both."""
+    first, second = np.nonzero(inputs[:, None] != inputs)
+    design = np.zeros((len(first), len(x)))
+    design[np.arange(len(first)), first] += 1
+    design[np.arange(len(first)), second] += 1
+    left = []
+    for gram in (x @ x.T, y @ y.T):
+        entries = gram[first, second]
+        left.append(entries - design @ np.linalg.lstsq(design, entries, rcond=None)[0])
+    return float(left[0] @ left[1]) / (len(first) - 2 * len(x))
+
+
+def clustered_cka(x: Tensor, y: Tensor, inputs: Tensor) -> float:
+    args = [part.numpy() for part in (x, y)]
+    xx, xy, yy = (clustered_hsic(a, b, inputs.numpy()) for a, b in ((args[0],) * 2, args, (args[1],) * 2))
+    return xy / np.sqrt(xx * yy)
+
+
+@pytest.mark.parametrize("d", [12, 80])
+def test_cka_of_tokens_is_that_of_the_projected_entries_between_inputs(d: int):
+    inputs = torch.arange(9).repeat_interleave(torch.arange(9) % 4 + 2)
+    x = rows(0, len(inputs), d)
+    y = mixture(x, 1)
+    assert estimate(x, y, inputs)[0] == pytest.approx(clustered_cka(x, y, inputs), rel=1e-8)
+    single = torch.arange(len(x))
+    assert clustered_cka(x, y, single) == pytest.approx(dense_cka(x.numpy(), y.numpy()), rel=1e-8)
+
+
+def test_cka_of_tokens_is_never_above_one():
+    """Few inputs, hardly moved: where a correction of the biased estimate went beyond 1 every other time."""
+    values = []
+    for seed in range(200):
+        inputs = torch.arange(5).repeat_interleave(4)
+        x = alike_tokens(seed, inputs, 30)
+        values.append(estimate(x, x + 1e-3 * rows(seed, 20, 30), inputs)[0])
+    assert np.nanmax(values) <= 1 + 1e-12
+    assert np.isfinite(values).sum() > 150
 
 
 @pytest.mark.parametrize("d", [12, 80])
@@ -159,7 +198,12 @@ def test_jackknife_leaves_whole_inputs_out(d: int):
     y = mixture(x, 1)
     shards = shard_moments(centred(x), centred(y), inputs)
     assert [int(shard.count) for shard in shards] == np.bincount(inputs % SHARDS).tolist()
-    assert estimate(x, y, inputs)[1] == pytest.approx(by_hand(x, y, inputs.numpy() % SHARDS), rel=1e-8)
+    left = [
+        clustered_cka(x[inputs % SHARDS != n], y[inputs % SHARDS != n], inputs[inputs % SHARDS != n])
+        for n in range(SHARDS)
+    ]
+    expected = np.sqrt((SHARDS - 1) / SHARDS * np.sum((left - np.mean(left)) ** 2))
+    assert estimate(x, y, inputs)[1] == pytest.approx(expected, rel=1e-8)
 
 
 def test_jackknife_is_about_the_spread_over_samples():
