@@ -9,6 +9,7 @@ shares all matrices of all checkpoints over processes, and over ranks where seve
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,15 @@ def _join(
     dependencies = {part.name: record["dependencies"] for part, record in parts}
     if _is_current(path, dependencies):
         return path
-    stored = [files.read_table(part.file(table)) for part, record in parts if table in record["tables"]]
+    stored = (files.read_table(part.file(table)) for part, record in parts if table in record["tables"])
+    filled = (frame for frame in stored if len(frame))
     empty = pd.DataFrame(columns=[*IDENTITY, *analysis.columns[table]])
-    rows = pd.concat([frame for frame in stored if len(frame)] or [empty], ignore_index=True)
-    _write(analysis, path, rows, dependencies)
+    if table in analysis.parquet_only:  # too long to be in memory whole
+        first = next(filled, empty)
+        files.write_long_table(path, itertools.chain([first], filled), _meta(analysis, path, dependencies))
+    else:
+        rows = pd.concat(list(filled) or [empty], ignore_index=True)
+        _write(analysis, path, rows, dependencies)
     return path
 
 
@@ -114,13 +120,17 @@ def _run_on_study(
 
 
 def _write(analysis: Analysis, path: Path, rows: pd.DataFrame, dependencies: Mapping[str, Any]) -> None:
-    meta = {
+    meta = _meta(analysis, path, dependencies)
+    files.write_table(path, rows, meta, csv=path.stem not in analysis.parquet_only)
+
+
+def _meta(analysis: Analysis, path: Path, dependencies: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "analysis": analysis.name,
         "columns": dict(analysis.columns[path.stem]),
         "parts": dependencies,
         "environment": files.environment(),
     }
-    files.write_table(path, rows, meta, csv=path.stem not in analysis.parquet_only)
 
 
 def _is_current(path: Path, parts: Mapping[str, Any]) -> bool:

@@ -80,17 +80,20 @@ class Part:
 
 
 def settings_of(analysis: Analysis, params: Params, inputs: Iterable[Path]) -> dict[str, Any]:
-    """Return an analysis's version, its settings and the fingerprints of its inputs, as JSON types."""
+    """Return an analysis's version, its settings and what is in its inputs, as JSON types.
+
+    Neither where the inputs lie nor when they were written: a study that is copied elsewhere is up to date.
+    """
     settings = {name: getattr(params, name) for name in analysis.parameters}
     paths = [*inputs, *(value for value in settings.values() if isinstance(value, Path))]
     return {
         "version": analysis.version,
         "params": {name: _json_type(value) for name, value in settings.items()},
-        "inputs": {str(path): files.fingerprint(path) for path in paths if path.exists()},
+        "inputs": sorted([path.name, files.content_digest(path)] for path in paths if path.exists()),
     }
 
 
 def _json_type(value: Any) -> Any:
     if isinstance(value, Path):
-        return str(value)
+        return value.name
     return list(value) if isinstance(value, tuple) else value

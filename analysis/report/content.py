@@ -161,4 +161,9 @@ def _table_facts(study: Study, name: str) -> TableFacts:
     ]
     described = meanings if isinstance(meanings, Mapping) else {}
     rows = tuple((column, str(described.get(column, ""))) for column in table.columns)
-    return TableFacts(name, ", ".join(files), len(table), Grid(("column", "meaning"), rows))
+    return TableFacts(
+        name,
+        ", ".join(files),
+        int(study.metas[name].get("rows", len(table))),
+        Grid(("column", "meaning"), rows),
+    )

@@ -17,6 +17,9 @@ from rankdrift.analysis.sources.subjects import IDENTITY
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
 
+LONGEST, MOST_ROWS = "singular_values", 20_000_000
+"""The table with a row a singular value of every checkpoint, and the rows of it that are read whole."""
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -117,13 +120,20 @@ def fact_files(layout: StudyLayout) -> list[Path]:
 
 
 def _read_table(path: Path, meta: Mapping[str, Any]) -> pd.DataFrame:
-    table = files.read_table(path)
+    long = path.stem == LONGEST and meta.get("rows", 0) > MOST_ROWS
+    table = _middle_layer(path) if long else files.read_table(path)
     missing = [column for column in IDENTITY if column not in table]
     if missing and not _of_whole_study(meta):
         raise UserError(
             f"{path}: no column {', '.join(missing)}; a table of a study begins with {', '.join(IDENTITY)}"
         )
     return table
+
+
+def _middle_layer(path: Path) -> pd.DataFrame:
+    """Return the rows of the middle one of a long table's layers: what a figure can show of it."""
+    layers = sorted(set(pd.read_parquet(path, columns=["layer"])["layer"]) - {-1})
+    return pd.read_parquet(path, filters=[("layer", "==", layers[len(layers) // 2])])
 
 
 def _of_whole_study(meta: Mapping[str, Any]) -> bool:

@@ -16,11 +16,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
+import xxhash
 
 from rankdrift.errors import UserError
 from rankdrift.layout import cache_folder
@@ -139,6 +142,27 @@ def write_table(path: Path, table: pd.DataFrame, meta: Mapping[str, Any], csv: b
     write_json(path.with_suffix(".meta.json"), {**meta, "rows": len(table), "written": timestamp()})
 
 
+def write_long_table(path: Path, frames: Iterable[pd.DataFrame], meta: Mapping[str, Any]) -> None:
+    """Write a table that need not fit into memory, frame after frame; otherwise as ``write_table``, no CSV.
+
+    The frames have the columns and types of the first.
+    """
+    rows, writer = 0, None
+    with replacing(path) as temporary:
+        try:
+            for frame in frames:
+                table = pyarrow.Table.from_pandas(
+                    frame, schema=writer.schema if writer else None, preserve_index=False
+                )
+                writer = writer or pyarrow.parquet.ParquetWriter(temporary, table.schema)
+                writer.write_table(table)
+                rows += len(frame)
+        finally:
+            if writer:
+                writer.close()
+    write_json(path.with_suffix(".meta.json"), {**meta, "rows": rows, "written": timestamp()})
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """Read a Parquet table; raise UserError that names it where it is missing or unreadable."""
     if not path.exists():
@@ -185,13 +209,43 @@ def weights_digest(folder: Path) -> str:
     return digest
 
 
+def content_digest(path: Path) -> str:
+    """Return the identity of a file's bytes, or of all files below a folder with their relative names.
+
+    Where it lies and when it was written do not matter. What was read once is not read again while names,
+    sizes and times of change stay the same; XXH3-128 takes about as long as reading does.
+    """
+    stamp = digest_json([str(path.resolve()), fingerprint(path)])
+    kept = cache_folder() / "digests" / f"{stamp[:32]}-content.json"
+    if not kept.exists():
+        found = {_relative(file, path): _xxh3(file) for file in _files_below(path)}
+        write_json(kept, digest_json(found))
+    digest: str = read_json(kept)
+    return digest
+
+
+def _xxh3(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as handle:
+        while chunk := handle.read(2**22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _files_below(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def _relative(file: Path, path: Path) -> str:
+    return str(file.relative_to(path))
+
+
 def fingerprint(path: Path) -> str:
     """Return a cheap identity of a file, or of all files below a folder: names, sizes, times of change.
 
     It decides whether outputs are up to date; it is not a checksum.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    stats = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    stats = [(_relative(p, path), p.stat().st_size, p.stat().st_mtime_ns) for p in _files_below(path)]
     return digest_json(stats)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -61,6 +63,39 @@ def test_a_fingerprint_changes_with_contents_and_names(tmp_path: Path) -> None:
     changed = files.fingerprint(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
     assert len({before, changed, files.fingerprint(tmp_path)}) == 3
+
+
+def test_a_digest_of_contents_knows_neither_place_nor_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKDRIFT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "f").write_text("abc")
+    before = files.content_digest(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "copy" / "b" / "f", (1, 1))
+    assert files.content_digest(tmp_path / "copy") == before
+    (tmp_path / "copy" / "b" / "f").write_text("abd")  # as long
+    other = files.content_digest(tmp_path / "copy")
+    (tmp_path / "a" / "b" / "f").rename(tmp_path / "a" / "b" / "g")
+    assert len({before, other, files.content_digest(tmp_path / "a")}) == 3
+
+
+def test_what_was_read_once_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKDRIFT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "f").write_text("abc")
+    before = files.content_digest(tmp_path / "f")
+    monkeypatch.setattr(files, "_xxh3", lambda path: pytest.fail("read again"))
+    assert files.content_digest(tmp_path / "f") == before
+
+
+def test_a_long_table_is_what_its_frames_are_together(tmp_path: Path) -> None:
+    frames = [pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), pd.DataFrame({"a": [3], "b": ["z"]})]
+    files.write_long_table(tmp_path / "t.parquet", iter(frames), {"analysis": "x"})
+    pd.testing.assert_frame_equal(
+        files.read_table(tmp_path / "t.parquet"), pd.concat(frames, ignore_index=True)
+    )
+    assert files.read_json(tmp_path / "t.meta.json")["rows"] == 3
 
 
 def test_digests_are_sha256(tmp_path: Path) -> None:

@@ -132,26 +132,26 @@ def scoring_inputs(spec: Spec, source: Path, base: Path) -> dict[str, str]:
     settings = {
         "head": spec.model.head,
         "tasks": {name: registry.load("task", name).version for name in spec.data.tasks},
-        "data": spec.data.model_dump(include={"root", "max_length", "validation_limit"}),
+        "data": spec.data.model_dump(include={"max_length", "validation_limit"}),
         "slices": _slices(spec),
         "text": [GENERAL_TEXT_VERSION, text.name, files.digest_file(text)],
         "scoring": spec.scoring.model_dump(exclude={"batch_size"}),
     }
     return {
-        "model": files.fingerprint(source),
-        "base": files.fingerprint(base),
+        "model": files.content_digest(source),
+        "base": files.content_digest(base),
         "settings": files.digest_json(settings),
         "general_text": text.name,
     }
 
 
 def _slices(spec: Spec) -> dict[str, str]:
-    """Return the fingerprint of each task's folder below ``data.root``."""
+    """Return what is in each task's folder below ``data.root``."""
     if spec.data.root is None:
         return {}
     folders = {name: registry.load("task", name).folder for name in spec.data.tasks}
     paths = {name: Path(spec.data.root) / folder for name, folder in folders.items() if folder}
-    return {name: files.fingerprint(path) for name, path in paths.items() if path.is_dir()}
+    return {name: files.content_digest(path) for name, path in paths.items() if path.is_dir()}
 
 
 def is_current(spec: Spec, target: Target) -> bool:

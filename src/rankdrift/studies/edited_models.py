@@ -101,7 +101,7 @@ class Source:
 
     def inputs(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return what an edited model depends on."""
-        model = {"model": files.fingerprint(self.export), "base": files.fingerprint(self.base)}
+        model = {"model": files.content_digest(self.export), "base": files.content_digest(self.base)}
         return {**model, "settings": dict(settings)}
 
 

@@ -114,6 +114,8 @@ def test_scores_that_are_up_to_date_are_left_alone(run):
 def test_a_new_export_a_new_setting_or_a_lost_table_is_scored_again(run):
     weights = run.export(2) / "adapter_model.safetensors"
     weights.touch()
+    assert rescored(run, [], True) == []  # the same weights
+    save_file({name: 1.5 * value for name, value in load_file(weights).items()}, weights)
     assert rescored(run, [], True) == ["step-000002.json"]
     run.score_items(4, "topic").unlink()
     assert rescored(run, [], False) == ["step-000004.json"]
