@@ -17,7 +17,11 @@ import pandas as pd
 
 from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params, Tables
-from rankdrift.analysis.mathematics.statistics.bootstrap import BootstrapInterval, paired_bootstrap
+from rankdrift.analysis.mathematics.statistics.bootstrap import (
+    BootstrapInterval,
+    paired_bootstrap,
+    paired_bootstraps,
+)
 from rankdrift.analysis.mathematics.statistics.intervals import flip_test, mcnemar
 from rankdrift.analysis.sources.arms import arm_pairs, arms_of, shared_seeds
 from rankdrift.analysis.sources.observations import BASE, last_checkpoints
@@ -59,6 +63,16 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A metric on which two models are compared."""
+
+    number: int
+    """Place of the contrast among all."""
+    contrast: Contrast
+    metric: str
+
+
+@dataclass(frozen=True)
 class Items:
     """The per-item tables of a study's last scored checkpoints."""
 
@@ -89,13 +103,15 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
     folders = {subject.run: subject.run_dir for subject in subjects if subject.run_dir is not None}
     steps = performance.groupby("run")["step"].max().astype(int).to_dict()
     items = Items(folders, {str(run): step for run, step in steps.items()})
+    wanted: dict[str, list[Wanted]] = {}
+    for number, contrast in enumerate(_contrasts(performance)):
+        for task, metrics in _metrics(performance, contrast).items():
+            wanted.setdefault(task, []).extend(Wanted(number, contrast, metric) for metric in metrics)
     rows = [
-        row
-        for contrast in _contrasts(performance)
-        for task, metrics in _metrics(performance, contrast).items()
-        for row in _compare(items, contrast, task, metrics)
+        (each.number, row) for task, of_task in wanted.items() for each, row in _compare(items, task, of_task)
     ]
-    return {TABLE: pd.DataFrame(rows, columns=list(COLUMNS))} if rows else {}
+    rows.sort(key=lambda numbered: numbered[0])  # contrast after contrast
+    return {TABLE: pd.DataFrame([row for _, row in rows], columns=list(COLUMNS))} if rows else {}
 
 
 def _contrasts(performance: pd.DataFrame) -> Iterator[Contrast]:
@@ -123,35 +139,75 @@ def _metrics(performance: pd.DataFrame, contrast: Contrast) -> dict[str, list[st
     return found
 
 
-def _compare(items: Items, contrast: Contrast, task: str, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield a row for every metric of a task that the items hold; with a reason where they do not pair."""
-    one, other = (items.read(run, task) for run in (contrast.run, contrast.other_run))
-    if one is None or other is None:
-        return
-    place = {
-        "contrast": contrast.kind,
-        "run": contrast.run,
-        "step": items.steps[contrast.run],
-        "other_run": contrast.other_run,
-        "other_step": items.steps[contrast.other_run],
-        "seed": contrast.seed,
-        "task": task,
+def _compare(items: Items, task: str, wanted: Sequence[Wanted]) -> Iterator[tuple[Wanted, dict[str, Any]]]:
+    """Yield a row for every contrast and metric of a task that the items hold; with a reason if none pair."""
+    runs = dict.fromkeys(run for each in wanted for run in (each.contrast.run, each.contrast.other_run))
+    tables = {run: table for run in runs if (table := items.read(run, task)) is not None}
+    kind = _alike(tables)
+    known = [each for each in wanted if _holds(tables, each)]
+    groups: dict[tuple[int, str], list[Wanted]] = {}
+    for each in known:
+        if kind[each.contrast.run] == kind[each.contrast.other_run]:
+            groups.setdefault((kind[each.contrast.run], each.metric), []).append(each)
+    found = {
+        each: values
+        for (_, metric), of_group in groups.items()
+        for each, values in _intervals(tables, metric, of_group)
     }
-    for metric in metrics:
-        if metric in one.columns and metric in other.columns:
-            yield {**place, "metric": metric, **_values(one, other, metric)}
+    for each in known:
+        contrast = each.contrast
+        place = {
+            "contrast": contrast.kind,
+            "run": contrast.run,
+            "step": items.steps[contrast.run],
+            "other_run": contrast.other_run,
+            "other_step": items.steps[contrast.other_run],
+            "seed": contrast.seed,
+            "task": task,
+            "metric": each.metric,
+        }
+        pair = tables[contrast.run], tables[contrast.other_run]
+        yield each, {**place, **(found[each] if each in found else _not_paired(*pair))}
 
 
-def _values(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict[str, Any]:
-    if not same_items(one, other):
-        unknown = ("resampled", "difference", "low", "high", "gained", "lost", "mcnemar_p")
-        items = len(one.index.intersection(other.index))
-        reason = "the two were scored on different items: score them again"
-        return {**dict.fromkeys(unknown, np.nan), "items": items, "reason": reason}
-    found = bootstrap(one, other, metric)
-    low, high = (np.nan if end is None else end for end in (found.low, found.high))
-    numbers = {"resampled": found.n, "difference": found.value, "low": low, "high": high}
-    return {"items": len(one), **numbers, **_mcnemar(one, other, metric), "reason": found.reason}
+def _alike(tables: Mapping[str, pd.DataFrame]) -> dict[str, int]:
+    """Return run -> number of the set of items that it was scored on."""
+    firsts: list[pd.DataFrame] = []
+    kinds = {}
+    for run, table in tables.items():
+        known = [number for number, first in enumerate(firsts) if same_items(first, table)]
+        if not known:
+            firsts.append(table)
+        kinds[run] = known[0] if known else len(firsts) - 1
+    return kinds
+
+
+def _holds(tables: Mapping[str, pd.DataFrame], each: Wanted) -> bool:
+    """Return whether the items of both models have the metric."""
+    runs = (each.contrast.run, each.contrast.other_run)
+    return all(run in tables and each.metric in tables[run].columns for run in runs)
+
+
+def _intervals(
+    tables: Mapping[str, pd.DataFrame], metric: str, wanted: Sequence[Wanted]
+) -> Iterator[tuple[Wanted, dict[str, Any]]]:
+    """Yield what contrasts on the same items give, their intervals all from the same draws."""
+    runs = list(dict.fromkeys(run for w in wanted for run in (w.contrast.run, w.contrast.other_run)))
+    place = {run: number for number, run in enumerate(runs)}
+    pairs = [(place[w.contrast.other_run], place[w.contrast.run]) for w in wanted]
+    found = paired_bootstraps([tables[run][metric] for run in runs], pairs, **_sampling(tables[runs[0]]))
+    for each, interval in zip(wanted, found, strict=True):
+        one, other = tables[each.contrast.run], tables[each.contrast.other_run]
+        low, high = (np.nan if end is None else end for end in (interval.low, interval.high))
+        numbers = {"resampled": interval.n, "difference": interval.value, "low": low, "high": high}
+        yield each, {"items": len(one), **numbers, **_mcnemar(one, other, metric), "reason": interval.reason}
+
+
+def _not_paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
+    unknown = ("resampled", "difference", "low", "high", "gained", "lost", "mcnemar_p")
+    items = len(one.index.intersection(other.index))
+    reason = "the two were scored on different items: score them again"
+    return {**dict.fromkeys(unknown, np.nan), "items": items, "reason": reason}
 
 
 def same_items(one: pd.DataFrame, other: pd.DataFrame) -> bool:
@@ -164,12 +220,13 @@ def same_items(one: pd.DataFrame, other: pd.DataFrame) -> bool:
 
 def bootstrap(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> BootstrapInterval:
     """Return the difference one - other of a metric, per token where items are windows of text."""
-    return paired_bootstrap(
-        first=other[metric],
-        second=one[metric],
-        weights=one["tokens"] if "tokens" in one.columns else None,
-        clusters=one["document"] if "document" in one.columns else None,
-    )
+    return paired_bootstrap(first=other[metric], second=one[metric], **_sampling(one))
+
+
+def _sampling(items: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return what is divided by and what is drawn: the tokens of windows, the documents that items name."""
+    columns = {"weights": "tokens", "clusters": "document"}
+    return {name: items[column] for name, column in columns.items() if column in items.columns}
 
 
 def _mcnemar(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from rankdrift import files
 from rankdrift.cli.main import main

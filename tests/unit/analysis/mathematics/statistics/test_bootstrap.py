@@ -10,7 +10,11 @@ import pytest
 from scipy import stats
 
 from rankdrift.analysis.mathematics.statistics.association import associate, pearson, spearman
-from rankdrift.analysis.mathematics.statistics.bootstrap import cluster_bootstrap, paired_bootstrap
+from rankdrift.analysis.mathematics.statistics.bootstrap import (
+    cluster_bootstrap,
+    paired_bootstrap,
+    paired_bootstraps,
+)
 from rankdrift.errors import UserError
 
 DRAWS = 300
@@ -32,6 +36,30 @@ def test_the_interval_of_a_mean_is_scipys() -> None:
     ).confidence_interval
     assert got.value == pytest.approx(np.mean(second - first))
     assert (got.low, got.high) == pytest.approx((reference.low, reference.high), rel=1e-9)
+
+
+def test_all_pairs_have_the_intervals_that_they_have_alone() -> None:
+    """Five models, weights and documents: from common draws, and one pair after the other with SciPy."""
+    generator = np.random.default_rng(1)
+    values = generator.exponential(size=(5, 240))
+    weights, documents = generator.integers(5, 90, 240).astype(float), np.arange(240) // 4
+    pairs = [(0, 1), (4, 2), (3, 3), (1, 0)]
+    found = paired_bootstraps(list(values), pairs, weights, documents, resamples=999, seed=2)
+    assert found[2].reason.startswith("the same difference")
+    totals = [np.bincount(documents, weights=row) for row in (*values, weights)]
+
+    def ratio(a: np.ndarray, b: np.ndarray, w: np.ndarray, axis: int) -> np.ndarray:
+        return np.sum(b - a, axis=axis) / np.sum(w, axis=axis)
+
+    for pair, got in zip(pairs, found, strict=True):
+        if pair[0] == pair[1]:
+            continue
+        reference = stats.bootstrap(
+            (totals[pair[0]], totals[pair[1]], totals[-1]), ratio, paired=True, vectorized=True,
+            method="BCa", n_resamples=999, rng=np.random.default_rng(2),
+        ).confidence_interval  # fmt: skip
+        assert (got.low, got.high) == pytest.approx((reference.low, reference.high), rel=1e-9)
+    assert (found[3].low, found[3].high) == pytest.approx((-found[0].high, -found[0].low), rel=0.05)
 
 
 def test_bca_covers_a_skewed_difference() -> None:
