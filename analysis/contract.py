@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -99,19 +99,23 @@ class Analysis:
     """Raised whenever its numbers change, so that stored parts are computed anew."""
     parquet_only: frozenset[str] = frozenset()
     """Tables too long to be useful as CSV."""
-    split: Callable[[Subject, Params], Sequence[str]] | None = None
-    """Names a checkpoint's units (matrices), in the order of the table: what processes and ranks share."""
-    measure: Callable[[Subject, Params, str], Tables] | None = None
+    split: Callable[[Any, Params], Sequence[str]] | None = None
+    """Names a checkpoint's units (matrices), in the order of the table: what processes and ranks share. Of a
+    study it takes all its subjects, and so does ``measure``."""
+    measure: Callable[[Any, Params, str], Tables] | None = None
     """Returns the rows of one unit; it is called on one thread, in any process and order."""
     compute_all: Callable[[Sequence[Subject], Params, Path], Tables] | None = None
     """Returns the rows of a study from all its checkpoints and its other tables, which lie in the folder."""
+    finish: Callable[[Sequence[Subject], Tables], Tables] | None = None
+    """Of a study that is split: returns its tables from the rows of all units, in their order."""
     reads: tuple[str, ...] = ()
     """The tables of the study that ``compute_all`` reads where they are there."""
 
     def __post_init__(self) -> None:
         ways = [self.compute, self.split and self.measure, self.compute_all]
         assert sum(map(bool, ways)) == 1, f"analysis {self.name}: one way to compute it"
-        assert (self.per == "study") == (self.compute_all is not None), f"{self.name}: per {self.per}"
+        of_study = bool(self.compute_all or self.finish)
+        assert (self.per == "study") == of_study, f"{self.name}: per {self.per}"
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 
 from rankdrift import files, registry
-from rankdrift.analysis.contract import Analysis, Params
-from rankdrift.analysis.parts import Part, settings_of
+from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.parts import Part, StudyPart, settings_of
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject
 from rankdrift.analysis.worklist import Share, bring_up_to_date
 from rankdrift.errors import UserError
@@ -51,7 +51,7 @@ def run_analyses(
     written = []
     for analysis in sorted(analyses, key=lambda analysis: analysis.per == "study"):
         if analysis.per == "study":
-            written += _run_on_study(analysis, subjects, tables, params, progress) if share.rank == 0 else []
+            written += _run_on_study(analysis, subjects, tables, params, progress, share)
             continue
         parts = _parts(analysis, subjects, tables / PARTS / analysis.name)
         bring_up_to_date(analysis, parts, params, progress, share)
@@ -98,17 +98,26 @@ def _join(
 
 
 def _run_on_study(
-    analysis: Analysis, subjects: Sequence[Subject], tables: Path, params: Params, progress: Progress
+    analysis: Analysis,
+    subjects: Sequence[Subject],
+    tables: Path,
+    params: Params,
+    progress: Progress,
+    share: Share,
 ) -> list[Path]:
     """Compute a study's tables unless checkpoints, scores and the tables it reads are the same as before."""
-    assert analysis.compute_all is not None
+    if analysis.split:
+        part = StudyPart(analysis, tuple(subjects), tables / PARTS / analysis.name)
+        bring_up_to_date(analysis, [part], params, progress, share)
+    if share.rank:
+        return []
     read = [tables / f"{table}.parquet" for table in analysis.reads]
     inputs = {path for subject in subjects for path in analysis.inputs(subject)} | set(read)
     dependencies = {"study": settings_of(analysis, params, sorted(inputs))}
     paths = [tables / f"{table}.parquet" for table in analysis.tables]
-    progress(analysis.name, 0, 1)
     if not all(_is_current(path, dependencies) for path in paths):
-        frames = analysis.compute_all(subjects, params, tables)
+        progress(analysis.name, 0, 1)
+        frames = _study_tables(analysis, subjects, params, tables)
         for table, path in zip(analysis.tables, paths, strict=True):
             declared = list(analysis.columns[table])
             rows = frames.get(table, pd.DataFrame(columns=declared))
@@ -117,6 +126,16 @@ def _run_on_study(
             _write(analysis, path, rows[declared], dependencies)
     progress(analysis.name, 1, 1)
     return paths
+
+
+def _study_tables(analysis: Analysis, subjects: Sequence[Subject], params: Params, tables: Path) -> Tables:
+    if analysis.compute_all:
+        return analysis.compute_all(subjects, params, tables)
+    assert analysis.finish is not None
+    part = StudyPart(analysis, tuple(subjects), tables / PARTS / analysis.name)
+    return analysis.finish(
+        subjects, {name: files.read_table(part.file(name)) for name in part.stored()["tables"]}
+    )
 
 
 def _write(analysis: Analysis, path: Path, rows: pd.DataFrame, dependencies: Mapping[str, Any]) -> None:

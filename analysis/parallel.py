@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
@@ -21,12 +20,6 @@ Result = TypeVar("Result")
 
 PRELOADED = ("rankdrift.analysis.worklist", "rankdrift.analysis.measures.spectra")
 """What the processes' common parent imports, once for all of them."""
-
-
-def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> list[Result]:
-    """Return ``[function(item) for item in items]``, computed as ``map_unordered`` does."""
-    numbered = map_unordered(partial(_numbered, function), list(enumerate(items)), workers)
-    return [result for _, result in sorted(numbered, key=lambda pair: pair[0])]
 
 
 def map_unordered(
@@ -103,11 +96,6 @@ def _take_next_gpu(places: Synchronized[int]) -> None:
     with places.get_lock():
         place, places.value = places.value, places.value + 1
     take_gpu(place)
-
-
-def _numbered(function: Callable[[Item], Result], numbered: tuple[int, Item]) -> tuple[int, Result]:
-    number, item = numbered
-    return number, function(item)
 
 
 def _on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:

@@ -79,6 +79,28 @@ class Part:
         return frame.assign(**identity)[[*IDENTITY, *declared]]
 
 
+@dataclass(frozen=True)
+class StudyPart(Part):
+    """One analysis of all subjects of a study together, and the files that hold the rows of its units."""
+
+    subject: Any
+    """All subjects, a tuple."""
+
+    @cached_property
+    def name(self) -> str:
+        """``study``."""
+        return "study"
+
+    def dependencies(self, params: Params) -> dict[str, Any]:
+        """Return what the rows depend on: every subject's identity and inputs."""
+        inputs = {path for subject in self.subject for path in self.analysis.inputs(subject)}
+        settings = settings_of(self.analysis, params, inputs)
+        return {"identities": [subject.identity() for subject in self.subject], **settings}
+
+    def _with_identity(self, table: str, frame: pd.DataFrame) -> pd.DataFrame:
+        return frame
+
+
 def settings_of(analysis: Analysis, params: Params, inputs: Iterable[Path]) -> dict[str, Any]:
     """Return an analysis's version, its settings and what is in its inputs, as JSON types.
 

@@ -195,7 +195,7 @@ def _intervals(
     runs = list(dict.fromkeys(run for w in wanted for run in (w.contrast.run, w.contrast.other_run)))
     place = {run: number for number, run in enumerate(runs)}
     pairs = [(place[w.contrast.other_run], place[w.contrast.run]) for w in wanted]
-    found = paired_bootstraps([tables[run][metric] for run in runs], pairs, **_sampling(tables[runs[0]]))
+    found = paired_bootstraps([tables[run][metric] for run in runs], pairs, *_sampling(tables[runs[0]]))
     for each, interval in zip(wanted, found, strict=True):
         one, other = tables[each.contrast.run], tables[each.contrast.other_run]
         low, high = (np.nan if end is None else end for end in (interval.low, interval.high))
@@ -220,13 +220,12 @@ def same_items(one: pd.DataFrame, other: pd.DataFrame) -> bool:
 
 def bootstrap(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> BootstrapInterval:
     """Return the difference one - other of a metric, per token where items are windows of text."""
-    return paired_bootstrap(first=other[metric], second=one[metric], **_sampling(one))
+    return paired_bootstrap(other[metric], one[metric], *_sampling(one))
 
 
-def _sampling(items: pd.DataFrame) -> dict[str, pd.Series]:
+def _sampling(items: pd.DataFrame) -> tuple[pd.Series | None, pd.Series | None]:
     """Return what is divided by and what is drawn: the tokens of windows, the documents that items name."""
-    columns = {"weights": "tokens", "clusters": "document"}
-    return {name: items[column] for name, column in columns.items() if column in items.columns}
+    return items.get("tokens"), items.get("document")
 
 
 def _mcnemar(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict[str, float]:

@@ -8,9 +8,9 @@ an entry for signs. Checkpoints of different base models have no common origin a
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from torch import Tensor
 from rankdrift.analysis.contract import Analysis, Params, Tables
 from rankdrift.analysis.mathematics.spectral import task_arithmetic
 from rankdrift.analysis.mathematics.spectral.task_arithmetic import PairSums
-from rankdrift.analysis.parallel import parallel_map
 from rankdrift.analysis.sources.opened_weights import weights_of
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject
 from rankdrift.analysis.sources.updates import touched
@@ -32,7 +31,7 @@ from rankdrift.analysis.sources.weights import (
     Projection,
 )
 
-TABLE = "task_vectors"
+TABLE, SUMS = "task_vectors", "sums"
 COLUMNS = {
     **{name: f"{name} of the first checkpoint" for name in IDENTITY},
     **{f"other_{name}": f"{name} of the second checkpoint" for name in IDENTITY},
@@ -80,18 +79,45 @@ class Update:
     """Which rows and columns are not all zero."""
 
 
-def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Tables:
+def split(subjects: Sequence[Subject], params: Params) -> list[str]:
+    """Return the matrices of every base model of which two checkpoints are tuned, ``base number:matrix``."""
+    return [
+        f"{number}:{matrix}"
+        for number, base in enumerate(_bases(subjects))
+        if _pairs_of(subjects, base)
+        for matrix in range(len(BaseWeights(base).names))
+    ]
+
+
+def measure(subjects: Sequence[Subject], params: Params, unit: str) -> Tables:
+    """Return the sums of all pairs over one matrix; no row for a pair of which one has no such matrix."""
+    number, place = map(int, unit.split(":"))
+    base = _bases(subjects)[number]
+    matrix = list(BaseWeights(base).names)[place]
+    sums = matrix_sums(_pairs_of(subjects, base), matrix)
+    where = {"base": number, "layer": matrix.layer, "module": matrix.module}
+    rows = [where | {"pair": pair} | vars(found) for pair, found in enumerate(sums) if found]
+    columns = [*where, "pair", *(field.name for field in dataclasses.fields(PairSums))]
+    return {SUMS: pd.DataFrame(rows, columns=columns)}
+
+
+def finish(subjects: Sequence[Subject], found: Tables) -> Tables:
     """Return the rows of all pairs; none where the study has no two checkpoints of one base model."""
-    tuned = [subject for subject in subjects if subject.tuned is not None]
     rows: list[dict[str, Any]] = []
-    for base in dict.fromkeys(subject.base for subject in tuned):
-        pairs = find_pairs([subject for subject in tuned if subject.base == base])
-        if pairs:
-            matrices = list(BaseWeights(base).names)
-            sums = parallel_map(functools.partial(matrix_sums, pairs), matrices, params.workers)
-            for number, pair in enumerate(pairs):
-                rows += _rows(pair, matrices, [of_matrix[number] for of_matrix in sums])
+    sums = found.get(SUMS, pd.DataFrame(columns=["base", "pair"]))
+    for number, base in enumerate(_bases(subjects)):
+        of_base = sums[sums["base"] == number]
+        for place, pair in enumerate(_pairs_of(subjects, base)):
+            rows += _rows(pair, of_base[of_base["pair"] == place])
     return {TABLE: pd.DataFrame(rows, columns=list(COLUMNS))} if rows else {}
+
+
+def _bases(subjects: Sequence[Subject]) -> list[Path]:
+    return list(dict.fromkeys(subject.base for subject in subjects if subject.tuned is not None))
+
+
+def _pairs_of(subjects: Sequence[Subject], base: Path) -> list[Pair]:
+    return find_pairs([subject for subject in subjects if subject.tuned is not None and subject.base == base])
 
 
 def find_pairs(subjects: Sequence[Subject]) -> list[Pair]:
@@ -169,53 +195,46 @@ def _read(subject: Subject, matrix: Projection) -> Update | None:
     return Update(factors, None, signs, square, touched(update))
 
 
-def _rows(
-    pair: Pair, matrices: Sequence[Projection], sums: Sequence[PairSums | None]
-) -> Iterator[dict[str, Any]]:
-    """Yield a row a module, a row a layer, and the global one."""
-    yield from _level(pair, "module", matrices, sums, lambda matrix: (-1, matrix.module))
-    yield from _level(pair, "layer", matrices, sums, lambda matrix: (matrix.layer, ""))
-    yield from _level(pair, "global", matrices, sums, lambda matrix: (-1, ""))
+def _rows(pair: Pair, sums: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield a row a module, a row a layer, and the global one, of a pair's sums over matrices."""
+    for level, keys in (("module", ["module"]), ("layer", ["layer"]), ("global", [])):
+        groups = sums.groupby(keys, sort=False) if keys else [((), sums)]
+        for key, of_group in groups:
+            if len(of_group):
+                yield _row(pair, level, dict(zip(keys, key, strict=True)), of_group)
 
 
-def _level(
-    pair: Pair,
-    level: str,
-    matrices: Sequence[Projection],
-    sums: Sequence[PairSums | None],
-    place: Callable[[Projection], tuple[int, str]],
-) -> Iterator[dict[str, Any]]:
-    groups: dict[tuple[int, str], list[PairSums]] = {}
-    for matrix, of_matrix in zip(matrices, sums, strict=True):
-        if of_matrix:
-            groups.setdefault(place(matrix), []).append(of_matrix)
-    for (layer, module), found in groups.items():
-        total = functools.reduce(lambda one, other: one + other, found)
-        zero = total.square == 0 or total.other_square == 0
-        yield {
-            **pair.first.identity(),
-            **{f"other_{name}": value for name, value in pair.second.identity().items()},
-            "pairing": pair.pairing,
-            "level": level,
-            "layer": layer,
-            "module": module,
-            "matrices": len(found),
-            "inner_product": total.inner,
-            "norm": total.square**0.5,
-            "other_norm": total.other_square**0.5,
-            "cosine": total.cosine,
-            "cosine_null": total.cosine_null,
-            "sign_conflict": total.sign_conflict,
-            "sign_entries": total.shared,
-            "reason": "an update is zero: it has no direction" if zero else "",
-        }
+def _row(pair: Pair, level: str, place: Mapping[str, Any], sums: pd.DataFrame) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(PairSums)]
+    summed: dict[str, Any] = {name: sums[name].sum() for name in names}
+    total = PairSums(**summed)
+    zero = total.square == 0 or total.other_square == 0
+    return {
+        **pair.first.identity(),
+        **{f"other_{name}": value for name, value in pair.second.identity().items()},
+        "pairing": pair.pairing,
+        "level": level,
+        "layer": place.get("layer", -1),
+        "module": place.get("module", ""),
+        "matrices": len(sums),
+        "inner_product": total.inner,
+        "norm": total.square**0.5,
+        "other_norm": total.other_square**0.5,
+        "cosine": total.cosine,
+        "cosine_null": total.cosine_null,
+        "sign_conflict": total.sign_conflict,
+        "sign_entries": int(total.shared),
+        "reason": "an update is zero: it has no direction" if zero else "",
+    }
 
 
 ANALYSIS = Analysis(
     name="task_vectors",
     columns={TABLE: COLUMNS},
     per="study",
-    compute_all=compute_all,
+    split=split,
+    measure=measure,
+    finish=finish,
     parameters=(),
     version=3,
 )

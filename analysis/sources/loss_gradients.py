@@ -7,7 +7,7 @@ it does not depend on how rows are put together. Padding is masked.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,14 +24,19 @@ from rankdrift.errors import UserError
 from rankdrift.models.families import Cell, cell_of
 
 HELD_BYTES = 4 * 2**30
-"""Gradients held at once, of every shard. A pass takes one parameter at least, whatever its size."""
+"""Gradients held at once, of every shard; beside them a backward pass makes one parameter's own."""
+
+Piece = tuple[str, slice]
+"""A parameter's name, and which of its rows."""
 
 
 def shard_sums(subject: Differentiable, inputs: LossRows) -> dict[Space, dict[Cell, GradientSums]]:
     """Return what is kept of the gradients on the rows of each shard, space by space and cell by cell.
 
     Parameters whose gradients of all shards do not fit into ``HELD_BYTES`` are taken in further passes, each
-    of which runs the model again, back to the first of its parameters.
+    of which runs the model again, back to the first of its parameters. One that does not fit alone, an
+    embedding of 128,000 tokens, is taken some rows at a time; unless LoRA adapts it, whose factors' gradients
+    are sums over all of them.
 
     Raises
     ------
@@ -42,9 +47,9 @@ def shard_sums(subject: Differentiable, inputs: LossRows) -> dict[Space, dict[Ce
     _check_tokens(subject.model, inputs)
     subject.model.to(device())  # type: ignore[arg-type]
     found: dict[Space, dict[Cell, GradientSums]] = {}
-    for names in _passes(subject.parameters, len(inputs.groups)):
-        held = _held(subject, names, inputs.groups)
-        for name in names:
+    for pieces in _passes(subject, len(inputs.groups)):
+        held = _held(subject, pieces, inputs.groups)
+        for name, _ in pieces:
             for space, cell, sums in _parameter_sums(subject, name, held.pop(name), inputs.shards):
                 cells = found.setdefault(space, {})
                 cells[cell] = cells[cell] + sums if cell in cells else sums
@@ -64,36 +69,52 @@ def _parameter_sums(
         yield space, cell_of(name, factor), sums
 
 
-def _passes(parameters: Mapping[str, nn.Parameter], shards: int) -> Iterator[list[str]]:
-    """Yield the names of parameters whose gradients are held at once, in the order of the forward pass."""
-    names: list[str] = []
+def _passes(subject: Differentiable, shards: int) -> Iterator[list[Piece]]:
+    """Yield what gradients are held of at once, in the order of the forward pass, no parameter twice."""
+    pieces: list[Piece] = []
     size = 0
-    for name, parameter in parameters.items():
-        added = shards * parameter.numel() * parameter.element_size()
-        if names and size + added > HELD_BYTES:
-            yield names
-            names, size = [], 0
-        names.append(name)
+    for name, rows, added in _pieces(subject, shards):
+        if pieces and (size + added > HELD_BYTES or name == pieces[-1][0]):
+            yield pieces
+            pieces, size = [], 0
+        pieces.append((name, rows))
         size += added
-    yield names
+    yield pieces
+
+
+def _pieces(subject: Differentiable, shards: int) -> Iterator[tuple[str, slice, int]]:
+    """Yield (parameter, rows, bytes of their gradients of all shards)."""
+    for name, parameter in subject.parameters.items():
+        rows = len(parameter) if parameter.ndim else 1
+        of_row = shards * parameter.numel() * parameter.element_size() // rows
+        step = rows if name in subject.factors else max(1, min(rows, HELD_BYTES // of_row))
+        for first in range(0, rows, step):
+            yield name, slice(first, min(first + step, rows)), of_row * min(step, rows - first)
 
 
 def _held(
-    subject: Differentiable, names: Sequence[str], groups: Sequence[Sequence[Row]]
+    subject: Differentiable, pieces: Sequence[Piece], groups: Sequence[Sequence[Row]]
 ) -> dict[str, Tensor]:
-    """Return the gradients of each shard's summed loss with respect to parameters, (shards, *shape) each."""
-    chosen = {name: subject.parameters[name] for name in names}
-    held = {name: value.new_zeros(len(groups), *value.shape) for name, value in chosen.items()}
+    """Return the gradients of each shard's summed loss with respect to pieces, (shards, rows, ...) each."""
+    chosen = {name: subject.parameters[name] for name, _ in pieces}
+    held = {
+        name: chosen[name].new_zeros(len(groups), *torch.atleast_1d(chosen[name])[rows].shape)
+        for name, rows in pieces
+    }
     subject.model.requires_grad_(False)
     for value in chosen.values():
         value.requires_grad_(True)
-    for shard, rows in enumerate(groups):
+    for shard, group in enumerate(groups):
         for name, value in chosen.items():
-            value.grad = held[name][shard]  # backward adds to it in place
-        for batch in _batches(subject.model, rows):
+            # backward adds to it in place; of a part of its rows, to a gradient of its own
+            value.grad = held[name][shard] if held[name][shard].shape == value.shape else None
+        for batch in _batches(subject.model, group):
             loss_sum(subject.model, batch).backward()
-    for value in chosen.values():
-        value.grad = None
+        for name, rows in pieces:
+            grad = chosen[name].grad
+            if held[name][shard].shape != chosen[name].shape and grad is not None:
+                held[name][shard] = torch.atleast_1d(grad)[rows]
+            chosen[name].grad = None
     return held
 
 

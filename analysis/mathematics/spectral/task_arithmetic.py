@@ -39,16 +39,6 @@ class PairSums:
     conflicts: int
     """Of these, the ones whose signs differ."""
 
-    def __add__(self, other: PairSums) -> PairSums:
-        return PairSums(
-            self.inner + other.inner,
-            self.square + other.square,
-            self.other_square + other.other_square,
-            self.null_variance + other.null_variance,
-            self.shared + other.shared,
-            self.conflicts + other.conflicts,
-        )
-
     @property
     def cosine(self) -> float:
         """<X, Y> / (||X|| ||Y||); NaN where one of the two is zero."""

@@ -155,7 +155,7 @@ def load_model(
 def _headed(folder: Path, spec: ModelSpec, num_labels: int, options: dict[str, Any]) -> PreTrainedModel:
     """Load the model; what the folder has no weights for may be a new classification head, nothing else."""
     classifies = spec.head == "classifier"
-    auto = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    auto: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     with _quiet():  # a long table of what is said below
         model, info = auto.from_pretrained(
             folder, output_loading_info=True, **options, **({"num_labels": num_labels} if classifies else {})

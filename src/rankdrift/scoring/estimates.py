@@ -41,7 +41,8 @@ def ratio_estimate(
     totals, sizes = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     if documents is not None:
         of = np.unique(np.asarray(documents), return_inverse=True)[1]
-        totals, sizes = np.bincount(of, weights=totals), np.bincount(of, weights=sizes)
+        totals = np.bincount(of, weights=totals).astype(np.float64)
+        sizes = np.bincount(of, weights=sizes).astype(np.float64)
     ratio = float(totals.sum() / sizes.sum())
     n = len(totals)
     if n < 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,25 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankdrift.analysis.comparisons import task_vectors
-from rankdrift.analysis.comparisons.task_vectors import COLUMNS, TABLE, compute_all, find_pairs
+from rankdrift.analysis.comparisons.task_vectors import COLUMNS, SUMS, TABLE, find_pairs
 from rankdrift.analysis.contract import Params
+from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.mathematics.spectral import task_arithmetic
 from rankdrift.analysis.mathematics.spectral.task_arithmetic import PairSums
 from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.analysis.sources.updates import DenseUpdate, touched
 from rankdrift.analysis.sources.weights import open_weights
+from rankdrift.analysis.worklist import Share
 
 M, N = 24, 40
 TARGETS = ["q_proj", "v_proj", "down_proj"]
+
+
+def compute_all(subjects: list[Subject], params: Params, folder: Path) -> dict[str, pd.DataFrame]:
+    """As the engine does: matrix after matrix, then all together."""
+    units = task_vectors.split(subjects, params)
+    frames = [task_vectors.measure(subjects, params, unit)[SUMS] for unit in units]
+    return task_vectors.finish(subjects, {SUMS: pd.concat(frames)} if frames else {})
 
 
 def factors(rank: int, seed: int, scale: float = 0.5) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -220,11 +230,19 @@ def test_a_zero_update_has_no_direction_and_says_so(table: pd.DataFrame) -> None
     assert (full["reason"] == "").all()
 
 
-def test_the_same_numbers_whatever_the_workers(
+def test_ranks_share_the_matrices_and_their_table_is_the_same(
     study: list[Subject], table: pd.DataFrame, tmp_path: Path
 ) -> None:
-    again = compute_all(study, Params(cache=tmp_path, workers=2), tmp_path)[TABLE]
-    pd.testing.assert_frame_equal(again, table, check_exact=True)
+    params = Params(cache=tmp_path, workers=1)
+
+    def run(share: Share) -> list[Path]:
+        return run_analyses(["task_vectors"], study, tmp_path, params, lambda *_: None, share)
+
+    other = threading.Thread(target=run, args=(Share(rank=1, count=2),))
+    other.start()
+    (path,) = run(Share(rank=0, count=2))
+    other.join()
+    pd.testing.assert_frame_equal(pd.read_parquet(path), table, check_dtype=False)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
