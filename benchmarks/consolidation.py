@@ -46,6 +46,13 @@ SIDES = (
     "zero_to_fp32: convert, safetensors, 500MB",
     "zero_to_fp32: convert, bin, 5GB",
 )
+OWN_VARIANTS = (
+    OURS,
+    "rankdrift: through the page cache",
+    "rankdrift: without sums",
+    "rankdrift: without sums, every file read and checked first",
+)
+"""What past-the-cache reading and the CRC-32 of storages cost and save (``--own``)."""
 SAMPLE_SECONDS = 0.01
 
 
@@ -138,10 +145,8 @@ def make(folder: Path, stage: int, params: float) -> None:
 
 def side_function(side: str) -> Callable[[RunLayout, Path], None]:
     """Import what a side needs and return the function that turns a checkpoint into a model folder."""
-    if side == OURS:
-        from rankdrift.export.consolidate import consolidate
-
-        return lambda run, output: consolidate(run, STEP) and None
+    if side.startswith(OURS):
+        return own_function(side)
     import huggingface_hub  # noqa: F401  # what convert imports when it is called
     from deepspeed.utils import zero_to_fp32
     from safetensors.torch import save_file
@@ -163,6 +168,30 @@ def side_function(side: str) -> Callable[[RunLayout, Path], None]:
     return convert if "convert" in side else save
 
 
+def own_function(side: str) -> Callable[[RunLayout, Path], None]:
+    """Return consolidation as it is, or with a part of it replaced."""
+    from rankdrift.export import consolidate as consolidation
+    from rankdrift.zero_checkpoint import direct_io
+    from rankdrift.zero_checkpoint.manifest import Manifest
+
+    class NoSums:
+        def __init__(self, *_: Any) -> None: ...
+        def take(self, *_: Any) -> None: ...
+        def check(self) -> None: ...
+
+    if "page cache" in side:
+        direct_io._open_direct = lambda path, flags: os.open(path, flags, 0o666)
+    if "without sums" in side:
+        consolidation.StorageSums = NoSums  # type: ignore[assignment,misc]
+
+    def work(run: RunLayout, output: Path) -> None:
+        if "checked first" in side:
+            Manifest.read(run.checkpoint(STEP)).check_contents(run.checkpoint(STEP))
+        consolidation.consolidate(run, STEP)
+
+    return work
+
+
 def run_side(side: str, folder: Path) -> None:
     """Do the work once; print the measurements as the last line."""
     run = RunLayout(folder)
@@ -175,7 +204,7 @@ def run_side(side: str, folder: Path) -> None:
     returned = time.perf_counter()
     _, measured = timed(lambda: work(run, output))
     returned = time.perf_counter() - returned
-    if side != OURS:
+    if not side.startswith(OURS):
         _, flushed = timed(lambda: flush(output))
         measured = {key: value + flushed[key] for key, value in measured.items()}
     facts = {
@@ -420,6 +449,7 @@ def arguments_of(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--small", action="store_true", help="20 M parameters, one repeat: a trial of a minute or two"
     )
+    parser.add_argument("--own", action="store_true", help="compare rankdrift with variants of itself")
     parser.add_argument(
         "--folder", type=Path, help="where checkpoints are made and kept (default: a temporary one)"
     )
@@ -435,7 +465,9 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
     stages = {}
     for stage in (2, 3):
         make(folder / f"zero-{stage}", stage, arguments.params)
-        stages[f"zero-{stage}"] = compare(folder / f"zero-{stage}", arguments.repeats, SIDES)
+        stages[f"zero-{stage}"] = compare(
+            folder / f"zero-{stage}", arguments.repeats, OWN_VARIANTS if arguments.own else SIDES
+        )
     files.write_json(
         arguments.output,
         {

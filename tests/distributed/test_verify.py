@@ -88,14 +88,14 @@ def names_in(path: Path) -> set[tuple[str, str]]:
         return {tuple(name.split(" ")) for name in found}
 
 
-def test_the_listed_names_are_those_that_checkpoints_contain(runs: dict[str, RunLayout]) -> None:
+def test_the_stand_ins_are_for_the_classes_that_checkpoints_contain(runs: dict[str, RunLayout]) -> None:
     found = {
         name for run in runs.values() for path in run.checkpoints.rglob("*.pt") for name in names_in(path)
     }
-    dtypes = {name for name in torch_file._NAMES if name[1].endswith("Storage")}
-    assert found <= set(torch_file._NAMES)
-    of_fp16 = {("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler")}  # not trained on a CPU
-    assert set(torch_file._NAMES) - dtypes - of_fp16 <= found
+    stand_ins = {name for _, name in torch_file._STAND_INS}
+    of_deepspeed = {f"{module}.{name}" for module, name in found if module.startswith("deepspeed")}
+    of_fp16 = {"deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"}  # not trained on a CPU
+    assert of_deepspeed == stand_ins - of_fp16
 
 
 @pytest.mark.parametrize("name", RUNS)

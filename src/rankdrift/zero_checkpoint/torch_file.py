@@ -1,45 +1,51 @@
 """Read a ``torch.save`` file without loading it: tensors become (file, offset, shape), nothing is executed.
 
-Such a file is a zip archive of uncompressed members (``members``): a pickle, and the raw bytes of each
-storage. The pickle is read as data (``pickled``) with a closed list of names, those that checkpoints of
-DeepSpeed 0.19.8 contain; tensors are mapped from the file when asked for.
-Format: the serialization notes of torch's documentation (``notes/serialization``).
+Such a file is a zip archive of uncompressed members (``zip_members``): a pickle, and the raw bytes of each
+storage. ``torch.load`` reads the pickle with its unpickler for weights, which knows plain containers and
+tensors, into tensors without memory that know their place in the file (its use under ``FakeTensorMode``); the
+few classes that DeepSpeed 0.19.8 writes beside them are replaced by stand-ins. Tensors are mapped when asked
+for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import math
 import mmap
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rankdrift.errors import IntegrityError, UserError
-from rankdrift.zero_checkpoint.pickled import Constructor, Inert, Names, construct, read_pickle
 from rankdrift.zero_checkpoint.zip_members import Member, content, members
 
 _Source = TypeVar("_Source")
 _Result = TypeVar("_Result")
 
-_MAX_ELEMENTS = 2**62
+_MAX_DEPTH = 64  # containers in containers
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
 
-_STORAGE_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+
+class Inert:
+    """Stands for an object of no interest, such as a loss scaler."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+
+_STAND_INS: list[Any] = [
+    (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+    (Inert, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
+    (Inert, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    (Inert, "deepspeed.utils.tensor_fragment.fragment_address"),
+]
 
 
 @dataclass(frozen=True)
@@ -123,63 +129,97 @@ def _read(path: Path) -> Any:
         # The index lies in a few bytes at many places: without this, megabytes are read around each of them.
         buffer.madvise(mmap.MADV_RANDOM)
         found = members(handle, buffer)
-    if "data.pkl" not in found:
-        raise ValueError("a zip archive without data.pkl")
-    if "byteorder" in found and content(buffer, found["byteorder"]) != sys.byteorder.encode():
-        raise ValueError("written on a machine of another byte order")
-    storages = _Storages(path, buffer, found)
-    tree = read_pickle(content(buffer, found["data.pkl"]), _NAMES, storages.storage)
+        if "byteorder" in found and content(buffer, found["byteorder"]) != sys.byteorder.encode():
+            raise ValueError("written on a machine of another byte order")
+        if "data.pkl" not in found:
+            raise ValueError("a zip archive without data.pkl")
+        content(buffer, found["data.pkl"])  # whose CRC-32 torch does not look at
+        tree = _unpickled(handle)
     buffer.madvise(mmap.MADV_NORMAL)
-    return tree
+    storages = {member.start: member for name, member in found.items() if name.startswith("data/")}
+    return _Described(path, buffer, storages).value(tree, 0)
+
+
+def _unpickled(handle: BinaryIO) -> Any:
+    """Return the object with tensors that have no memory; nothing but plain containers is made."""
+    handle.seek(0)
+    try:
+        with _silent(), torch.serialization.safe_globals(_STAND_INS), FakeTensorMode():
+            return torch.load(handle, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged or hostile pickle makes it raise anything
+        said = (str(error).strip() or type(error).__name__).splitlines()
+        reason = next((line.strip() for line in said if "nsupported" in line or "GLOBAL" in line), said[0])
+        raise ValueError(f"torch.load refuses it, nothing was run: {reason}") from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch from logging what it then raises."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @dataclass(frozen=True)
-class _Storage:
-    """The raw bytes that tensors are views of."""
+class _Described:
+    """Turns what was unpickled into plain containers with tensors as ``StoredTensor``."""
 
     path: Path
     buffer: mmap.mmap
-    dtype: torch.dtype
-    member: Member
+    storages: dict[int, Member]
+    """By the place in the file at which they begin."""
+    known: dict[int, Any] = field(default_factory=dict)
+    """Containers by their identity: what is met twice is described once, and cannot be met for ever."""
+
+    def value(self, value: Any, depth: int) -> Any:
+        """Return the value described; raise ValueError for one that no checkpoint has."""
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if not isinstance(value, dict | list | tuple):
+            return value if isinstance(value, _PLAIN) else Inert()
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"its values go deeper than {_MAX_DEPTH} containers")
+        if id(value) not in self.known:
+            self.known[id(value)] = self._container(value, depth + 1)
+        return self.known[id(value)]
+
+    def _container(self, value: Any, depth: int) -> Any:
+        if isinstance(value, dict):
+            return {_key(key): self.value(child, depth) for key, child in value.items()}
+        children = [self.value(child, depth) for child in value]
+        return tuple(children) if isinstance(value, tuple) else children
+
+    def _tensor(self, tensor: torch.Tensor) -> StoredTensor:
+        shape, stride, size = tuple(tensor.shape), tensor.stride(), tensor.dtype.itemsize
+        start = int(tensor.untyped_storage()._checkpoint_offset)  # type: ignore[attr-defined]
+        member = self.storages.get(start)
+        if member is None:
+            raise ValueError("a tensor lies where the archive has no storage")
+        if (tensor.storage_offset() + _extent(shape, stride)) * size > member.size:
+            raise ValueError(f"a tensor of shape {shape} exceeds its storage")
+        if _overlaps(shape, stride):
+            raise ValueError(f"a tensor of shape {shape} and strides {stride} overlaps itself")
+        return StoredTensor(
+            path=self.path,
+            dtype=tensor.dtype,
+            shape=shape,
+            stride=stride,
+            offset=start + tensor.storage_offset() * size,
+            buffer=self.buffer,
+            member=member,
+        )
 
 
-@dataclass(frozen=True)
-class _Storages:
-    """The storages of one archive."""
-
-    path: Path
-    buffer: mmap.mmap
-    members: dict[str, Member]
-
-    def storage(self, identity: Any) -> _Storage:
-        """Return what a pickle's ("storage", dtype, key, device, elements) refers to."""
-        match identity:
-            case ("storage", torch.dtype() as dtype, str(key), str(), int()):
-                if (member := self.members.get(f"data/{key}")) is None:
-                    raise ValueError(f"storage {key} is missing")
-                return _Storage(self.path, self.buffer, dtype, member)
-        raise ValueError("it refers to an object of an unknown kind")
-
-
-def _tensor(storage: Any, start: Any, shape: Any, stride: Any, *rest: Any) -> StoredTensor:
-    """Describe a tensor; ``rest`` is (requires_grad, hooks) and optional metadata."""
-    if not isinstance(storage, _Storage) or not _are_counts((start,)):
-        raise ValueError("a tensor of no storage")
-    if not (_are_counts(shape) and _are_counts(stride) and len(shape) == len(stride)):
-        raise ValueError("a tensor's shape or strides are not sizes")
-    if (start + _extent(shape, stride)) * storage.dtype.itemsize > storage.member.size:
-        raise ValueError(f"a tensor of shape {shape} exceeds its storage")
-    if _overlaps(shape, stride):
-        raise ValueError(f"a tensor of shape {shape} and strides {stride} overlaps itself")
-    return StoredTensor(
-        path=storage.path,
-        dtype=storage.dtype,
-        shape=shape,
-        stride=stride,
-        offset=storage.member.start + start * storage.dtype.itemsize,
-        buffer=storage.buffer,
-        member=storage.member,
-    )
+def _key(key: Any) -> str | int:
+    """Return a dictionary's key; raise ValueError for one that messages could not print."""
+    if not isinstance(key, str | int) or (isinstance(key, str) and not key.isprintable()):
+        raise ValueError("it has a key of a kind that no checkpoint has")
+    return key
 
 
 def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
@@ -198,40 +238,3 @@ def _overlaps(shape: Sequence[int], stride: Sequence[int]) -> bool:
                 return True
             covered += (size - 1) * step
     return False
-
-
-def _are_counts(values: Any) -> bool:
-    if not isinstance(values, tuple) or not all(type(value) is int and value >= 0 for value in values):
-        return False
-    return math.prod(max(value, 1) for value in values) < _MAX_ELEMENTS
-
-
-def _size(dimensions: Any) -> tuple[int, ...]:
-    if not _are_counts(dimensions):
-        raise ValueError("a shape is not a tuple of sizes")
-    return tuple(dimensions)
-
-
-def _stage(number: Any) -> int:
-    if type(number) is not int:
-        raise ValueError("a ZeRO stage is not a number")
-    return number
-
-
-def _from_type(build: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """Describe a tensor that carries Python attributes (ZeRO-3 marks its flat groups), without them."""
-    return construct(build, arguments)
-
-
-_NAMES: Names = {
-    **{("torch", name): dtype for name, dtype in _STORAGE_DTYPES.items()},
-    ("collections", "OrderedDict"): Constructor(lambda: {}),
-    ("torch", "Size"): Constructor(_size),
-    ("torch", "Tensor"): Inert(),  # what kind of tensor _rebuild_from_type_v2 makes
-    ("torch._utils", "_rebuild_tensor_v2"): Constructor(_tensor),
-    ("torch._tensor", "_rebuild_from_type_v2"): Constructor(_from_type),
-    ("deepspeed.runtime.zero.config", "ZeroStageEnum"): Constructor(_stage),
-    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"): Constructor(Inert),
-    ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"): Constructor(Inert),  # of fp16
-    ("deepspeed.utils.tensor_fragment", "fragment_address"): Constructor(Inert),
-}
