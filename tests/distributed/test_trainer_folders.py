@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,25 @@ def test_the_masters_are_analysed_and_rounded_weights_warned_of(
     rounded = files.read_table(tmp_path / "rounded" / "tables" / "svd_analysis_results.parquet")
     assert (rounded["noise_floor_ratio"] < 2).all()
     assert np.isinf(rows["noise_floor_ratio"]).all()
+
+
+@pytest.mark.parametrize("case", [*FULL, *LORA])
+def test_it_is_verified(runs: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs / case / "checkpoint-6"
+    status, said = main(["verify", str(folder)]), capsys.readouterr().out
+    assert status == 0, said
+    assert f"layout: OK, step 6, ZeRO-{case[1]}, ranks: 1" in said
+    for check in ("contents", "parameters", "weights", "moments"):
+        assert f"  {check}: OK" in said
+    assert ("  updates: OK" in said) == (case in LORA)
+
+
+def test_a_flipped_bit_is_found(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = shutil.copytree(runs / "z2-full-bf16" / "checkpoint-6", tmp_path / "checkpoint-6")
+    shard = next(copied.glob("global_step6/*optim_states.pt"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert main(["verify", str(copied)]) == 3
+    assert "is not what was written; copy the file again" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path)]) == 3  # as a folder of several

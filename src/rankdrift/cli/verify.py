@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="a checkpoint (RUN/checkpoints/step-N), an export (RUN/exports/step-N), or a run's folder",
+        help="a checkpoint (RUN/checkpoints/step-N, a Trainer's checkpoint-N), an export, a run's folder",
     )
     parser.add_argument("--fast", action="store_true", help="leave out the checks that read all bytes")
     parser.add_argument(

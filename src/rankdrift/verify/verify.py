@@ -16,12 +16,13 @@ from rankdrift.errors import IntegrityError, UserError
 from rankdrift.export.consolidate import PROVENANCE_NAME
 from rankdrift.layout import RunLayout, steps_in
 from rankdrift.progress import byte_lines
-from rankdrift.verify.checkpoint_checks import CheckpointSubject
+from rankdrift.verify.checkpoint_checks import CheckpointSubject, TrainerSubject
 from rankdrift.verify.checks import LeftOutError
 from rankdrift.verify.export_checks import ExportSubject
 from rankdrift.zero_checkpoint.manifest import MANIFEST_NAME
+from rankdrift.zero_checkpoint.trainer_folder import trainer_folder
 
-Subject = CheckpointSubject | ExportSubject
+Subject = CheckpointSubject | TrainerSubject | ExportSubject
 Report = Callable[[str], None]  # takes one line for the user
 
 
@@ -37,6 +38,8 @@ class Verdict(enum.IntEnum):
 def find(path: Path, report: Report) -> list[Subject]:
     """Return what there is to verify at a path: itself, or a run's complete checkpoints and its exports.
 
+    Of the Hugging Face Trainer's output folder that is every ``checkpoint-N``.
+
     Reports folders of a run that are not complete. Raises UserError where there is nothing to verify.
     """
     if subject := _subject(path):
@@ -49,10 +52,12 @@ def find(path: Path, report: Report) -> list[Subject]:
                 found.append(subject)
             else:
                 report(f"{folder}: left out, not complete (no {MANIFEST_NAME} or {PROVENANCE_NAME})")
+    others = (trainer_folder(folder) for folder in sorted(path.glob("*")) if folder.is_dir())
+    found += [TrainerSubject(other) for other in others if other]
     if not found:
         raise UserError(
-            f"{path}: nothing to verify; give a checkpoint (with {MANIFEST_NAME}), an export (with "
-            f"{PROVENANCE_NAME}), or a run's folder with complete checkpoints or exports"
+            f"{path}: nothing to verify; give a checkpoint (with {MANIFEST_NAME}, or a Trainer's with "
+            f"'latest'), an export (with {PROVENANCE_NAME}), or a folder of several"
         )
     return found
 
@@ -60,7 +65,10 @@ def find(path: Path, report: Report) -> list[Subject]:
 def _subject(folder: Path) -> Subject | None:
     if (folder / MANIFEST_NAME).exists():
         return CheckpointSubject(folder)
-    return ExportSubject(folder) if (folder / PROVENANCE_NAME).exists() else None
+    if (folder / PROVENANCE_NAME).exists():
+        return ExportSubject(folder)
+    other = trainer_folder(folder) if folder.is_dir() else None
+    return TrainerSubject(other) if other else None
 
 
 def verify(

@@ -434,7 +434,7 @@ def test_a_checkpoint_away_from_its_run_is_checked_as_far_as_possible(make: Make
     copy = shutil.copytree(make("full").checkpoint(STEP), tmp_path / "a" / "b" / "copy")
     found = checked(copy)
     assert found.summary == "1 checkpoint: all well (1 checks not made)"
-    assert "parameters: not checked, no folder" in found.text
+    assert "parameters: not checked, no configuration in" in found.text
 
 
 def test_a_folder_without_manifest_is_no_checkpoint(make: Make, tmp_path: Path) -> None:
