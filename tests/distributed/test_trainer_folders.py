@@ -70,8 +70,10 @@ def test_it_is_verified(runs: Path, case: str, capsys: pytest.CaptureFixture[str
     status, said = main(["verify", str(folder)]), capsys.readouterr().out
     assert status == 0, said
     assert f"layout: OK, step 6, ZeRO-{case[1]}, ranks: 1" in said
-    for check in ("contents", "parameters", "weights", "moments"):
+    for check in ("contents", "parameters", "weights"):
         assert f"  {check}: OK" in said
+    # without ZeRO the Trainer's optimizer does not say which parameter a state belongs to
+    assert f"  moments: {'not checked' if case.startswith('z0') else 'OK'}" in said
     assert ("  updates: OK" in said) == (case in LORA)
 
 

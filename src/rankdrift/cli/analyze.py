@@ -182,7 +182,9 @@ def _of_folders(arguments: argparse.Namespace) -> Iterator[Path]:
     names = _of_any_folder(arguments.names)
     subjects = _given_subjects(names, arguments)
     study, share = _output(arguments), Share.of_environment()
-    params = _folder_params(names, study, subjects[0].base, arguments.workers or 0)
+    names, params = _folder_params(
+        names, study, subjects[0].base, arguments.workers or 0, bool(arguments.names), _say(share)
+    )
     progress = progress_lines(_say(share))
     for line in _sources(subjects):
         _say(share)(line)
@@ -264,20 +266,30 @@ def _reads_text(name: str) -> bool:
     return not {"drift_inputs", "gradient_inputs"}.isdisjoint(registry.load("analysis", name).parameters)
 
 
-def _folder_params(names: Sequence[str], study: StudyLayout, base: Path, workers: int) -> Params:
-    """Return the analyses' settings; a base without a tokenizer will do where none of them reads text."""
+def _folder_params(
+    names: list[str], study: StudyLayout, base: Path, workers: int, asked: bool, say: Callable[[str], None]
+) -> tuple[list[str], Params]:
+    """Return the analyses to make, and their settings.
+
+    A base without a tokenizer will do for those that read no text: of all that there are, these are made and
+    the others named; one that was ``asked`` for is not left out.
+    """
     from rankdrift.analysis.contract import Params
     from rankdrift.spec import AnalysisSpec
     from rankdrift.studies.study_checkpoints import folder_params
 
     settings = AnalysisSpec(workers=workers)
-    if not any(map(_reads_text, names)):
-        return Params(cache=study.base / "cache", **settings.model_dump(exclude={"gradient_rows"}))
-    try:
-        return folder_params(study, base, settings)
-    except UserError as error:
-        needless = " ".join(name for name in _of_any_folder(()) if not _reads_text(name))
-        raise UserError(f"{error}; or name the analyses that read no text: {needless}") from None
+    needless = [name for name in names if not _reads_text(name)]
+    if needless != names:
+        try:
+            return names, folder_params(study, base, settings)
+        except UserError as error:
+            if asked or not needless:
+                others = " ".join(name for name in _of_any_folder(()) if not _reads_text(name))
+                raise UserError(f"{error}; or name the analyses that read no text: {others}") from None
+            left_out = ", ".join(name for name in names if name not in needless)
+            say(f"{left_out}: left out; {error}")
+    return needless, Params(cache=study.base / "cache", **settings.model_dump(exclude={"gradient_rows"}))
 
 
 def _refuse_as_base(given: Path) -> None:

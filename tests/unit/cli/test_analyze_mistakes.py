@@ -213,14 +213,21 @@ def mute(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_matrices_need_no_tokenizer(
-    refused: Callable[..., str], mute: Path, tuned: Path, tmp_path: Path
+    refused: Callable[..., str],
+    mute: Path,
+    tuned: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = StudyLayout(tmp_path / "out")
     given = [*folders(mute, tuned), "--output", out.root]
-    message = refused(*given)
+    message = refused("drift", *given)  # what is asked for is not left out
     assert f"{mute}: no tokenizer can be loaded" in message
     assert message.endswith("or name the analyses that read no text: spectra task_vectors\n")
-    assert main(["analyze", "spectra", *map(str, given)]) == 0
+    assert main(["analyze", *map(str, given)]) == 0
+    left_out = f"checkpoint_gradients, drift: left out; {mute}: no tokenizer can be loaded"
+    assert left_out in capsys.readouterr().out
+    assert not out.table("drift_metrics").exists()
     rows = files.read_table(out.table("svd_analysis_results"))
     moved = rows[rows["relative_update_norm"] > 0]
     assert moved[["run", "layer", "module"]].to_numpy().tolist() == [[tuned.name, 1, "up_proj"]]
