@@ -48,7 +48,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, root: Path, cache: Path) -> dict[str, RunLayout]:
+def runs(tmp_path_factory: pytest.TempPathFactory, root: Path, tiny: Path) -> dict[str, RunLayout]:
     """Every run, trained on two ranks and exported."""
     folder = tmp_path_factory.mktemp("verify")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
