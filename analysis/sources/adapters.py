@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rankdrift import files
@@ -22,15 +23,16 @@ __all__ = ["Adapter", "LowRankUpdate", "untouched"]
 
 INITIAL = "initial_adapter"
 """Folder beside an adapter's settings that holds the adapter as it was before training."""
-KNOWN_VARIANTS = ("use_dora", "init_lora_weights", "peft_type")
+KNOWN_VARIANTS = ("use_dora", "init_lora_weights", "peft_type", "trainable_token_indices", "bias")
 
 
 @dataclass(frozen=True)
 class Adapter:
     """An adapter: ``adapter_config.json`` and ``adapter_model.safetensors``, or a LoRA run's checkpoint.
 
-    Read exactly: LoRA, rank-stabilised or with patterns of ranks and scales; DoRA; AdaLoRA; and PiSSA, OLoRA,
-    CorDA and LoRA-GA beside the adapter they started from. Anything else is refused by name.
+    Read exactly: LoRA, rank-stabilised or with patterns of ranks and scales; DoRA; AdaLoRA; PiSSA, OLoRA,
+    CorDA and LoRA-GA beside the adapter they started from; and what is trained beside factors: biases, rows
+    of tokens, whole modules. Anything else is refused by name.
     """
 
     folder: Path
@@ -80,9 +82,23 @@ class Adapter:
 
     @cached_property
     def replaced(self) -> dict[str, str]:
-        """Parameter name in the base model -> stored tensor, of modules saved whole (``modules_to_save``)."""
-        whole = (name for name in self.tensors.names if ".lora_" not in name and ".base_layer." not in name)
-        return {name.removeprefix(adapter_update.PREFIX): name for name in whole}
+        """Parameter name in the base model -> stored tensor, of what is saved whole: modules, and biases.
+
+        An adapted embedding's own weight may be saved beside its factors; it is the base's.
+        """
+        other = (".lora_", ".base_layer.weight", adapter_update.TOKEN_ROWS)
+        whole = (name for name in self.tensors.names if not any(part in name for part in other))
+        return {name.removeprefix(adapter_update.PREFIX).replace(".base_layer.", "."): name for name in whole}
+
+    @cached_property
+    def token_rows(self) -> dict[str, tuple[str, list[int]]]:
+        """Embedding module -> (stored tensor, tokens), where the rows of some tokens train."""
+        return adapter_update.token_rows(self.tensors.names, self.config, self.folder)
+
+    @property
+    def modules(self) -> list[str]:
+        """All modules whose weights :meth:`update` gives."""
+        return [*self.factored, *self.token_rows]
 
     def update(self, module: str, weight: Callable[[], Tensor], transposed: bool | None = None) -> Update:
         """Return the update of a module's weight, turned as the weight is stored.
@@ -90,9 +106,9 @@ class Adapter:
         Parameters
         ----------
         module
-            One of ``factored``.
+            One of ``modules``.
         weight
-            Reads W0 as it is stored; called for DoRA alone.
+            Reads W0 as it is stored; called for DoRA and rows of tokens alone.
         transposed
             Whether the module stores (inputs, outputs), as GPT-2's do; by default as the settings say. PEFT
             looks at the module as well, so where its kind is known it decides.
@@ -105,6 +121,8 @@ class Adapter:
             Where they are not finite, or DoRA has no direction to scale.
 
         """
+        if module in self.token_rows:
+            return self._replaced_rows(module, weight())
         turned = bool(self.config.get("fan_in_fan_out")) if transposed is None else transposed
         stored, update = self.factored[module], self._low_rank(module, turned)
         if self.start:
@@ -120,6 +138,17 @@ class Adapter:
             return DenseUpdate(adapter_update.dora_update(whole, update, magnitude, outputs))
         except IntegrityError as error:
             raise IntegrityError(f"{self.folder}: {module}: {error}") from None
+
+    def _replaced_rows(self, module: str, weight: Tensor) -> DenseUpdate:
+        name, tokens = self.token_rows[module]
+        rows, change = self.tensors.tensor(name).double(), torch.zeros(weight.shape, dtype=torch.float64)
+        if len(rows) != len(tokens) or max(tokens) >= len(weight) or rows.shape[1:] != weight.shape[1:]:
+            raise IntegrityError(
+                f"{self.folder}: {name} is {tuple(rows.shape)} for {len(tokens)} tokens of {module}, whose "
+                f"weight is {tuple(weight.shape)}; export the adapter again"
+            )
+        change[tokens] = rows - weight[tokens].double()
+        return DenseUpdate(change)
 
     def _low_rank(self, module: str, turned: bool) -> LowRankUpdate:
         """Return s B A, or s B diag(E) A."""

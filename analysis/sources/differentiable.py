@@ -186,6 +186,11 @@ def _own(model: PreTrainedModel, name: str) -> tuple[str, nn.Parameter | None]:
 def _adapted(weights: TunedWeights, model: PreTrainedModel) -> Differentiable:
     adapter = weights.adapter
     assert adapter is not None, "only an adapter has factors"
+    if adapter.token_rows:
+        raise NotApplicableError(
+            f"{weights.folder}: trains some rows of {', '.join(adapter.token_rows)}, of which no "
+            "gradients are taken; name the other analyses"
+        )
     modules = {_changed(weights, model, f"{module}.weight"): module for module in adapter.factored}
     whole = [_changed(weights, model, name) for name in adapter.replaced]
     parameters = {name: p for name, p in model.named_parameters() if name in modules or name in whole}

@@ -146,7 +146,7 @@ class TunedWeights:
         """
         if not self.adapter:
             return {}
-        weights = [f"{module}.weight" for module in self.adapter.factored]
+        weights = [f"{module}.weight" for module in self.adapter.modules]
         found = locate(weights, self.base.config, self.folder)
         absent = [p for p in found if p not in self.base.places and p.layer != OUTSIDE]
         if absent:
@@ -186,7 +186,7 @@ class TunedWeights:
         """
         assert self.adapter is not None, "only an adapter is merged; a model folder is complete"
         turned = {place.weight: place.transposed for place in self.base.places.values()}
-        for module in self.adapter.factored:
+        for module in self.adapter.modules:
             if name := self._base_name(f"{module}.weight"):
                 base = self.base.tensors.tensor(name)
                 update = self.adapter.update(
@@ -199,6 +199,17 @@ class TunedWeights:
                 value = self.dense.tensor(stored)
                 self._require_shape(name, value.shape, self.base.tensors.shape(name))
                 yield name, value
+
+    def vectors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield (name in the base, before, after) of every vector that both store; raise as ``pair``."""
+        stored = self.adapter.replaced if self.adapter else {name: name for name in self.dense.names}
+        for parameter, name in stored.items():
+            own = self._base_name(parameter)
+            if own is None or len(self.base.tensors.shape(own)) != 1:
+                continue
+            before, after = self.base.tensors.tensor(own), self.dense.tensor(name)
+            self._require_shape(own, after.shape, before.shape)
+            yield own, before, after
 
     def _adapted(self, projection: Projection) -> Update:
         """Return the update that an adapter's factors make; of what it does not name, zero."""
@@ -213,7 +224,10 @@ class TunedWeights:
         return place.update(update)
 
     def _length_rounding(self, projection: Projection) -> tuple[str, float]:
-        """Return the format of DoRA's lengths, and what rounding to it left in dW; else of exact weights."""
+        """Return the format of DoRA's lengths or of tokens' rows, and what rounding to it left in dW."""
+        if self.adapter and (rows := self.adapter.token_rows.get(self._module(projection))):
+            dtype = self.dense.dtype(rows[0])
+            return str(dtype).removeprefix("torch."), rounding_norm(self.dense.tensor(rows[0]), dtype)
         stored = self.adapter and self.adapter.factored.get(self._module(projection))
         if not stored or not stored.magnitude:
             return "float32", 0.0
@@ -306,11 +320,11 @@ def open_weights(base: Path, tuned: Path, initial: Path | None = None) -> TunedW
     weights = TunedWeights(BaseWeights(base), tuned, initial)
     if weights.adapter:
         _ = weights.adapter.start
-        if not weights.adapter.factored and not weights.adapter.replaced:
+        if not weights.adapter.modules and not weights.adapter.replaced:
             raise UserError(f"{tuned}: the adapter holds no tensors; export it again")
     _ = weights.replaced, weights.factored, weights.projections
     if weights.adapter and not weights.replaced and not weights.factored:
-        module = next(iter([*weights.adapter.factored, *weights.adapter.replaced]))
+        module = next(iter([*weights.adapter.modules, *weights.adapter.replaced]))
         raise UserError(
             f"{tuned}: adapts {module}, and no matrix that is read ({', '.join(MODULES)}, or what other "
             "families call them; a head that is the embedding is none of its own); merge it with peft"

@@ -18,15 +18,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import pandas as pd
-import pyarrow
-import pyarrow.parquet
 import xxhash
 
 from rankdrift.errors import UserError
 from rankdrift.layout import cache_folder
+
+if TYPE_CHECKING:  # pandas takes a third of a second to import, which --help and errors need not wait for
+    import pandas as pd
 
 PACKAGES = ("rankdrift", "torch", "deepspeed", "transformers", "peft", "safetensors", "numpy", "scipy")
 
@@ -147,6 +147,9 @@ def write_long_table(path: Path, frames: Iterable[pd.DataFrame], meta: Mapping[s
 
     The frames have the columns and types of the first.
     """
+    import pyarrow
+    import pyarrow.parquet
+
     rows, writer = 0, None
     with replacing(path) as temporary:
         try:
@@ -165,6 +168,8 @@ def write_long_table(path: Path, frames: Iterable[pd.DataFrame], meta: Mapping[s
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a Parquet table; raise UserError that names it where it is missing or unreadable."""
+    import pandas as pd
+
     if not path.exists():
         raise UserError(f"{path}: no such table; run the command that makes it")
     try:

@@ -6,7 +6,9 @@ function of the stored tensors are refused by ``check`` unless the caller says t
 - ``use_dora``: each output of the weight has a length of its own (``dora_update``);
 - ``init_lora_weights``: PiSSA, OLoRA, CorDA and LoRA-GA subtract the adapter's start, s B0 A0, from the base
   weight, so that the update is s (B A - B0 A0) (``LowRankUpdate.minus``);
-- ``peft_type``: AdaLoRA, dW = s B diag(E) A.
+- ``peft_type``: AdaLoRA, dW = s B diag(E) A;
+- ``trainable_token_indices``: some rows of an embedding are stored as they became (``token_rows``);
+- ``bias``: biases are stored whole beside the factors.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor
 from rankdrift.errors import IntegrityError, UserError
 
 PREFIX = "base_model.model."
+TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
 
 _STORED = re.compile(
     r"^(?P<module>.+)\.lora_(?:(?P<embedding>embedding_)?(?P<factor>[AB])|(?P<other>E|magnitude_vector))"
@@ -116,7 +119,7 @@ def check(config: Mapping[str, Any], path: Path, known: Collection[str] = ()) ->
     kinds = ("LORA", "ADALORA") if "peft_type" in known else ("LORA",)
     if config.get("peft_type") not in kinds:
         used.append(f"peft_type={config.get('peft_type')!r}")
-    if config.get("bias", "none") != "none":
+    if config.get("bias", "none") != "none" and "bias" not in known:
         used.append(f"bias={config['bias']!r}")
     if used:
         raise UserError(f"{path}: {', '.join(used)}: its update is not s B A; merge it with peft")
@@ -160,6 +163,28 @@ def factors(names: Iterable[str], config: Mapping[str, Any], path: Path) -> dict
         )
         for module, parts in found.items()
     }
+
+
+def token_rows(
+    names: Iterable[str], config: Mapping[str, Any], path: Path
+) -> dict[str, tuple[str, list[int]]]:
+    """Return module -> (stored tensor, tokens) of embeddings of which some rows train.
+
+    PEFT calls the tensor a delta; it holds the rows themselves. Raises IntegrityError for one whose tokens
+    the settings do not state.
+    """
+    stated = config.get("trainable_token_indices") or []
+    found = {}
+    for name in names:
+        if not name.endswith(TOKEN_ROWS):
+            continue
+        module = name.removesuffix(TOKEN_ROWS).removeprefix(PREFIX)
+        per_module = stated if isinstance(stated, Mapping) else {module: stated}
+        tokens = next((of for key, of in per_module.items() if f".{module}".endswith(f".{key}")), None)
+        if not tokens:
+            raise IntegrityError(f"{path}: trainable_token_indices={stated!r} names no tokens of {module}")
+        found[module] = (name, list(tokens))
+    return found
 
 
 def update_of(

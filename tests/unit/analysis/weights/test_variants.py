@@ -21,9 +21,20 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from rankdrift.analysis.sources.updates import DenseUpdate
+from rankdrift import files
+from rankdrift.analysis.contract import Params
+from rankdrift.analysis.measures import vectors
+from rankdrift.analysis.sources.subjects import Subject
+from rankdrift.analysis.sources.updates import DenseUpdate, touched
 from rankdrift.analysis.sources.weights import LowRankUpdate, Projection, TunedWeights, open_weights
 from rankdrift.errors import IntegrityError, UserError
 
@@ -78,6 +89,79 @@ def test_dora_is_that_of_peft(models: Any, name: str) -> None:
     assert isinstance(update, DenseUpdate)
     assert torch.linalg.matrix_rank(update.values) == 32  # every row has a length of its own
     assert_merges_as_peft(weights, model)
+
+
+@pytest.fixture
+def biased(tmp_path: Path) -> tuple[Path, Callable[..., tuple[Path, PeftModel]]]:
+    """A model whose queries, keys and values have biases, and a maker of adapters of it."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
+        intermediate_size=48, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "base")
+
+    def make(**settings: Any) -> tuple[Path, PeftModel]:
+        base = Qwen2ForCausalLM.from_pretrained(tmp_path / "base")
+        adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], **settings))
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+        adapted.save_pretrained(tmp_path / "adapter")
+        return tmp_path / "adapter", adapted
+
+    return tmp_path / "base", make
+
+
+@pytest.mark.parametrize(("bias", "count"), [("all", 6), ("lora_only", 2)])
+def test_biases_have_rows_of_their_own_and_change_no_matrix(biased: Any, bias: str, count: int) -> None:
+    base, make = biased
+    folder, model = make(bias=bias)
+    weights = open_weights(base, folder)
+    subject = Subject("run", "lora", 2, (), 1, 3, base=base, tuned=folder)
+    table = vectors.ANALYSIS.compute(subject, Params(cache=folder))["vector_updates"]
+    assert len(table) == count
+    merged = dict(model.merge_and_unload().named_parameters())
+    start = dict(Qwen2ForCausalLM.from_pretrained(base).named_parameters())
+    for row in table.itertuples():
+        before, after = (of[row.parameter].detach().double() for of in (start, merged))
+        assert row.update_norm == pytest.approx(float((after - before).norm()), rel=1e-6)
+        assert row.relative_update_norm == pytest.approx(
+            float((after - before).norm() / before.norm()), rel=1e-6
+        )
+        cosine = torch.nn.functional.cosine_similarity(before, after, dim=0)
+        assert row.cosine == pytest.approx(float(cosine), rel=1e-9)
+    for projection in weights.projections:
+        place = weights.base.places[projection]
+        expected = merged[place.weight].detach().double() - start[place.weight].detach().double()
+        torch.testing.assert_close(weights.update(projection).dense(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [[1, 40, 3], {"embed_tokens": [5, 6]}])
+def test_rows_of_tokens_are_those_of_peft(biased: Any, tokens: Any) -> None:
+    base, make = biased
+    folder, model = make(trainable_token_indices=tokens)
+    pair = open_weights(base, folder).pair(Projection(-1, "embed_tokens"))
+    merged = model.merge_and_unload().get_input_embeddings().weight.detach()
+    assert torch.equal(pair.tuned, merged.double())
+    rows, columns = touched(pair.update)
+    assert rows.nonzero().flatten().tolist() == sorted(tokens if isinstance(tokens, list) else [5, 6])
+    assert columns.all()
+
+
+def test_tokens_that_the_settings_do_not_state_are_refused(biased: Any) -> None:
+    base, make = biased
+    folder, _ = make(trainable_token_indices=[1, 2])
+    settings = files.read_json(folder / "adapter_config.json")
+    for tokens, message in (([1], r"\(2, 32\) for 1 tokens"), (None, "names no tokens of")):
+        files.write_json(folder / "adapter_config.json", settings | {"trainable_token_indices": tokens})
+        with pytest.raises(IntegrityError, match=message):
+            open_weights(base, folder).pair(Projection(-1, "embed_tokens"))
 
 
 def test_an_output_that_is_zero_has_no_direction(models: Any, edited: Callable[..., Path]) -> None:

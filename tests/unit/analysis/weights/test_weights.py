@@ -239,7 +239,6 @@ def test_models_that_do_not_fit_their_base_are_refused(
         ({"use_dora": True}, "layers.0.mlp.down_proj has no magnitude_vector beside A/B"),
         ({"use_qalora": True}, "use_qalora=True: its update is not s B A"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' .which changes the base weights"),
-        ({"bias": "all"}, "bias='all'"),
         ({"r": 8}, "r is 8 for model.layers.0.self_attn.q_proj, whose factors have rank 4"),
         ({"lora_alpha": None}, "lora_alpha is None"),
     ],
