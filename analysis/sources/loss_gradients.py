@@ -23,7 +23,7 @@ from rankdrift.analysis.sources.models import device
 from rankdrift.errors import UserError
 from rankdrift.models.families import Cell, cell_of
 
-HELD_BYTES = 4 * 2**30
+HELD_BYTES = 5 * 2**30
 """Gradients held at once, of every shard; beside them a backward pass makes one parameter's own."""
 
 Piece = tuple[str, slice]

@@ -159,51 +159,58 @@ def hsic_estimates(x: Tensor, y: Tensor, inputs: Tensor, shards: Sequence[CrossM
     if not share_inputs(inputs):
         values = [total.hsic(), *((total - shards[number]).hsic() for number in left)]
     else:
-        pairs, shard_of = _InputPairs.of(x, y, inputs), inputs % len(shards)
-        values = [pairs.hsic(total.products, shard_of >= 0)]
-        values += [pairs.hsic(total.products - shards[n].products, shard_of != n) for n in left]
+        pairs = _InputPairs.of(x, y, inputs, len(shards))
+        values = [pairs.hsic(total.products, None)]
+        values += [pairs.hsic(total.products - shards[n].products, n) for n in left]
     return HsicEstimates(debiased=torch.stack(values), biased=total.hsic_biased())
 
 
 @dataclass(frozen=True)
 class _InputPairs:
-    """Rows of inputs, and what does not change with the choice of inputs."""
+    """What HSIC over pairs of inputs needs of all rows, so that leaving a shard out costs no pass over them."""
 
-    x: Tensor
-    y: Tensor
     inputs: Tensor
-    """(n,), 0 ... inputs - 1."""
-    sums: tuple[Tensor, Tensor]
-    """Sums of each input's rows of x and of y, (inputs, d)."""
+    """(n,), 0 ... inputs - 1: which input each row belongs to."""
+    shard: Tensor
+    """(inputs,): which shard each input belongs to."""
+    sizes: Tensor
+    """Rows of each input, (inputs,)."""
     within: Tensor
     """Sum of K L over the pairs of rows within each input, (inputs,)."""
+    rows: tuple[Tensor, Tensor]
+    """Of K and of L: each row's sum over all other inputs, (n,)."""
+    of_shards: tuple[Tensor, Tensor]
+    """Of K and of L: each row's sum over all rows of each shard, (n, shards)."""
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, inputs: Tensor) -> _InputPairs:
-        x, y, inputs = x.double(), y.double(), inputs.unique(return_inverse=True)[1]
-        count = int(inputs.max()) + 1
-        sums = tuple(part.new_zeros(count, part.shape[1]).index_add_(0, inputs, part) for part in (x, y))
-        order = inputs.argsort(stable=True)
-        sizes = inputs.bincount().tolist()
-        blocks = zip(x[order].split(sizes), y[order].split(sizes), strict=True)
+    def of(cls, x: Tensor, y: Tensor, inputs: Tensor, shards: int) -> _InputPairs:
+        names, inputs = inputs.unique(return_inverse=True)
+        sizes, shard = inputs.bincount(), names % shards
+        order, lengths = inputs.argsort(stable=True), sizes.tolist()
+        blocks = zip(x[order].split(lengths), y[order].split(lengths), strict=True)
         within = torch.stack([torch.sum((a @ a.T) * (b @ b.T)) for a, b in blocks])
-        return cls(x, y, inputs, (sums[0], sums[1]), within)
+        rows, of_shards = [], []
+        for part in (x, y):
+            sums = part.new_zeros(len(sizes), part.shape[1]).index_add_(0, inputs, part)
+            by_shard = part @ part.new_zeros(shards, part.shape[1]).index_add_(0, shard, sums).T
+            of_shards.append(by_shard)
+            rows.append(by_shard.sum(dim=1) - (part * sums[inputs]).sum(dim=1))
+        return cls(inputs, shard, sizes.double(), within, (rows[0], rows[1]), (of_shards[0], of_shards[1]))
 
-    def hsic(self, products: Tensor, chosen: Tensor) -> Tensor:
-        """Return HSIC over the chosen rows, all of an input or none, of which ``products`` is sum x yᵀ."""
-        inputs = self.inputs[chosen]
-        there = inputs.bincount(minlength=len(self.within)) > 0
-        sizes = inputs.bincount(minlength=len(self.within)).double()
+    def hsic(self, products: Tensor, left_out: int | None) -> Tensor:
+        """Return HSIC without a shard, or of all: ``products`` is the sum of x yᵀ over the rows that stay."""
+        there = self.shard != (-1 if left_out is None else left_out)
+        sizes = self.sizes * there
         n, pairs = float(sizes.sum()), float(sizes.sum() ** 2 - sizes.square().sum())
         if int(there.sum()) < 3 or pairs <= 2 * n:
             return products.new_tensor(math.nan)
-        # of every row, the sum of its entries with rows of other inputs
+        stay = there[self.inputs]
         row_k, row_l = (
-            ((sums[there].sum(dim=0) - sums[inputs]) * rows[chosen]).sum(dim=1)
-            for sums, rows in zip(self.sums, (self.x, self.y), strict=True)
+            (rows if left_out is None else rows - of_shards[:, left_out])[stay]
+            for rows, of_shards in zip(self.rows, self.of_shards, strict=True)
         )
         inner = products.square().sum() - self.within[there].sum()
-        return (inner - 2 * _additive(row_k, inputs, sizes) @ row_l) / (pairs - 2 * n)
+        return (inner - 2 * _additive(row_k, self.inputs[stay], sizes) @ row_l) / (pairs - 2 * n)
 
 
 def _additive(rows: Tensor, inputs: Tensor, sizes: Tensor) -> Tensor:

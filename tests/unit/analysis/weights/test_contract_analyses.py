@@ -17,7 +17,10 @@ from rankdrift.analysis.sources.subjects import IDENTITY, Subject, base_subject
 from rankdrift.layout import RunLayout
 
 ANALYSES = registry.names("analysis")
-NOTHING_HERE = {"variants"}  # the run has no edited models, as a study of one run has nothing to compare
+NOTHING_HERE = {
+    "variants",
+    "vectors",
+}  # the run has no edited models and no vectors, as a study of one run no pairs
 GRADIENTS = {"level": "cell", "layer": 0, "group": "mlp", "factor": "A", "numel": 8}
 STATISTICS = {"l2_norm": 1.0, "mean_abs": 0.1, "std": 0.2, "zero_fraction": 0.0}
 
