@@ -54,6 +54,11 @@ def run_analyses(
             written += _run_on_study(analysis, subjects, tables, params, progress, share)
             continue
         parts = _parts(analysis, subjects, tables / PARTS / analysis.name)
+        paths = [tables / f"{table}.parquet" for table in analysis.tables]
+        wanted = {part.name: part.dependencies(params) for part in parts}
+        if all(_is_current(path, wanted) for path in paths):  # the parts may have been cleaned away
+            written += paths if share.rank == 0 else []
+            continue
         bring_up_to_date(analysis, parts, params, progress, share)
         if share.rank == 0:
             found = [(part, part.stored()) for part in parts]

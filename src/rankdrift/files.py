@@ -214,16 +214,20 @@ def weights_digest(folder: Path) -> str:
     return digest
 
 
+ACCOUNT = "provenance.json"
+
+
 def content_digest(path: Path) -> str:
     """Return the identity of a file's bytes, or of all files below a folder with their relative names.
 
-    Where it lies and when it was written do not matter. What was read once is not read again while names,
-    sizes and times of change stay the same; XXH3-128 takes about as long as reading does.
+    Where it lies and when it was written do not matter, so that an export's account of these
+    (``provenance.json``) is left out. What was read once is not read again while names, sizes and times of
+    change stay the same; XXH3-128 takes about as long as reading does.
     """
     stamp = digest_json([str(path.resolve()), fingerprint(path)])
     kept = cache_folder() / "digests" / f"{stamp[:32]}-content.json"
     if not kept.exists():
-        found = {_relative(file, path): _xxh3(file) for file in _files_below(path)}
+        found = {_relative(f, path): _xxh3(f) for f in _files_below(path) if f.name != ACCOUNT}
         write_json(kept, digest_json(found))
     digest: str = read_json(kept)
     return digest

@@ -75,6 +75,8 @@ def test_a_digest_of_contents_knows_neither_place_nor_time(
     shutil.copytree(tmp_path / "a", tmp_path / "copy", copy_function=shutil.copyfile)
     os.utime(tmp_path / "copy" / "b" / "f", (1, 1))
     assert files.content_digest(tmp_path / "copy") == before
+    (tmp_path / "copy" / "provenance.json").write_text("of another day")
+    assert files.content_digest(tmp_path / "copy") == before
     (tmp_path / "copy" / "b" / "f").write_text("abd")  # as long
     other = files.content_digest(tmp_path / "copy")
     (tmp_path / "a" / "b" / "f").rename(tmp_path / "a" / "b" / "g")

@@ -167,7 +167,7 @@ def hsic_estimates(x: Tensor, y: Tensor, inputs: Tensor, shards: Sequence[CrossM
 
 @dataclass(frozen=True)
 class _InputPairs:
-    """What HSIC over pairs of inputs needs of all rows, so that leaving a shard out costs no pass over them."""
+    """What HSIC over pairs of inputs needs of all rows: leaving a shard out costs no pass over them."""
 
     inputs: Tensor
     """(n,), 0 ... inputs - 1: which input each row belongs to."""

@@ -196,11 +196,12 @@ class _Described:
 
     def _tensor(self, tensor: torch.Tensor) -> StoredTensor:
         shape, stride, size = tuple(tensor.shape), tensor.stride(), tensor.dtype.itemsize
-        start = int(tensor.untyped_storage()._checkpoint_offset)  # type: ignore[attr-defined]
+        storage: Any = tensor.untyped_storage()
+        start, first = int(storage._checkpoint_offset), int(tensor.storage_offset())
         member = self.storages.get(start)
         if member is None:
             raise ValueError("a tensor lies where the archive has no storage")
-        if (tensor.storage_offset() + _extent(shape, stride)) * size > member.size:
+        if (first + _extent(shape, stride)) * size > member.size:
             raise ValueError(f"a tensor of shape {shape} exceeds its storage")
         if _overlaps(shape, stride):
             raise ValueError(f"a tensor of shape {shape} and strides {stride} overlaps itself")
@@ -209,7 +210,7 @@ class _Described:
             dtype=tensor.dtype,
             shape=shape,
             stride=stride,
-            offset=start + tensor.storage_offset() * size,
+            offset=start + first * size,
             buffer=self.buffer,
             member=member,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def test_csv_and_metadata_lie_beside_the_parquet(study: Study) -> None:
     assert "python" in meta["environment"]
 
 
+def test_tables_that_are_up_to_date_need_no_parts(study: Study) -> None:
+    study.run()
+    shutil.rmtree(study.tables / ".parts")
+    study.computed.clear()
+    study.run()
+    assert study.computed == []
+    study.write("step-2", "other weights")
+    study.run()
+    assert len(study.computed) > 1  # of the others nothing is left to join
+
+
 def test_an_unchanged_study_is_not_touched(study: Study) -> None:
     study.run()
     before = {path: path.stat().st_mtime_ns for path in study.tables.rglob("*") if path.is_file()}
@@ -127,7 +139,7 @@ def test_a_new_checkpoint_costs_only_itself_and_an_old_one_can_leave(study: Stud
     assert pd.read_parquet(sizes)["step"].tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("change", ["parameter", "input file", "version", "lost part"])
+@pytest.mark.parametrize("change", ["parameter", "input file", "version", "lost table"])
 def test_whatever_numbers_depend_on_computes_them_anew(
     study: Study, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +155,7 @@ def test_whatever_numbers_depend_on_computes_them_anew(
     elif change == "version":
         object.__setattr__(study.analysis, "version", 2)
     else:
-        for path in (study.tables / ".parts").rglob("*.names.parquet"):
+        for path in [study.tables / "names.parquet", *(study.tables / ".parts").rglob("*.names.parquet")]:
             path.unlink()
     study.run(**settings)
     assert study.computed == ["base", "step-1", "step-2"]
