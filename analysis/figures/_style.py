@@ -158,15 +158,21 @@ def draw_band(
 
 
 def draw_errors(
-    axes: Axes, table: pd.DataFrame, x: str, y: str, stderr: str, styles: Mapping[str, RunStyle]
+    axes: Axes,
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    stderr: str,
+    styles: Mapping[str, RunStyle],
+    quantiles: pd.Series | None = None,
 ) -> None:
-    """Add bars of 1.96 standard errors to each run's points."""
+    """Add bars of 1.96 standard errors, or of as many as ``quantiles`` says of each row, to runs' points."""
     for run in in_order(table["run"].unique(), styles):
         rows = table[table["run"] == run]
         axes.errorbar(
             rows[x],
             rows[y],
-            yerr=1.96 * rows[stderr],
+            yerr=(1.96 if quantiles is None else quantiles.loc[rows.index]) * rows[stderr],
             fmt="none",
             color=styles[run].colour,
             linewidth=0.9,

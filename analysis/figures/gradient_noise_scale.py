@@ -21,6 +21,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
+from rankdrift.analysis.mathematics.statistics.intervals import t_quantile
 from rankdrift.analysis.sources.observations import tuned_rows, whole_gradients
 
 
@@ -34,7 +35,8 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     for ax, task in zip(axes, tasks, strict=True):
         rows = noise[noise["task"] == task]
         draw_runs(ax, rows, "step", "noise_scale", styles)
-        draw_errors(ax, rows, "step", "noise_scale", "noise_scale_stderr", styles)
+        quantiles = rows["shards"].map(t_quantile)
+        draw_errors(ax, rows, "step", "noise_scale", "noise_scale_stderr", styles, quantiles)
         _mark_undefined(ax, rows[rows["noise_scale"].isna()], styles)
         ax.set_title(task)
         whole_numbers(ax, "optimizer step")
@@ -70,9 +72,9 @@ FIGURE = Figure(
         "How many rows a batch needs for its noise to be as large as the gradient (arXiv 1812.06162): the "
         "trace of the covariance of one row's gradient over the squared norm of the gradient without "
         "noise, each averaged before they are divided, over all weights that are tuned, in the space of "
-        "the weights; with 1.96 jackknife standard errors. A cross: undefined, because the estimate of "
-        "|G|² is not above zero; more rows would be needed. It grows as a task is learnt and its "
-        "gradient vanishes."
+        "the weights; with 95 % intervals (jackknife, Student's t over shards of rows). A cross: "
+        "undefined, because the estimate of |G|² is not above zero; more rows would be needed. It grows "
+        "as a task is learnt and its gradient vanishes."
     ),
     draw=_draw,
 )

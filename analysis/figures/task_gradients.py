@@ -11,6 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._matrices import column_inches, labelled_matrix
 from rankdrift.analysis.figures._style import in_order, panels, run_styles, shared_bar
+from rankdrift.analysis.mathematics.statistics.intervals import t_quantile
 from rankdrift.analysis.sources.observations import last_checkpoints, whole_gradients
 
 KINDS = {"cosine_corrected": "corrected for noise", "cosine": "as observed"}
@@ -47,9 +48,9 @@ def _square(rows: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
 
 
 def _texts(rows: pd.DataFrame, kind: str) -> pd.Series:
-    """Return each cosine, the corrected ones of two tasks with 1.96 standard errors."""
+    """Return each cosine, the corrected ones of two tasks with 95 % intervals."""
     texts = rows[kind].map("{:.2f}".format)
-    bars = 1.96 * rows["cosine_corrected_stderr"]
+    bars = rows["shards"].map(t_quantile) * rows["cosine_corrected_stderr"]
     shown = (kind == "cosine_corrected") & (rows["task"] != rows["other_task"]) & bars.notna()
     return texts.where(~shown, texts + "\n±" + bars.map("{:.2f}".format))
 
@@ -64,7 +65,7 @@ FIGURE = Figure(
         "tuned, in the space of the weights (for LoRA too, so that methods compare); rows are fixed, "
         "dropout is off. Below 0 a step that helps one task hurts the other (arXiv 2001.06782). As "
         "observed, noise of few rows draws every cosine to 0, also of a task with itself (on the "
-        "diagonal: what as many other rows would give); corrected, with 1.96 jackknife standard errors, "
+        "diagonal: what as many other rows would give); corrected, with 95 % intervals (jackknife), "
         "noise is divided out and a task has 1 with itself. nan: the noise leaves nothing to divide by."
     ),
     draw=_draw,

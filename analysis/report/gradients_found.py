@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
+from rankdrift.analysis.mathematics.statistics.intervals import t_quantile
 from rankdrift.analysis.report.grids import Grid, grid_of, number, with_error
 from rankdrift.analysis.report.study import Study
 from rankdrift.analysis.sources.observations import (
@@ -67,7 +66,7 @@ def on_task_gradients(study: Study) -> Iterator[str | Grid]:
 
 def _noise(study: Study, noise: pd.DataFrame) -> Iterator[str | Grid]:
     """Yield the noise scales whose gradient is told from 0, and how many are not."""
-    sure = noise["gradient_square_stderr"] * noise["shards"].map(_quantile)
+    sure = noise["gradient_square_stderr"] * noise["shards"].map(t_quantile)
     known = noise[noise["gradient_square"] > sure]
     if len(known):
         yield grid_of(
@@ -85,11 +84,6 @@ def _noise(study: Study, noise: pd.DataFrame) -> Iterator[str | Grid]:
         )
 
 
-def _quantile(shards: float) -> float:
-    """Return how many jackknife standard errors over so many shards are 95 %, two-sided: 2.36 for 8."""
-    return float(stats.t.ppf(0.975, shards - 1)) if shards > 1 else math.inf
-
-
 def _alignment(row: Any) -> dict[str, str]:
     known = (
         row.cosine_corrected == row.cosine_corrected
@@ -103,7 +97,7 @@ def _alignment(row: Any) -> dict[str, str]:
     }
     if not known:
         return cells | {"verdict": row.reason}
-    clear = abs(row.cosine_corrected) > _quantile(row.shards) * row.cosine_corrected_stderr
+    clear = abs(row.cosine_corrected) > t_quantile(row.shards) * row.cosine_corrected_stderr
     verdict = ("a conflict" if row.cosine_corrected < 0 else "aligned") if clear else "no direction shown"
     return cells | {"verdict": verdict}
 

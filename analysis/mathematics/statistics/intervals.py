@@ -95,6 +95,14 @@ def paired_t_interval(first: ArrayLike, second: ArrayLike, confidence: float = 0
     return SeedDifference(interval, stdev, float(2 * stats.t.sf(abs(t), interval.n - 1)))
 
 
+def t_quantile(n: float, confidence: float = 0.95) -> float:
+    """Return how many standard errors of n independent parts (jackknife shards, seeds) are an interval.
+
+    Student's with n - 1 degrees of freedom: 2.36 for eight parts where many have 1.96; infinite for one.
+    """
+    return float(stats.t.ppf((1 + confidence) / 2, n - 1)) if n > 1 else float("inf")
+
+
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
     """Return McNemar's exact test: of the items on which two models differ, half should be gained by chance.
 

@@ -121,7 +121,11 @@ def test_task_gradients_stand_corrected_beside_observed(two_runs: Tables) -> Non
     expected = np.array([[1, 0, -1], [0, 1, 0], [-1, 0, 1]])
     np.testing.assert_allclose(corrected.images[0].get_array(), expected)
     np.testing.assert_allclose(observed.images[0].get_array(), 0.6 * expected)
-    assert [text.get_text() for text in corrected.texts[:3]] == ["1.00", "0.00\n±0.10", "-1.00\n±0.10"]
+    assert [text.get_text() for text in corrected.texts[:3]] == [
+        "1.00",
+        "0.00\n±0.12",
+        "-1.00\n±0.12",
+    ]  # 2.365 of 0.05
 
 
 def test_noise_scale_marks_what_is_undefined(two_runs: Tables) -> None:

@@ -13,6 +13,7 @@ from rankdrift.analysis.mathematics.statistics.intervals import (
     mcnemar,
     paired_t_interval,
     t_interval,
+    t_quantile,
 )
 from rankdrift.errors import UserError
 
@@ -148,3 +149,10 @@ def test_mcnemar_is_wrong_no_more_often_than_it_says():
 def test_what_cannot_be_computed_is_refused(call, message: str):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_intervals_of_few_parts_are_students():
+    # Student's t, two-sided 95 %: 7 degrees of freedom 2.365, 1 degree 12.706 (any printed table)
+    assert t_quantile(8) == pytest.approx(2.365, abs=1e-3)
+    assert t_quantile(2) == pytest.approx(12.706, abs=1e-3)
+    assert t_quantile(1) == np.inf
