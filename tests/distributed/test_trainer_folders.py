@@ -18,6 +18,8 @@ from rankdrift.models.base import resolve
 pytestmark = pytest.mark.distributed
 
 HERE = Path(__file__).resolve().parent
+OF_TWO = ("z2-full-bf16-2", "z3-lora-bf16-2")
+ACCELERATE = ("accelerate-z2", "accelerate-z3", "accelerate-z2-lora")
 FULL = ("z0-full-fp32", "z1-full-bf16", "z2-full-bf16", "z3-full-bf16")
 LORA = ("z2-lora-bf16", "z3-lora-fp32")
 
@@ -25,13 +27,18 @@ LORA = ("z2-lora-bf16", "z3-lora-fp32")
 @pytest.fixture(scope="module")
 def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trainer")
-    run_ranks(1, HERE / "trainer_worker.py", str(folder))
+    for ranks in (1, 2):
+        run_ranks(ranks, HERE / "trainer_worker.py", str(folder))
     return folder
 
 
-@pytest.mark.parametrize("case", [*FULL, *LORA])
+def checkpoint(runs: Path, case: str) -> Path:
+    return runs / case / ("state" if case in ACCELERATE else "checkpoint-6")
+
+
+@pytest.mark.parametrize("case", [*FULL, *LORA, *OF_TWO, *ACCELERATE])
 def test_an_export_holds_what_deepspeed_gathers(runs: Path, case: str) -> None:
-    folder = runs / case / "checkpoint-6"
+    folder = checkpoint(runs, case)
     assert main(["consolidate", str(folder)]) == 0
     found = load_file(next((folder / "consolidated").glob("*.safetensors")))
     truth = torch.load(runs / case / "truth.pt", weights_only=True)
@@ -64,17 +71,18 @@ def test_the_masters_are_analysed_and_rounded_weights_warned_of(
     assert np.isinf(rows["noise_floor_ratio"]).all()
 
 
-@pytest.mark.parametrize("case", [*FULL, *LORA])
+@pytest.mark.parametrize("case", [*FULL, *LORA, *OF_TWO, *ACCELERATE])
 def test_it_is_verified(runs: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = runs / case / "checkpoint-6"
+    folder = checkpoint(runs, case)
     status, said = main(["verify", str(folder)]), capsys.readouterr().out
     assert status == 0, said
-    assert f"layout: OK, step 6, ZeRO-{case[1]}, ranks: 1" in said
+    stage = case.removeprefix("accelerate-")[1]
+    assert f"layout: OK, step 6, ZeRO-{stage}, ranks: {2 if case in OF_TWO + ACCELERATE else 1}" in said
     for check in ("contents", "parameters", "weights"):
         assert f"  {check}: OK" in said
     # without ZeRO the Trainer's optimizer does not say which parameter a state belongs to
     assert f"  moments: {'not checked' if case.startswith('z0') else 'OK'}" in said
-    assert ("  updates: OK" in said) == (case in LORA)
+    assert ("  updates: OK" in said) == ("lora" in case)
 
 
 def test_a_flipped_bit_is_found(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
