@@ -146,7 +146,7 @@ def base_states(base: Path, inputs: TokenRows, cache: Path) -> States:
         "versions": [torch.__version__, transformers.__version__],
     }
     path = cache / f"states-{files.digest_json(key)[:32]}" / "states.npy"
-    with files.locked(path.with_suffix(".lock")):  # processes with a checkpoint each wait for one pass
+    with files.held(path.with_suffix(".lock")):  # processes with a checkpoint each wait for one pass
         if not path.exists():
             with files.replacing(path) as temporary:
                 record_states(models.load_backbone(base), inputs, temporary)

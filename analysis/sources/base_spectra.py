@@ -46,7 +46,7 @@ class BaseSpectra:
         """Return the singular system of W0, whose values (rows, columns) are ``matrix``."""
         path = self._path(projection)
         if not path.exists():
-            with files.locked(path.with_suffix(".lock")):
+            with files.held(path.with_suffix(".lock")):
                 if not path.exists():
                     _store(path, half_system(matrix))
         with safe_open(path, framework="numpy") as handle:

@@ -7,7 +7,6 @@ reader (or a killed process) never meets half of one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import xxhash
+from filelock import FileLock, Timeout
 
 from rankdrift.errors import UserError
 from rankdrift.layout import cache_folder
@@ -47,24 +47,30 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is left behind empty; the system releases it if the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:  # "a" leaves the time of change as it is
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def held(lock: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file, which is left behind empty; the system releases it if the process dies.
+
+    Yields whether it is held: without ``wait`` another process may hold it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    mine = FileLock(lock, timeout=-1 if wait else 0)
+    try:
+        mine.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        mine.release()
 
 
 def is_held(lock: Path) -> bool:
-    """Say whether a process holds a lock file (flock), as a run does while it trains."""
+    """Say whether another process holds a lock file, as a run does while it trains."""
     if not lock.exists():
         return False
-    with lock.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+    with held(lock, wait=False) as free:
+        return not free
 
 
 def sync_folder(folder: Path) -> None:

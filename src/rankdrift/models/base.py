@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 import transformers
-from filelock import FileLock
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -286,7 +285,7 @@ def _made_once(name: str, make: Callable[[Path], None]) -> Path:
     It must not be made inside a process group: there transformers saves models on rank 0 alone.
     """
     target = cache_folder() / "models" / name
-    with _locked(target):
+    with files.held(target.with_name(f".{target.name}.lock")):
         if not (target / "config.json").is_file():
             shutil.rmtree(target, ignore_errors=True)
             scratch = target.with_name(f".{name}.{os.getpid()}.tmp")
@@ -299,10 +298,3 @@ def _made_once(name: str, make: Callable[[Path], None]) -> Path:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     return target
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        yield

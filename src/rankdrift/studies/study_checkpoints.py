@@ -212,7 +212,7 @@ def _params(study: StudyLayout, settings: AnalysisSpec, drift: Path, gradients: 
 
 def _written(path: Path, table: pd.DataFrame) -> Path:
     """Write rows unless the same are there: an unchanged file keeps what was computed from it."""
-    with files.locked(path.with_suffix(".lock")):  # ranks come at the same time
+    with files.held(path.with_suffix(".lock")):  # ranks come at the same time
         if not path.exists() or _plain(files.read_table(path)) != _plain(table):
             files.write_parquet(path, table)
     return path

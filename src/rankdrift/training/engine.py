@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import functools
 import logging
 import os
@@ -29,6 +28,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
+from rankdrift import files
 from rankdrift.errors import RankError, UserError
 from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
@@ -131,15 +131,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     The lock dies with its process, so a killed run never blocks its successor.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with RunLayout(folder).lock.open("w") as handle:
-        taken = 0.0
+    with contextlib.ExitStack() as stack:
+        free = True
         if rank() == 0:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                taken = 1.0
-        if max_over_ranks(taken):
+            free = stack.enter_context(files.held(RunLayout(folder).lock, wait=False))
+        if max_over_ranks(0.0 if free else 1.0):
             raise UserError(f"{folder}: another process is training in it; wait for it or stop it")
         yield
 
