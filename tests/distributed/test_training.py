@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 from ranks import run_ranks
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rankdrift import files
 from rankdrift.layout import RunLayout, steps_in
@@ -85,6 +86,14 @@ MICRO_64 = [
 LORA = ["method.name=lora", "method.rank=4", "method.dropout=0.1", "training.clip=1.0"]
 
 
+def saved_in_bf16(base: Path, folder: Path) -> Path:
+    """The base stored in bf16, beside a configuration that still says fp32."""
+    shutil.copytree(base, folder)
+    tensors = load_file(base / "model.safetensors")
+    save_file({n: t.bfloat16() for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.fixture(scope="module")
 def runs(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
@@ -121,6 +130,12 @@ def runs(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     still += ["training.steps=1", "training.warmup_steps=0", "training.save_every=1"]
     two += [job(root, folder, f"still-z{s}", s, *still, states=True) for s in (1, 2, 3)]
     two += [job(root, folder, f"still-z{s[0]}o", s, *still, states=True) for s in ("2_offload", "3_offload")]
+    halved = saved_in_bf16(tiny, folder / "halved")
+    for s in (2, 3):
+        brief_full = [f"model.name={halved}", "training.steps=3", "training.save_every=null"]
+        two += [job(root, folder, f"halved-z{s}", s, *brief_full)]
+        two += [job(root, folder, f"halved-lora-z{s}", s, *brief_full, *LORA[:2])]
+        two += [job(root, folder, f"halved-bf16-z{s}", s, *brief_full, "training.precision=bf16")]
     one = [job(root, folder, f"full-z{s}-r1", s) for s in (0, 2)]
     one += [job(root, folder, "six-z0-r1", 0, *SIX)]
     brief = ["training.steps=1", "training.warmup_steps=0", "training.save_every=null"]
@@ -172,6 +187,19 @@ def test_masters_of_a_bf16_run_start_at_the_fp32_weights_of_the_base(runs: Path,
     for name, state in states.items():
         torch.testing.assert_close(state["master"], base[name], rtol=0, atol=1e-29)
     assert any(not torch.equal(base[name], base[name].bfloat16().float()) for name in base)
+
+
+@pytest.mark.parametrize("method", ["", "lora-"])
+def test_a_base_stored_in_bf16_trains_in_fp32_alike_at_stage_3(runs: Path, method: str) -> None:
+    """There it is loaded as it is stored, and each rank casts its slices."""
+    losses, expected = (column(runs, f"halved-{method}z{stage}", "loss") for stage in (3, 2))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert losses[0] != column(runs, REFERENCE, "loss")[0]  # another base
+
+
+def test_a_base_stored_in_bf16_trains_in_bf16_alike_at_stage_3(runs: Path) -> None:
+    losses, expected = (column(runs, f"halved-bf16-z{stage}", "loss") for stage in (3, 2))
+    np.testing.assert_allclose(losses, expected, rtol=2e-3)
 
 
 def test_the_model_learns(runs: Path) -> None:

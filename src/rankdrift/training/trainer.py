@@ -18,7 +18,7 @@ from rankdrift.data.dataset import by_task, num_labels
 from rankdrift.data.tokens import Row
 from rankdrift.errors import IntegrityError, Preempted, UserError
 from rankdrift.layout import RunLayout, StudyLayout
-from rankdrift.models.base import load_model
+from rankdrift.models.base import load_model, stored_dtype
 from rankdrift.spec import Spec, TrainingSpec
 from rankdrift.training import checkpointing, engine, resume_check
 from rankdrift.training.journal import Journal, log_to
@@ -49,12 +49,22 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
             remove_leftovers(run.checkpoints)
             resume_check.keep(run, newest(run.checkpoints) or 0)
         torch.manual_seed(spec.seed)
-        model = load_model(setup.base, spec.model, num_labels(spec))
+        model = load_model(setup.base, spec.model, num_labels(spec), _loaded_dtype(setup))
         model = setup.method.prepare(model, spec.method, setup.base)
         describe(setup, model)
         under = engine.Engine(model, spec.training, setup.config)
         Trainer(setup, under, requests or Requests()).fit()
     return run
+
+
+def _loaded_dtype(setup: Setup) -> torch.dtype:
+    """Return the dtype to load the base in: fp32, from which the engine casts.
+
+    Where ranks take their parts out of the mapped file, as it is stored: of a base in bf16 an fp32 copy would
+    be twice as large, on every rank. A new head is drawn in fp32.
+    """
+    as_stored = engine.divides(setup.config) and setup.spec.model.head == "lm"
+    return stored_dtype(setup.base) if as_stored else torch.float32
 
 
 class Trainer:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rankdrift import files
 from rankdrift.errors import UserError
 from rankdrift.models import base
+from rankdrift.models.base import stored_dtype
 from rankdrift.models.tiny import save_tiny, tiny_tokenizer
 from rankdrift.spec import ModelSpec
 
@@ -204,3 +206,21 @@ def test_the_digest_is_of_the_weights(tiny: Path, tmp_path: Path) -> None:
     digest = files.weights_digest(tiny)
     assert files.weights_digest(tmp_path / "same") == digest
     assert files.weights_digest(tmp_path / "other") != digest
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ((torch.bfloat16,), torch.bfloat16),
+        ((torch.float16,), torch.float16),
+        ((torch.float32,), torch.float32),
+        ((torch.bfloat16, torch.float32), torch.float32),
+    ],
+)
+def test_the_stored_dtype_is_that_of_the_weights(
+    tmp_path: Path, dtypes: tuple[torch.dtype, ...], expected: torch.dtype
+) -> None:
+    tensors = {f"w{n}": torch.ones(2, dtype=dtype) for n, dtype in enumerate(dtypes)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"dtype": "float16"}')
+    assert stored_dtype(tmp_path) is expected
