@@ -14,6 +14,7 @@ from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params, Tables
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject
 from rankdrift.layout import step_name
+from rankdrift.zero_checkpoint.manifest import MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,16 @@ def settings_of(analysis: Analysis, params: Params, inputs: Iterable[Path]) -> d
     return {
         "version": analysis.version,
         "params": {name: _json_type(value) for name, value in settings.items()},
-        "inputs": sorted([path.name, files.content_digest(path)] for path in paths if path.exists()),
+        "inputs": sorted([path.name, _content(path)] for path in paths if path.exists()),
     }
+
+
+def _content(path: Path) -> str:
+    """Return the identity of what is in an input; a checkpoint of ours states it, and is not read for it."""
+    manifest = path / MANIFEST_NAME
+    if manifest.is_file():
+        return files.digest_json(files.read_json(manifest)["files"])
+    return files.content_digest(path)
 
 
 def _json_type(value: Any) -> Any:

@@ -91,6 +91,21 @@ def test_csv_and_metadata_lie_beside_the_parquet(study: Study) -> None:
     assert "python" in meta["environment"]
 
 
+def test_a_checkpoint_of_ours_is_known_by_its_manifest(study: Study) -> None:
+    manifest = {"files": {"shard.pt": {"size": 3, "checksum": "a"}}, "base": "/one"}
+    folder = study.root / "step-2"
+    files.write_json(folder / "checkpoint.json", manifest)
+    study.run()
+    study.computed.clear()
+    files.write_json(folder / "checkpoint.json", manifest | {"base": "/another"})
+    study.write("step-2", "read by nobody")
+    study.run()
+    assert study.computed == []
+    files.write_json(folder / "checkpoint.json", {"files": {"shard.pt": {"size": 3, "checksum": "b"}}})
+    study.run()
+    assert study.computed
+
+
 def test_tables_that_are_up_to_date_need_no_parts(study: Study) -> None:
     study.run()
     shutil.rmtree(study.tables / ".parts")
