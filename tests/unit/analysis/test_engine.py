@@ -13,6 +13,7 @@ import pytest
 from rankdrift import files, registry
 from rankdrift.analysis import engine
 from rankdrift.analysis.contract import Analysis, Params
+from rankdrift.analysis.parts import settings_of
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject, base_subject
 from rankdrift.analysis.worklist import Share
 from rankdrift.errors import UserError
@@ -92,18 +93,17 @@ def test_csv_and_metadata_lie_beside_the_parquet(study: Study) -> None:
 
 
 def test_a_checkpoint_of_ours_is_known_by_its_manifest(study: Study) -> None:
-    manifest = {"files": {"shard.pt": {"size": 3, "checksum": "a"}}, "base": "/one"}
-    folder = study.root / "step-2"
-    files.write_json(folder / "checkpoint.json", manifest)
-    study.run()
-    study.computed.clear()
-    files.write_json(folder / "checkpoint.json", manifest | {"base": "/another"})
-    study.write("step-2", "read by nobody")
-    study.run()
-    assert study.computed == []
-    files.write_json(folder / "checkpoint.json", {"files": {"shard.pt": {"size": 3, "checksum": "b"}}})
-    study.run()
-    assert study.computed
+    def inputs(checksum: str, base: str, text: str) -> list[list[str]]:
+        study.write("step-2", text)
+        stated = {"files": {"weights": {"size": 3, "checksum": checksum}}, "base": base}
+        files.write_json(study.root / "step-2" / "checkpoint.json", stated)
+        settings = settings_of(study.analysis, Params(cache=study.root), [study.root / "step-2"])
+        found: list[list[str]] = settings["inputs"]
+        return found
+
+    before = inputs("a", "/one", "abc")
+    assert inputs("a", "/another", "read by nobody") == before
+    assert inputs("b", "/one", "abc") != before
 
 
 def test_tables_that_are_up_to_date_need_no_parts(study: Study) -> None:
