@@ -2,9 +2,8 @@
 
 Such a file is a zip archive of uncompressed members (``zip_members``): a pickle, and the raw bytes of each
 storage. ``torch.load`` reads the pickle with its unpickler for weights, which knows plain containers and
-tensors, into tensors without memory that know their place in the file (its use under ``FakeTensorMode``); the
-few classes that DeepSpeed 0.19.8 writes beside them are replaced by stand-ins. Tensors are mapped when asked
-for.
+tensors, into tensors without memory that know their place in the file; the few classes that DeepSpeed 0.19.8
+writes beside them are replaced by stand-ins. Tensors are mapped when asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.zero_checkpoint.zip_members import Member, content, members
@@ -134,18 +132,37 @@ def _read(path: Path) -> Any:
         if "data.pkl" not in found:
             raise ValueError("a zip archive without data.pkl")
         content(buffer, found["data.pkl"])  # whose CRC-32 torch does not look at
-        tree = _unpickled(handle)
+        storages = {member.start: member for name, member in found.items() if name.startswith("data/")}
+        try:
+            tree = _Described(path, buffer, storages).value(_unpickled(handle, _on_meta), 0)
+        except _NoPlaceError:
+            tree = _Described(path, buffer, storages).value(_unpickled(handle, _as_fakes), 0)
     buffer.madvise(mmap.MADV_NORMAL)
-    storages = {member.start: member for name, member in found.items() if name.startswith("data/")}
-    return _Described(path, buffer, storages).value(tree, 0)
+    return tree
 
 
-def _unpickled(handle: BinaryIO) -> Any:
+class _NoPlaceError(Exception):
+    """Tensors do not know where they lie in the file."""
+
+
+def _on_meta(handle: BinaryIO) -> Any:
+    return torch.load(handle, map_location="meta", weights_only=True)
+
+
+def _as_fakes(handle: BinaryIO) -> Any:
+    """Do the same with an older torch (2.11), which needs a mode for it that takes a second to import."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.load(handle, map_location="cpu", weights_only=True)
+
+
+def _unpickled(handle: BinaryIO, load: Callable[[BinaryIO], Any]) -> Any:
     """Return the object with tensors that have no memory; nothing but plain containers is made."""
     handle.seek(0)
     try:
-        with _silent(), torch.serialization.safe_globals(_STAND_INS), FakeTensorMode():
-            return torch.load(handle, map_location="cpu", weights_only=True)
+        with _silent(), torch.serialization.safe_globals(_STAND_INS):
+            return load(handle)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged or hostile pickle makes it raise anything
@@ -197,6 +214,8 @@ class _Described:
     def _tensor(self, tensor: torch.Tensor) -> StoredTensor:
         shape, stride, size = tuple(tensor.shape), tensor.stride(), tensor.dtype.itemsize
         storage: Any = tensor.untyped_storage()
+        if getattr(storage, "_checkpoint_offset", None) is None:
+            raise _NoPlaceError
         start, first = int(storage._checkpoint_offset), int(tensor.storage_offset())
         member = self.storages.get(start)
         if member is None:

@@ -59,8 +59,8 @@ def test_rank_shares_know_that_lora_is_bounded_by_r() -> None:
         {
             "run": ["l", "f", "l", "dora"],
             "rank": [8, 0, 8, 8],
-            "rows": 64,
-            "columns": 96,
+            "update_rows": 64,
+            "update_columns": 96,
             "update_norm": [1.0, 2.0, 0.0, 1.0],  # the third is a matrix without an adapter
             "update_entropy_rank": [4.0, 16.0, 0.0, 16.0],
             "update_entropy_rank_null": [5.0, 32.0, np.nan, 32.0],  # DoRA's lengths make it dense

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from rankdrift.errors import IntegrityError, UserError
+from rankdrift.zero_checkpoint import torch_file
 from rankdrift.zero_checkpoint.torch_file import Inert, StoredTensor, read_archive
 
 
@@ -58,6 +59,17 @@ def test_tensors_equal_those_torch_loads(tmp_path: Path, name: str) -> None:
     assert stored.numel == loaded.numel()
     assert torch.equal(stored.load(), loaded)
     assert stored.load().dtype == loaded.dtype
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_an_older_torch_is_asked_in_another_way(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose tensors on the meta device do not know their places."""
+    path = saved(tmp_path / "x.pt", {"t": STORED[name]})
+    expected = read_archive(path)["t"]
+    monkeypatch.setattr(torch_file, "_on_meta", lambda handle: {"t": torch.empty(1, device="meta")})
+    assert read_archive(path)["t"] == expected
 
 
 def test_containers_and_plain_values(tmp_path: Path) -> None:

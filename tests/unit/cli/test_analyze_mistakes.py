@@ -223,7 +223,7 @@ def test_matrices_need_no_tokenizer(
     given = [*folders(mute, tuned), "--output", out.root]
     message = refused("drift", *given)  # what is asked for is not left out
     assert f"{mute}: no tokenizer can be loaded" in message
-    assert message.endswith("or name the analyses that read no text: spectra task_vectors\n")
+    assert message.endswith("or name the analyses that read no text: spectra task_vectors vectors\n")
     assert main(["analyze", *map(str, given)]) == 0
     left_out = f"checkpoint_gradients, drift: left out; {mute}: no tokenizer can be loaded"
     assert left_out in capsys.readouterr().out
