@@ -32,7 +32,7 @@ demo: $(READY)  ## full fine-tuning against LoRA on a small real model, to a rep
 		$(if $(DATA),study=demo-sst2 data.root=$(DATA) 'data.tasks=[sst2]',study=$(STUDY))
 
 test: $(READY)  ## run all tests
-	@HF_HUB_OFFLINE=1 python -m pytest
+	@HF_HUB_OFFLINE=1 python -m pytest --durations=15
 
 test-unit: $(READY)  ## run the tests that start no ranks
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m 'not distributed and not e2e'
