@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,15 +151,3 @@ def make_run(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Callable[..., 
         return run
 
     return make
-
-
-@pytest.fixture
-def zero() -> SimpleNamespace:
-    """The functions that write checkpoints of each layout."""
-    return SimpleNamespace(
-        save_model_file=save_model_file,
-        save_stage_0=save_stage_0,
-        save_stage_2=save_stage_2,
-        save_stage_3=save_stage_3,
-        record_of=record_of,
-    )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,17 +14,6 @@ from rankdrift.cli.main import main
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.studies.clean import clean
-
-
-@pytest.fixture(scope="session")
-def zero(root: Path) -> ModuleType:
-    """The functions that write ZeRO checkpoints by hand, of the checkpoint reader's tests."""
-    spec = importlib.util.spec_from_file_location("zero", root / "tests/unit/checkpoints/conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

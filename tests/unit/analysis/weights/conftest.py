@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -76,17 +74,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.fixture(scope="session")
 def lora(models: Models) -> Path:
     return models.adapter("lora", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])[0]
-
-
-@pytest.fixture(scope="session")
-def zero(root: Path) -> ModuleType:
-    """The functions that write ZeRO checkpoints of each layout by hand, of the checkpoint reader's tests."""
-    spec = importlib.util.spec_from_file_location("zero", root / "tests/unit/checkpoints/conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
