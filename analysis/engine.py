@@ -111,8 +111,8 @@ def _run_on_study(
     share: Share,
 ) -> list[Path]:
     """Compute a study's tables unless checkpoints, scores and the tables it reads are the same as before."""
+    part = StudyPart(analysis, tuple(subjects), tables / PARTS / analysis.name)
     if analysis.split:
-        part = StudyPart(analysis, tuple(subjects), tables / PARTS / analysis.name)
         bring_up_to_date(analysis, [part], params, progress, share)
     if share.rank:
         return []
@@ -122,7 +122,7 @@ def _run_on_study(
     paths = [tables / f"{table}.parquet" for table in analysis.tables]
     if not all(_is_current(path, dependencies) for path in paths):
         progress(analysis.name, 0, 1)
-        frames = _study_tables(analysis, subjects, params, tables)
+        frames = _study_tables(part, params, tables)
         for table, path in zip(analysis.tables, paths, strict=True):
             declared = list(analysis.columns[table])
             rows = frames.get(table, pd.DataFrame(columns=declared))
@@ -133,11 +133,11 @@ def _run_on_study(
     return paths
 
 
-def _study_tables(analysis: Analysis, subjects: Sequence[Subject], params: Params, tables: Path) -> Tables:
+def _study_tables(part: StudyPart, params: Params, tables: Path) -> Tables:
+    analysis, subjects = part.analysis, part.subject
     if analysis.compute_all:
         return analysis.compute_all(subjects, params, tables)
     assert analysis.finish is not None
-    part = StudyPart(analysis, tuple(subjects), tables / PARTS / analysis.name)
     return analysis.finish(
         subjects, {name: files.read_table(part.file(name)) for name in part.stored()["tables"]}
     )

@@ -9,7 +9,7 @@ look like success: they are counted and dropped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -57,10 +57,6 @@ class RowCounts:
     """Rows whose prompt lost its beginning to the maximum length."""
     targets_cut: int
     """Rows whose target lost its end to it."""
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the counts by name."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class TrainingData:
         """Return what became of each task's rows, split by split: task -> split -> counts."""
         splits = {"train": self.train, "validation": self.validation}
         return {
-            task: {split: rows.counts[task].as_dict() for split, rows in splits.items()}
+            task: {split: asdict(rows.counts[task]) for split, rows in splits.items()}
             for task in self.train.counts
         }
 
