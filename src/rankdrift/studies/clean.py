@@ -12,8 +12,8 @@ from rankdrift.analysis.engine import PARTS
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.progress import Say
+from rankdrift.zero_checkpoint import rotation
 from rankdrift.zero_checkpoint.manifest import complete_steps
-from rankdrift.zero_checkpoint.rotation import remove
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,21 @@ class Removable:
 
     folder: Path
     why: str
+    is_checkpoint: bool = False
+    """Whether somebody may be reading it, who is not disturbed."""
 
     @property
     def size(self) -> int:
         """Bytes of the files in it; those with several names count once."""
         stats = (path.lstat() for path in self.folder.rglob("*") if path.is_file())
         return sum({(found.st_dev, found.st_ino): found.st_size for found in stats}.values())
+
+    def remove(self) -> bool:
+        """Remove it unless it is a checkpoint that is being read; say whether it is gone."""
+        if self.is_checkpoint:
+            return rotation.remove(self.folder)
+        shutil.rmtree(self.folder)
+        return True
 
 
 def clean(study: StudyLayout, keep_exports: bool, checkpoints: bool, say: Say) -> int:
@@ -66,18 +75,10 @@ def clean(study: StudyLayout, keep_exports: bool, checkpoints: bool, say: Say) -
     freed = 0
     for each in found:
         size = each.size
-        if _remove(each.folder):
+        if each.remove():
             freed += size
             say(f"{each.folder}: {size / 1e9:.2f} GB removed; {each.why}")
     return freed
-
-
-def _remove(folder: Path) -> bool:
-    """Remove a folder; a checkpoint only if nobody reads it."""
-    if (folder.parent / "latest").exists():
-        return remove(folder)
-    shutil.rmtree(folder)
-    return True
 
 
 def _of_study(study: StudyLayout) -> Iterator[Removable]:
@@ -101,6 +102,5 @@ def _of_run(run: RunLayout, keep_exports: bool, checkpoints: bool) -> Iterator[R
     if checkpoints:
         for step in whole[:-1]:
             if step in exported:
-                yield Removable(
-                    run.checkpoint(step), "its weights are in the export; no run can go on from it"
-                )
+                why = "its weights are in the export; no run can go on from it"
+                yield Removable(run.checkpoint(step), why, is_checkpoint=True)

@@ -14,6 +14,7 @@ from rankdrift.cli.main import main
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.studies.clean import clean
+from rankdrift.zero_checkpoint import rotation
 
 
 @pytest.fixture
@@ -91,6 +92,15 @@ def test_a_run_that_trains_is_left_alone(study: StudyLayout) -> None:
         with pytest.raises(UserError, match="is being trained"):
             clean(study, keep_exports=False, checkpoints=False, say=lambda _: None)
     assert left(study) == before
+
+
+def test_a_checkpoint_that_is_being_read_stays(study: StudyLayout) -> None:
+    run, lines = study.run("a"), list[str]()
+    (run.checkpoints / "latest").unlink()  # a checkpoint is one without it, too
+    with rotation.held(run.checkpoint(2)):
+        clean(study, keep_exports=True, checkpoints=True, say=lines.append)
+    assert (run.checkpoint(2) / "checkpoint.json").exists()
+    assert not any("checkpoints" in line for line in lines)
 
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
