@@ -10,44 +10,39 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
 from rankdrift.analysis.sources.folders import config_folder
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.layout import RunLayout
+from rankdrift.settings import Section
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
 class Params:
-    """Settings of the analyses, shared by all."""
+    """What analyses are given besides checkpoints."""
 
     cache: Path
     """Folder for what is computed once per base model; safe to delete."""
-    top_k: int = 10
-    """Leading singular vectors compared: intruders, principal angles."""
-    intruder_threshold: float = 0.5
-    """A vector is an intruder where its largest |cosine| with the base's vectors is below this."""
-    intruder_thresholds: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """The grid of thresholds over which intruders are counted."""
-    vector_counts: tuple[int, ...] = (1, 2, 5, 10, 20, 32, 64)
-    """The grid of leading singular vectors, k, over which subspaces are compared and intruders counted."""
-    drift_rows: int = 64
-    """Inputs over which layer drift is measured (the first ones)."""
+    workers: int = 0
+    """Processes that share the matrices; 0 is one a core, at most four a GPU where there are GPUs. Numbers do
+    not depend on it."""
     drift_inputs: Path | None = None
-    """Parquet file of these inputs: column ``input_ids``."""
-    canonical: bool = False
-    """Whether drift computes SVCCA and PWCCA, which need ten rows for each direction that they compare."""
-    keep_representations: bool = False
-    """Whether each checkpoint's mean-pooled states are stored, ``layer_{i}`` by ``layer_{i}``."""
+    """Parquet file of inputs for hidden states: column ``input_ids``."""
     gradient_inputs: Path | None = None
     """Parquet file of the rows that gradients are taken on: columns ``task`` (name), ``input_ids`` (unpadded)
     and ``labels`` (as long, -100 where a token is no target, else its id; for a classification head, a list
     of one class), in a fixed order."""
-    workers: int = 0
-    """Processes that share the matrices; 0 is one a core, at most four a GPU where there are GPUs. Numbers do
-    not depend on it."""
+    settings: tuple[Section, ...] = ()
+    """The sections that are given; of every other analysis the defaults are in force."""
+
+    def of(self, section: type[S]) -> S:
+        """Return the settings of an analysis, by the section that it declares."""
+        return next((given for given in self.settings if isinstance(given, section)), section())
 
 
 def checkpoint_inputs(subject: Subject) -> list[Path]:
@@ -93,8 +88,10 @@ class Analysis:
     ``columns``)."""
     compute: Callable[[Subject, Params], Tables] | None = None
     """Returns the rows of a checkpoint or run; a table left out has no rows for this subject."""
-    parameters: tuple[str, ...] = ("top_k", "intruder_threshold", "drift_rows", "drift_inputs")
-    """Fields of Params that change its numbers; a path among them is also an input."""
+    settings: type[Section] | None = None
+    """Its section of an experiment, ``analysis.<name>``; every key of it changes its numbers."""
+    rows: Literal["drift_inputs", "gradient_inputs"] | None = None
+    """The file of Params whose rows it puts through the models; None for an analysis that reads no text."""
     version: int = 1
     """Raised whenever its numbers change, so that stored parts are computed anew."""
     parquet_only: frozenset[str] = frozenset()

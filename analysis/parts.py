@@ -107,11 +107,12 @@ def settings_of(analysis: Analysis, params: Params, inputs: Iterable[Path]) -> d
 
     Neither where the inputs lie nor when they were written: a study that is copied elsewhere is up to date.
     """
-    settings = {name: getattr(params, name) for name in analysis.parameters}
-    paths = [*inputs, *(value for value in settings.values() if isinstance(value, Path))]
+    settings = params.of(analysis.settings).model_dump(mode="json") if analysis.settings else {}
+    rows = getattr(params, analysis.rows) if analysis.rows else None
+    paths = [*inputs, *([rows] if rows else [])]
     return {
         "version": analysis.version,
-        "params": {name: _json_type(value) for name, value in settings.items()},
+        "settings": settings,
         "inputs": sorted([path.name, _content(path)] for path in paths if path.exists()),
     }
 
@@ -122,9 +123,3 @@ def _content(path: Path) -> str:
     if manifest.is_file():
         return files.digest_json(files.read_json(manifest)["files"])
     return files.content_digest(path)
-
-
-def _json_type(value: Any) -> Any:
-    if isinstance(value, Path):
-        return value.name
-    return list(value) if isinstance(value, tuple) else value

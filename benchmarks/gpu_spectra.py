@@ -43,16 +43,16 @@ from spectra_speed import THRESHOLD, TOP, Shape, label
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankdrift import files
-from rankdrift.analysis.contract import Params
 from rankdrift.analysis.mathematics.spectral import intruders, linalg
 from rankdrift.analysis.mathematics.spectral.decomposition import DenseSum, DeviceSum, device_half_system
+from rankdrift.analysis.measures.spectra import Settings
 from rankdrift.layout import StudyLayout
 from rankdrift.models.tiny import tiny_tokenizer
 
 HERE = Path(__file__).resolve().parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TARGET_SECONDS = 60
-VECTORS = max(Params(cache=HERE).vector_counts)
+VECTORS = max(Settings().vector_counts)
 SPIKES = (0.5, 0.45, 0.4)
 """Planted singular values of an update, as shares of ||W0||_F."""
 POLL = 0.05  # seconds

@@ -188,7 +188,6 @@ ANALYSIS = Analysis(
     columns={PLANE: PLANE_COLUMNS, MEANS: MEANS_COLUMNS, SEEDS: SEEDS_COLUMNS},
     per="study",
     compute_all=compute_all,
-    parameters=(),
     reads=SOURCES,
     version=3,
 )

@@ -248,7 +248,6 @@ ANALYSIS = Analysis(
     columns={TABLE: COLUMNS},
     per="study",
     compute_all=compute_all,
-    parameters=(),
     reads=(SOURCE,),
     version=3,
 )

@@ -109,6 +109,5 @@ ANALYSIS = Analysis(
     columns={TABLE: COLUMNS},
     per="study",
     compute_all=compute_all,
-    parameters=(),
     reads=SOURCES,
 )

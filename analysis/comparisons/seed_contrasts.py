@@ -217,7 +217,6 @@ ANALYSIS = Analysis(
     columns={MEANS: MEANS_COLUMNS, CONTRASTS: CONTRASTS_COLUMNS},
     per="study",
     compute_all=compute_all,
-    parameters=(),
     reads=(SOURCE,),
     version=3,
 )

@@ -235,6 +235,5 @@ ANALYSIS = Analysis(
     split=split,
     measure=measure,
     finish=finish,
-    parameters=(),
     version=3,
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rankdrift.analysis.contract import Params
 from rankdrift.analysis.mathematics.spectral import intruders, linalg
 from rankdrift.analysis.mathematics.spectral.decomposition import DenseSum, DeviceSum, dense_sum
 from rankdrift.analysis.mathematics.spectral.linalg import HalfSystem, SingularSystem
@@ -96,11 +96,10 @@ class Comparison:
         return {"layer": self.pair.projection.layer, "module": self.pair.projection.module}
 
 
-def compare(weights: TunedWeights, projection: Projection, params: Params) -> Comparison:
-    """Return the decompositions of one matrix, W0's from the cache."""
+def compare(weights: TunedWeights, projection: Projection, cache: Path, top: int) -> Comparison:
+    """Return the decompositions of one matrix with the ``top`` leading vectors of W; W0's from the cache."""
     pair = weights.pair(projection)
-    base = BaseSpectra(weights.base, params.cache).system(projection, pair.base.numpy())
-    top = max(params.top_k, *params.vector_counts)
+    base = BaseSpectra(weights.base, cache).system(projection, pair.base.numpy())
     # where nothing was changed, W0's own: a second decomposition would turn vectors of close values
     if isinstance(pair.update, LowRankUpdate):
         update = _product_values(pair.update)

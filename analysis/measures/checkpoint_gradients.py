@@ -28,6 +28,7 @@ from rankdrift.analysis.sources.loss_gradients import shard_sums
 from rankdrift.analysis.sources.loss_rows import read_rows
 from rankdrift.analysis.sources.recorded_gradients import COLUMNS
 from rankdrift.analysis.sources.subjects import Subject
+from rankdrift.settings import NonNegativeInt, Section
 
 PLACE = {
     "space": "weight (dL/dW of full weights), factor (dL/dA, dL/dB of LoRA) or image (s(dB A + B dA))",
@@ -68,6 +69,13 @@ NOISE = {
 SCALES = (
     {"task": "whose rows"} | PLACE | NOISE | N | {"shards": "shards of rows that noise is estimated from"}
 )
+
+
+class Settings(Section):
+    """Settings of gradients at checkpoints."""
+
+    rows: NonNegativeInt = 32
+    """Validation rows of each task on which gradients are taken; 0 is none."""
 
 
 def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
@@ -162,6 +170,7 @@ ANALYSIS = Analysis(
     columns={"checkpoint_gradients": GRADIENTS, "task_gradients": PAIRS, "gradient_noise": SCALES},
     per="checkpoint",
     compute=compute,
-    parameters=("gradient_inputs",),
+    settings=Settings,
+    rows="gradient_inputs",
     version=3,
 )

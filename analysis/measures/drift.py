@@ -7,7 +7,7 @@ neither, and raw cosine is dominated by the common mean. Whatever is compared, s
 inputs. The base is run once for all checkpoints: its states, and what concerns it alone, are kept in
 ``params.cache``, so another checkpoint costs one pass and its own products; the tuned model's states lie
 there while its layers are taken one after another. Memory beside the model is one layer's: its rows in fp64,
-(n, d) of both, and 20 matrices of (d, d). With ``params.keep_representations`` the mean-pooled states of the
+(n, d) of both, and 20 matrices of (d, d). With ``keep_representations`` the mean-pooled states of the
 base and of every checkpoint stay in the cache, ``layer_{i}`` by ``layer_{i}``.
 """
 
@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -34,6 +35,7 @@ from rankdrift.analysis.sources.base_layers import stored_side
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import UserError
 from rankdrift.layout import step_name
+from rankdrift.settings import PositiveInt, Section
 
 TABLE = "drift_metrics"
 GRID = "layer_similarity"
@@ -56,7 +58,7 @@ COLUMNS = {
     "procrustes": "orthogonal Procrustes distance sqrt(2 - 2 ||XᵀY||_*) of centred X, Y of norm 1 (arXiv "
     "2110.14739), 0 to sqrt(2); below 3e-8 is rounding; for n << d unrelated rows give sqrt(n / (2 d)) or so",
     "svcca": "mean canonical correlation of the directions with 99 % of each one's variance (arXiv "
-    "1706.05806); NaN unless analysis.canonical is set, and with fewer than 10 rows a direction, which takes "
+    "1706.05806); NaN unless analysis.drift.canonical, and with fewer than 10 rows a direction, which takes "
     "thousands of inputs; blind to every invertible linear map",
     "pwcca": "the same, weighted by what each variate accounts for of the base (arXiv 1806.05759)",
     "subspace_overlap": f"||UᵀV||_F²/k of the k = {similarity.OVERLAP_DIRECTIONS} leading principal "
@@ -74,6 +76,17 @@ GRID_COLUMNS = {
 }
 
 
+class Settings(Section):
+    """Settings of layer drift."""
+
+    rows: PositiveInt = 64
+    """Inputs over which it is measured (the first ones)."""
+    canonical: bool = False
+    """Whether SVCCA and PWCCA are computed: they need ten rows for every direction that is compared."""
+    keep_representations: bool = False
+    """Whether each checkpoint's mean-pooled states are stored, ``layer_{i}`` by ``layer_{i}``."""
+
+
 def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
     """Return six rows a layer, and a row for every pair of layers; none for the base, which has not drifted.
 
@@ -85,17 +98,18 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
     """
     if subject.tuned is None:
         return {}
-    inputs = _inputs(params)
+    settings = params.of(Settings)
+    inputs = _inputs(params.drift_inputs, settings.rows)
     base = activations.base_states(subject.base, inputs, params.cache)
     with activations.tuned_states(
         models.load_tuned(subject.base, subject.tuned, subject.initial), inputs, params.cache
     ) as tuned:
         _check_alike(subject, base, tuned)
-        if params.keep_representations:
+        if settings.keep_representations:
             keep_representations(base, base, "base")
             keep_representations(tuned, base, f"{subject.run}-{step_name(subject.step)}")
         return {
-            TABLE: pd.DataFrame(drift_rows(base, tuned, params.canonical), columns=list(COLUMNS)),
+            TABLE: pd.DataFrame(drift_rows(base, tuned, settings.canonical), columns=list(COLUMNS)),
             GRID: pd.DataFrame(grid_rows(base, tuned), columns=list(GRID_COLUMNS)),
         }
 
@@ -157,14 +171,14 @@ def _check_alike(subject: Subject, base: States, tuned: States) -> None:
         )
 
 
-def _inputs(params: Params) -> TokenRows:
-    if params.drift_inputs is None:
+def _inputs(path: Path | None, count: int) -> TokenRows:
+    if path is None:
         raise UserError("drift: no inputs; give a Parquet file with a column 'input_ids' as drift_inputs")
-    inputs = activations.read_rows(params.drift_inputs, params.drift_rows)
+    inputs = activations.read_rows(path, count)
     if len(inputs.rows) < moments.MIN_ROWS:
         raise UserError(
             f"{inputs.path}: {len(inputs.rows)} rows to compare representations over, drift needs at least "
-            f"{moments.MIN_ROWS}; add rows or raise drift_rows={params.drift_rows}"
+            f"{moments.MIN_ROWS}; add rows or raise analysis.drift.rows={count}"
         )
     return inputs
 
@@ -174,6 +188,7 @@ ANALYSIS = Analysis(
     columns={TABLE: COLUMNS, GRID: GRID_COLUMNS},
     per="checkpoint",
     compute=compute,
-    parameters=("drift_rows", "drift_inputs", "canonical", "keep_representations"),
+    settings=Settings,
+    rows="drift_inputs",
     version=VERSION,
 )

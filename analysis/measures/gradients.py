@@ -20,4 +20,4 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
     return {TABLE: read_gradients(path)} if path.exists() else {}
 
 
-ANALYSIS = Analysis(name="gradients", columns={TABLE: COLUMNS}, per="run", compute=compute, parameters=())
+ANALYSIS = Analysis(name="gradients", columns={TABLE: COLUMNS}, per="run", compute=compute)

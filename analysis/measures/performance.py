@@ -62,4 +62,4 @@ def _row(step: int, task: str, metric: str, result: Mapping[str, Any]) -> dict[s
     }
 
 
-ANALYSIS = Analysis(name="performance", columns={TABLE: COLUMNS}, per="run", compute=compute, parameters=())
+ANALYSIS = Analysis(name="performance", columns={TABLE: COLUMNS}, per="run", compute=compute)

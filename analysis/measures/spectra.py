@@ -9,7 +9,7 @@ one model are not independent replicates.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,27 @@ from rankdrift.analysis.sources.adapters import LowRankUpdate
 from rankdrift.analysis.sources.base_spectra import BaseSpectra, unit_name
 from rankdrift.analysis.sources.opened_weights import weights_of
 from rankdrift.analysis.sources.subjects import Subject
-from rankdrift.analysis.sources.weights import (
-    BaseWeights,
-    Projection,
-)
+from rankdrift.analysis.sources.weights import BaseWeights, Projection
+from rankdrift.settings import OpenFraction, PositiveInt, Section
 
 BF16_ROUNDING = 0.0017
 """||e||_F / ||W||_F of rounding W to bfloat16, measured on model weights: an update below it is lost."""
 MOSTLY_ROUNDING = 2**0.5
 """||dW||_F over the norm of the rounding in it where both parts of dW are as large: their squares add."""
 NAN = float("nan")
+
+
+class Settings(Section):
+    """Settings of the spectra."""
+
+    top_k: PositiveInt = 10
+    """Leading singular vectors compared: intruders, principal angles."""
+    intruder_threshold: OpenFraction = 0.5
+    """A vector is an intruder where its largest |cosine| with the base's vectors is below this."""
+    intruder_thresholds: tuple[OpenFraction, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """The grid of thresholds over which intruders are counted."""
+    vector_counts: tuple[PositiveInt, ...] = (1, 2, 5, 10, 20, 32, 64)
+    """The grid of leading singular vectors, k, over which subspaces are compared and intruders counted."""
 
 
 def split(subject: Subject, params: Params) -> list[str]:
@@ -56,12 +67,14 @@ def measure(subject: Subject, params: Params, unit: str) -> dict[str, pd.DataFra
     if subject.tuned is None:
         spectra = BaseSpectra(_base(subject.base, stamp), params.cache)
         return {"singular_values": _values(projection, {"base": spectra.sigma(projection)})}
-    found = compare(weights_of(subject), projection, params)
+    settings = params.of(Settings)
+    most = max(settings.top_k, *settings.vector_counts)
+    found = compare(weights_of(subject), projection, params.cache, most)
     spectra_of_checkpoint = {name: found.spectra[name] for name in ("tuned", "update")}
     rows = {
-        "svd_analysis_results": [_matrix_row(found, params)],
-        "subspace_drift": list(_subspace_rows(found, params)),
-        "intruder_dimensions": list(_intruder_rows(found, params)),
+        "svd_analysis_results": [_matrix_row(found, settings)],
+        "subspace_drift": list(_subspace_rows(found, settings.vector_counts)),
+        "intruder_dimensions": list(_intruder_rows(found, settings)),
     }
     frames = {table: pd.DataFrame(of, columns=list(TABLES[table])) for table, of in rows.items()}
     return frames | {"singular_values": _values(projection, spectra_of_checkpoint)}
@@ -79,7 +92,7 @@ def _units(folder: Path, stamp: str) -> dict[str, Projection]:
     return {unit_name(projection): projection for projection in _base(folder, stamp).names}
 
 
-def _matrix_row(found: Comparison, params: Params) -> dict[str, Any]:
+def _matrix_row(found: Comparison, settings: Settings) -> dict[str, Any]:
     """Return the row of ``svd_analysis_results``."""
     return {
         **found.place,
@@ -92,11 +105,11 @@ def _matrix_row(found: Comparison, params: Params) -> dict[str, Any]:
         **_relative_size(found),
         **_spectral_distance(found),
         **_bulk(found),
-        **_headline_subspaces(found, min(params.top_k, *found.shape)),
-        **_headline_intruders(found, params),
+        **_headline_subspaces(found, min(settings.top_k, *found.shape)),
+        **_headline_intruders(found, settings),
         "stored_dtype": found.pair.stored_dtype,
         "noise_floor_ratio": _noise_floor_ratio(found),
-        "reason": "; ".join(_reasons(found, min(params.top_k, *found.shape))),
+        "reason": "; ".join(_reasons(found, min(settings.top_k, *found.shape))),
     }
 
 
@@ -199,10 +212,10 @@ def _headline_subspaces(found: Comparison, k: int) -> dict[str, float]:
     }
 
 
-def _headline_intruders(found: Comparison, params: Params) -> dict[str, float]:
+def _headline_intruders(found: Comparison, settings: Settings) -> dict[str, float]:
     row: dict[str, float] = {}
     for side in SIDES:
-        flagged = _intruders(found, side, min(params.top_k, *found.shape), params.intruder_threshold)
+        flagged = _intruders(found, side, min(settings.top_k, *found.shape), settings.intruder_threshold)
         row |= {f"intruders_{side}": flagged.count, f"intruder_energy_{side}": flagged.energy}
     return row
 
@@ -222,9 +235,9 @@ def _intruders(found: Comparison, side: str, k: int, threshold: float) -> intrud
     return intruders.intruders(found.cosines[side][:k], found.tuned.sigma[:k], threshold)
 
 
-def _subspace_rows(found: Comparison, params: Params) -> Iterator[dict[str, Any]]:
+def _subspace_rows(found: Comparison, vector_counts: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the rows of ``subspace_drift``."""
-    counts = [k for k in params.vector_counts if k <= min(found.shape)]
+    counts = [k for k in vector_counts if k <= min(found.shape)]
     for side, dimension in zip(SIDES, found.shape, strict=True):
         for k in counts:
             angles = _angles(found, side, k)
@@ -248,12 +261,12 @@ def _subspace_rows(found: Comparison, params: Params) -> Iterator[dict[str, Any]
             }
 
 
-def _intruder_rows(found: Comparison, params: Params) -> Iterator[dict[str, Any]]:
+def _intruder_rows(found: Comparison, settings: Settings) -> Iterator[dict[str, Any]]:
     """Yield the rows of ``intruder_dimensions``."""
-    counts = [k for k in params.vector_counts if k <= min(found.shape)]
+    counts = [k for k in settings.vector_counts if k <= min(found.shape)]
     for side, dimension in zip(SIDES, found.shape, strict=True):
         base = (dimension, min(found.shape))
-        for threshold in params.intruder_thresholds:
+        for threshold in settings.intruder_thresholds:
             share = intruders.random_intruder_share(threshold, *base)
             for k in counts:
                 flagged = _intruders(found, side, k, threshold)
@@ -327,7 +340,7 @@ ANALYSIS = Analysis(
     per="checkpoint",
     split=split,
     measure=measure,
-    parameters=("top_k", "intruder_threshold", "intruder_thresholds", "vector_counts"),
+    settings=Settings,
     version=4,
     parquet_only=frozenset({"singular_values", "intruder_dimensions"}),
 )

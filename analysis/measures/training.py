@@ -46,4 +46,4 @@ def _with_numbers(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({column: "float64" for column in COLUMNS if column != "split"})
 
 
-ANALYSIS = Analysis(name="training", columns={TABLE: COLUMNS}, per="run", compute=compute, parameters=())
+ANALYSIS = Analysis(name="training", columns={TABLE: COLUMNS}, per="run", compute=compute)

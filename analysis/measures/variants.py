@@ -122,4 +122,4 @@ def _number(value: float | None) -> float:
     return np.nan if value is None else float(value)
 
 
-ANALYSIS = Analysis(name="variants", columns={TABLE: COLUMNS}, per="run", compute=compute, parameters=())
+ANALYSIS = Analysis(name="variants", columns={TABLE: COLUMNS}, per="run", compute=compute)

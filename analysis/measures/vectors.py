@@ -57,6 +57,4 @@ def _row(name: str, base: Tensor, tuned: Tensor) -> dict[str, Any]:
     }
 
 
-ANALYSIS = Analysis(
-    name="vectors", columns={TABLE: COLUMNS}, per="checkpoint", compute=compute, parameters=()
-)
+ANALYSIS = Analysis(name="vectors", columns={TABLE: COLUMNS}, per="checkpoint", compute=compute)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rankdrift import __version__, files
 from rankdrift.analysis.figures import SECTIONS
@@ -61,7 +60,7 @@ class Content:
 
 def compose(study: Study, pictures: list[Picture], left_out: list[LeftOut]) -> Content:
     """Return the content of a study's report."""
-    specs = {run.name: {**_in_force(run.spec), "trained": run.facts} for run in study.runs if run.spec}
+    specs = {run.name: {**run.spec, "trained": run.facts} for run in study.runs if run.spec}
     environments = {run.name: run.environment for run in study.runs if run.environment}
     return Content(
         title=study.layout.root.resolve().name,
@@ -117,12 +116,6 @@ def _lost(study: Study) -> Iterator[str]:
         if share > NOTABLE:
             whose, what = part.split(" ", 1)
             yield f"Of {task}, {share:.1%} of {whose} lost {what} to data.max_length"
-
-
-def _in_force(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a run's settings without those of LoRA where nothing is adapted."""
-    method = spec.get("method", {})
-    return {**spec, "method": {"name": "full"}} if method.get("name") == "full" else spec
 
 
 def _counted(things: object, noun: str) -> str:

@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 RECIPE = {
     "model": {"name": "tiny"},
     "data": {"tasks": ["topic"], "train_limit": 16, "validation_limit": 8},
-    "analysis": {"drift_rows": 6, "workers": 1},
+    "analysis": {"drift": {"rows": 6}, "workers": 1},
     "training": {
         "steps": 2,
         "global_batch": 4,

@@ -20,8 +20,9 @@ from rankdrift.analysis.contract import Params
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.data.dataset import load_rows
+from rankdrift.errors import UserError
 from rankdrift.models.base import load_model, load_tokenizer
-from rankdrift.spec import ModelSpec, parse_spec
+from rankdrift.spec import ModelSpec, analysis_settings, parse_spec
 
 BLOCK = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)
 POINTS = {
@@ -72,12 +73,14 @@ def test_the_task_trains_and_its_metric_scores(added: dict[str, str], tiny: Path
 
 
 def test_the_method_trains_what_it_says(added: dict[str, str], tiny: Path) -> None:
-    spec = parse_spec({"method": {"name": added["method"]}})
+    spec = parse_spec({"method": {"name": added["method"], "final": False}})
     method = registry.load("method", added["method"])
     model = method.prepare(load_model(tiny, ModelSpec()), spec.method, tiny)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
-    assert all("norm" in name for name in trained)
+    assert all("norm" in name and ".layers." in name for name in trained)
+    with pytest.raises(UserError, match=r"unknown key 'method\.finl'.*did you mean 'final'"):
+        parse_spec({"method": {"name": added["method"], "finl": False}})
 
 
 def test_the_probe_measures(added: dict[str, str]) -> None:
@@ -93,9 +96,11 @@ def test_the_analysis_makes_its_table_and_the_figure_draws_it(
     tuned = shutil.copytree(tiny, tmp_path / "tuned")
     weights = load_file(tuned / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][:40] += 1
+    weights["model.layers.0.mlp.up_proj.weight"][:40] += 0.25
     save_file(weights, tuned / "model.safetensors", {"format": "pt"})
+    spec = parse_spec({"analysis": {added["analysis"]: {"threshold": 0.5}}})
     subjects = [base_subject(tiny, None), Subject("run", "full", 0, (), 1, 3, base=tiny, tuned=tuned)]
-    params = Params(cache=tmp_path / "cache")
+    params = Params(cache=tmp_path / "cache", settings=analysis_settings(spec.analysis))
     (path,) = run_analyses([added["analysis"]], subjects, tmp_path / "tables", params, lambda *_: None)
     table = pd.read_parquet(path)
     moved = table[table["share"] > 0]

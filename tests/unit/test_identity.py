@@ -31,9 +31,6 @@ OTHER: dict[str, Any] = {
     "training.precision": "bf16",
     "training.save_steps": [1],
     "training.clip": 0.5,
-    "analysis.intruder_threshold": 0.25,
-    "analysis.intruder_thresholds": [0.5],
-    "analysis.vector_counts": [3],
 }
 """Another valid value, for keys where one more is none."""
 

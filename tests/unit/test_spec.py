@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from rankdrift.errors import UserError
-from rankdrift.spec import RECIPES, apply_overrides, load_recipe, parse_spec, read_spec
+from rankdrift.spec import RECIPES, analysis_settings, apply_overrides, load_recipe, parse_spec, read_spec
 from rankdrift.spec.identity import digest, identity
 
 RECIPE = """
@@ -71,6 +72,8 @@ def test_a_spec_survives_its_json(tmp_path: Path) -> None:
         ({"training": {"steps": 5, "save_steps": [6]}}, ["save_steps [6]", "steps=5"]),
         ({"training": {"precision": "fp16"}}, ["training.precision='fp16'", "'bf16'"]),
         ({"method": {"name": "loara"}}, ["unknown method 'loara'", "did you mean 'lora'"]),
+        ({"method": {"rnk": 4}}, ["'method.rnk'", "value 4", "did you mean 'rank'"]),
+        ({"method": {"rank": 0}}, ["method.rank=0", "greater than or equal to 1"]),
         ({"method": {"targets": "mpl"}}, ["'mpl' is not a target group", "did you mean 'mlp'"]),
         ({"data": {"tasks": ["sst"]}}, ["unknown task 'sst'", "did you mean 'sst2'"]),
         ({"data": {"tasks": []}}, ["data.tasks is empty"]),
@@ -83,9 +86,35 @@ def test_bad_settings_are_named_with_value_and_remedy(tree: dict, parts: list[st
         assert part in str(error.value)
 
 
+def test_arms_share_settings_that_one_of_their_methods_has(recipe: Path) -> None:
+    full, lora = load_recipe(recipe, ["method.rank=2"]).runs()[:2]
+    assert full.method.in_force() == {"name": "full"}
+    assert lora.method.adapter_rank == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"drift": {"row": 3}}, "unknown key 'analysis.drift.row' (value 3): did you mean 'rows'"),
+        ({"spectra": {"top_k": 0}}, "analysis.spectra.top_k=0: Input should be greater"),
+        ({"drft": {"rows": 3}}, "unknown analysis 'drft': did you mean 'drift'"),
+        ({"training": {"rows": 3}}, "analysis.training: that analysis has no settings"),
+    ],
+)
+def test_settings_of_analyses_are_those_that_their_files_declare(given: dict, complaint: str) -> None:
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        analysis_settings(parse_spec({"analysis": given}).analysis)
+    (found,) = analysis_settings(parse_spec({"analysis": {"drift": {"rows": 3}}}).analysis)
+    assert found.model_dump() == {"rows": 3, "canonical": False, "keep_representations": False}
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
+        (
+            "analysis: {drift: {row: 3}}",
+            "unknown key 'analysis.drift.row' (value 3): did you mean 'rows'",
+        ),
         ("- a list", "a recipe is a mapping"),
         ("a: [", "not a valid YAML"),
         ("arms: [x]", "'arms' must map"),

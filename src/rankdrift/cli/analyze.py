@@ -263,7 +263,7 @@ def _of_any_folder(names: Sequence[str]) -> list[str]:
 
 def _reads_text(name: str) -> bool:
     """Return whether an analysis puts inputs through the models; else it is one of their matrices."""
-    return not {"drift_inputs", "gradient_inputs"}.isdisjoint(registry.load("analysis", name).parameters)
+    return registry.load("analysis", name).rows is not None
 
 
 def _folder_params(
@@ -274,7 +274,6 @@ def _folder_params(
     A base without a tokenizer will do for those that read no text: of all that there are, these are made and
     the others named; one that was ``asked`` for is not left out.
     """
-    from rankdrift.analysis.contract import Params
     from rankdrift.spec import AnalysisSpec
     from rankdrift.studies.study_checkpoints import folder_params
 
@@ -289,7 +288,7 @@ def _folder_params(
                 raise UserError(f"{error}; or name the analyses that read no text: {others}") from None
             left_out = ", ".join(name for name in names if name not in needless)
             say(f"{left_out}: left out; {error}")
-    return needless, Params(cache=study.base / "cache", **settings.model_dump(exclude={"gradient_rows"}))
+    return needless, folder_params(study, None, settings)
 
 
 def _refuse_as_base(given: Path) -> None:

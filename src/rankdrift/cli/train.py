@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rankdrift import signals
 from rankdrift.cli.main import program
-from rankdrift.spec import load_recipe
+from rankdrift.spec import analysis_settings, load_recipe
 from rankdrift.training.stop_requests import listening
 
 
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         from rankdrift.training.engine import process_group
         from rankdrift.training.trainer import train
 
+        analysis_settings(spec.analysis)  # a mistake is to be told of before days of training
         resolve(spec.model.name, spec.model.revision)  # what has to be made is made before ranks form a group
         with process_group():
             train(spec, arguments.config, requests)

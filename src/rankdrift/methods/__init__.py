@@ -1,6 +1,7 @@
 """Methods: which parameters train, how they start, and what an export needs. One file a method.
 
-To add one, write ``methods/<name>.py`` that defines ``METHOD``, a :class:`Method`.
+To add one, write ``methods/<name>.py`` that defines ``METHOD``, a :class:`Method`, and imports torch only
+where it is used: recipes are checked with its settings.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rankdrift.spec import MethodSpec
 
@@ -21,7 +22,9 @@ class Method:
     """A way to train a base model."""
 
     name: str
-    prepare: Callable[[PreTrainedModel, MethodSpec, Path], PreTrainedModel]
+    settings: type[MethodSpec]
+    """Its section of an experiment."""
+    prepare: Callable[[PreTrainedModel, Any, Path], PreTrainedModel]
     """(model, settings, base folder) -> the model to train, its trainable parameters marked."""
     save_config: Callable[[PreTrainedModel, Path], None]
     """Write what an export needs besides weights and tokenizer."""

@@ -1,125 +1,72 @@
-"""LoRA: W = W0 + (alpha / r) B A with W0 frozen (Hu et al., arXiv 2106.09685), through PEFT."""
+"""LoRA: W = W0 + (alpha / r) B A with W0 frozen (Hu et al., arXiv 2106.09685), through PEFT.
+
+PEFT is imported where it is used: a recipe is checked with the settings below, which is not to take seconds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from pydantic import Field, field_validator
 
-from rankdrift.errors import UserError, did_you_mean
+from rankdrift.errors import did_you_mean
 from rankdrift.methods import Method, save_model_config
-from rankdrift.models.families import ATTENTION, GROUPS, MLP, in_block, roles
+from rankdrift.models.families import GROUPS
+from rankdrift.settings import Fraction, PositiveInt
 from rankdrift.spec import MethodSpec
 
-PROJECTIONS = (nn.Linear, Conv1D)
-SHOWN = 6  # names in a message
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
-def target_modules(model: PreTrainedModel, targets: str | Iterable[str]) -> list[str]:
-    """Return how the names of the modules to adapt end: a group's, or as given.
+class Settings(MethodSpec):
+    """Settings of LoRA."""
 
-    In the group ``all``, an LM head that shares the embedding's weight is adapted through the embedding
-    alone: two adapters on one tied weight could not be merged.
+    name: str = "lora"
+    rank: PositiveInt = 8
+    """LoRA rank r."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """LoRA alpha; None is 2r. The update is (alpha / r) B A."""
+    dropout: Fraction = 0.0
+    """Dropout on the input of A."""
+    targets: str | tuple[str, ...] = "both"
+    """qv, attention, mlp, both (attention and mlp), all (with embeddings and head), or module names."""
 
-    Raises
-    ------
-    UserError
-        Where a name matches nothing, or a group would leave out a part of what it stands for.
+    @field_validator("targets")
+    @classmethod
+    def _known_group(cls, targets: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(targets, str) and targets not in GROUPS:
+            hint = did_you_mean(targets, GROUPS)
+            raise ValueError(f"'{targets}' is not a target group: {hint} Or give a list of module names.")
+        return targets
 
-    """
-    if isinstance(targets, str):
-        return _group_modules(model, targets)
-    wanted = list(targets)
-    if not wanted:
-        raise UserError("method.targets is an empty list; name at least one module or group")
-    names = [name for name, _ in model.named_modules()]
-    for name in wanted:
-        if not any(_ends_in(full, name) for full in names):
-            present = {full.rpartition(".")[2] for full in names}
-            hint = did_you_mean(name, {part for part in present if part and not part.isdigit()})
-            raise UserError(f"method.targets: '{name}' matches no module of {type(model).__name__}: {hint}")
-    return wanted
+    @property
+    def scaling_alpha(self) -> float:
+        """The alpha in force: the given one, or 2r."""
+        return self.alpha if self.alpha is not None else 2.0 * self.rank
 
+    def in_force(self) -> dict[str, Any]:
+        """Return the settings with the alpha in force."""
+        return {**super().in_force(), "alpha": self.scaling_alpha}
 
-def _ends_in(full: str, name: str) -> bool:
-    return full == name or full.endswith(f".{name}")
+    @property
+    def adapter_rank(self) -> int:
+        """The rank of B A."""
+        return self.rank
 
-
-def _group_modules(model: PreTrainedModel, group: str) -> list[str]:
-    """Return the modules of a group, once it is sure that it would leave out none that belongs to it."""
-    wanted = set(GROUPS[group])
-    if model.config.tie_word_embeddings:
-        wanted.discard("lm_head")
-    found: list[str] = []
-    parts: dict[str, list[str]] = {}
-    unknown: dict[str, None] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, PROJECTIONS) or (isinstance(module, nn.Embedding) and not in_block(name)):
-            does = set(roles(name))
-            if does and does <= wanted:
-                found.append(name)
-            elif does & wanted:
-                parts[name] = sorted(does - wanted)
-            elif not does and (block := in_block(name)):
-                unknown[block[1]] = None
-    kind = type(model).__name__
-    remedy = "name the modules in a list: method.targets=[...]"
-    if unknown:
-        raise UserError(
-            f"method.targets={group!r}: it is not known what {_some(list(unknown))} in the blocks of "
-            f"{kind} compute, and the group might leave them out; {remedy}"
-        )
-    if parts:
-        name, others = next(iter(parts.items()))
-        raise UserError(
-            f"method.targets={group!r}: '{name}' of {kind} computes {', '.join(others)} as well, which the "
-            f"group leaves out; choose a group that has them, or {remedy}"
-        )
-    _require_all_kinds(model, group, found)
-    return _endings(found, [name for name, _ in model.named_modules()])
-
-
-def _require_all_kinds(model: PreTrainedModel, group: str, found: list[str]) -> None:
-    """Raise UserError unless every block has each projection of the group; not every MLP has a gate."""
-    blocks: dict[int, set[str]] = {}
-    for name, _ in model.named_modules():
-        if block := in_block(name):
-            blocks.setdefault(block[0], set())
-    for name in found:
-        if block := in_block(name):
-            blocks[block[0]].update(roles(name))
-    needed = set(GROUPS[group]) & {*ATTENTION, *MLP} - {"gate_proj"}
-    lacking = {layer: sorted(needed - has) for layer, has in blocks.items() if needed - has}
-    if lacking or not blocks:
-        layer, missing = next(iter(lacking.items()), (0, sorted(needed)))
-        raise UserError(
-            f"method.targets={group!r}: {', '.join(missing)} not found in block {layer} of "
-            f"{type(model).__name__}; name its modules in a list: method.targets=[...]"
-        )
-
-
-def _endings(found: list[str], names: list[str]) -> list[str]:
-    """Return the shortest ends of names that match what was found and no other module."""
-    others = set(names) - set(found)
-    ends: list[str] = []
-    for name in found:
-        if any(_ends_in(name, end) for end in ends):
-            continue
-        parts = name.split(".")
-        tails = (".".join(parts[first:]) for first in range(len(parts) - 1, -1, -1))
-        ends.append(next(tail for tail in tails if not any(_ends_in(other, tail) for other in others)))
-    return ends
+    @property
+    def is_random(self) -> bool:
+        """Whether dropout draws masks."""
+        return self.dropout > 0
 
 
 def adapted_modules(model: PreTrainedModel) -> list[str]:
     """Return the names of the modules that have an adapter, or train whole, in the model's order."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
     return [
         name.removeprefix("base_model.model.")
         for name, module in model.named_modules()
@@ -127,36 +74,36 @@ def adapted_modules(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def prepare(model: PreTrainedModel, spec: MethodSpec, base: Path) -> PreTrainedModel:
+def prepare(model: PreTrainedModel, settings: Settings, base: Path) -> PreTrainedModel:
     """Return the model with LoRA adapters (B = 0, so it starts as the base), all else frozen.
 
     A new classification head has no pre-trained counterpart and trains whole, with all that came with it: a
     pooling layer left as it was drawn would be noise.
     """
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    from rankdrift.models.targets import target_modules
+
     new = list(getattr(model, "new_modules", ()))
     classifies = "SequenceClassification" in type(model).__name__
     config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.scaling_alpha,  # type: ignore[arg-type]  # PEFT divides; a float is right
-        lora_dropout=spec.dropout,
-        target_modules=target_modules(model, spec.targets),
+        r=settings.rank,
+        lora_alpha=settings.scaling_alpha,  # type: ignore[arg-type]  # PEFT divides; a float is right
+        lora_dropout=settings.dropout,
+        target_modules=target_modules(model, settings.targets),
         modules_to_save=new or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
     )
     adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
-    return cast(PreTrainedModel, adapted)  # it passes everything on to the model it wraps
+    return cast("PreTrainedModel", adapted)  # it passes everything on to the model it wraps
 
 
 def save_config(model: PreTrainedModel, folder: Path) -> None:
     """Write adapter_config.json, which names the local base folder, and what a merged model would need."""
-    save_model_config(cast(PreTrainedModel, cast(PeftModel, model).get_base_model()), folder)
+    save_model_config(cast("PreTrainedModel", cast("PeftModel", model).get_base_model()), folder)
     config = model.peft_config["default"]
     training = config.inference_mode
     config.inference_mode = True
@@ -165,5 +112,10 @@ def save_config(model: PreTrainedModel, folder: Path) -> None:
 
 
 METHOD = Method(
-    name="lora", prepare=prepare, save_config=save_config, adapted=adapted_modules, exclude_frozen=True
+    name="lora",
+    settings=Settings,
+    prepare=prepare,
+    save_config=save_config,
+    adapted=adapted_modules,
+    exclude_frozen=True,
 )

@@ -57,8 +57,6 @@ KEYS: dict[str, Role] = {
 }
 """Every other key -> its role: ``identity`` counts as it is set, ``content`` by what it names, ``rounding``
 moves last bits alone (as another number of ranks does), the others change no weight."""
-UNUSED = {"full": ("rank", "alpha", "dropout", "targets")}
-"""Methods -> settings of their section that they do not use."""
 
 
 def role(key: str) -> Role:
@@ -94,10 +92,7 @@ def identity(spec: Spec, precision: str, versions: Mapping[str, int], rows: str,
 
     """
     counted = {key: value for key, value in flattened(spec).items() if role(key) == "identity"}
-    for key in UNUSED.get(spec.method.name, ()):
-        del counted[f"method.{key}"]
-    if "method.alpha" in counted:
-        counted["method.alpha"] = spec.method.scaling_alpha
+    counted |= {f"method.{key}": value for key, value in spec.method.in_force().items()}
     counted["training.precision"] = precision
     return {**counted, "task versions": dict(versions), "training rows": rows, "base model": base}
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rankdrift import files
+from rankdrift import files, registry
 from rankdrift.errors import UserError, did_you_mean
-from rankdrift.spec.sections import Section, Spec
+from rankdrift.settings import Section, problems
+from rankdrift.spec.sections import AnalysisSpec, Spec, method_name, method_section
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DEFAULT_RECIPE = RECIPES / "demo.yaml"
@@ -86,8 +87,31 @@ def parse_spec(tree: Mapping[str, Any]) -> Spec:
     try:
         return Spec.model_validate(tree)
     except ValidationError as error:
-        problems = "\n  ".join(_explain(problem) for problem in error.errors())
-        raise UserError(f"the experiment is not valid:\n  {problems}") from None
+        raise _invalid(problems(error, lambda path: _known_keys(tree, path))) from None
+
+
+def analysis_settings(analysis: AnalysisSpec) -> tuple[Section, ...]:
+    """Return the settings that are given of any analysis, checked; raise UserError as ``parse_spec`` does.
+
+    It imports these analyses, and with them torch: commands check all else before.
+    """
+    found, wrong = [], []
+    for name, given in analysis.given.items():
+        section: type[Section] | None = registry.load("analysis", name).settings
+        if section is None:
+            raise UserError(f"analysis.{name}: that analysis has no settings; leave it out")
+        keys = list(section.model_fields)
+        try:
+            found.append(section.model_validate(given))
+        except ValidationError as error:
+            wrong += problems(error, lambda _, keys=keys: keys, ("analysis", name))  # type: ignore[misc]
+    if wrong:
+        raise _invalid(wrong)
+    return tuple(found)
+
+
+def _invalid(lines: Sequence[str]) -> UserError:
+    return UserError("\n  ".join(["the experiment is not valid:", *lines]))
 
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -132,23 +156,11 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return result
 
 
-def _explain(problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        fields = _fields_at(problem["loc"][:-1])
-        return (
-            f"unknown key '{path}' (value {problem['input']!r}): {did_you_mean(problem['loc'][-1], fields)}"
-        )
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    return f"{path}={problem['input']!r}: {message}"
-
-
-def _fields_at(path: Sequence[Any]) -> list[str]:
+def _known_keys(tree: Mapping[str, Any], path: Sequence[Any]) -> list[str]:
+    """Return the keys of the section at a path of keys, in the tree that was given."""
+    if tuple(path) == ("method",):
+        return list(method_section(method_name(tree["method"])).model_fields)
     section: type[BaseModel] = Spec
     for part in path:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        section = annotation
+        section = cast(type[BaseModel], section.model_fields[part].annotation)
     return list(section.model_fields)

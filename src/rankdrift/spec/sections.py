@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from rankdrift import registry
-from rankdrift.errors import did_you_mean
-from rankdrift.models.families import GROUPS
-
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of the settings: frozen, and no key in it that is not declared."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+from rankdrift.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
 
 
 class ModelSpec(Section):
@@ -56,32 +45,24 @@ class DataSpec(Section):
 
 
 class MethodSpec(Section):
-    """How the model is trained."""
+    """How the model is trained; each file of ``methods/`` declares the rest of its own section."""
 
     name: str = "lora"
-    """A file in ``methods/``: full or lora."""
-    rank: PositiveInt = 8
-    """LoRA rank r."""
-    alpha: Annotated[float, Field(gt=0)] | None = None
-    """LoRA alpha; None is 2r. The update is (alpha / r) B A."""
-    dropout: Fraction = 0.0
-    """Dropout on the input of A."""
-    targets: str | tuple[str, ...] = "both"
-    """qv, attention, mlp, both (attention and mlp), all (with embeddings and head), or module names."""
+    """A file in ``methods/``."""
 
-    @model_validator(mode="after")
-    def _known_group(self) -> MethodSpec:
-        if isinstance(self.targets, str) and self.targets not in GROUPS:
-            hint = did_you_mean(self.targets, GROUPS)
-            raise ValueError(
-                f"'{self.targets}' is not a target group: {hint} Or give a list of module names."
-            )
-        return self
+    def in_force(self) -> dict[str, Any]:
+        """Return the settings that the method uses, as it uses them, in plain JSON types."""
+        return self.model_dump(mode="json")
 
     @property
-    def scaling_alpha(self) -> float:
-        """The alpha in force: the given one, or 2r."""
-        return self.alpha if self.alpha is not None else 2.0 * self.rank
+    def adapter_rank(self) -> int:
+        """The rank that bounds the update of a matrix; 0 where nothing does."""
+        return 0
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return False
 
 
 class TrainingSpec(Section):
@@ -156,26 +137,17 @@ class ScoringSpec(Section):
 
 
 class AnalysisSpec(Section):
-    """What is measured on a checkpoint's weights and representations."""
+    """How checkpoints are analysed; every other key is an analysis, with the settings its file declares."""
 
-    top_k: PositiveInt = 10
-    """Leading singular vectors compared: intruders, principal angles."""
-    intruder_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """A vector is an intruder where its largest |cosine| with the base's is below this."""
-    intruder_thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """The grid of thresholds over which intruders are counted."""
-    vector_counts: tuple[PositiveInt, ...] = (1, 2, 5, 10, 20, 32, 64)
-    """The grid of leading singular vectors over which subspaces are compared and intruders counted."""
-    drift_rows: PositiveInt = 64
-    """Inputs over which layer drift is measured."""
-    canonical: bool = False
-    """Whether SVCCA and PWCCA are computed: they need ten rows for every direction that is compared."""
-    keep_representations: bool = False
-    """Whether the mean-pooled states behind layer drift are stored for every checkpoint."""
-    gradient_rows: NonNegativeInt = 32
-    """Validation rows of each task on which gradients are taken at every checkpoint; 0 is none."""
+    model_config = ConfigDict(extra="allow")
+
     workers: NonNegativeInt = 0
     """Processes that share the matrices; 0 is one a core, at most four a GPU where there are GPUs."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Analysis -> its settings as they are given, unchecked: it takes seconds to import them."""
+        return dict(self.model_extra or {})
 
 
 class Spec(Section):
@@ -191,10 +163,25 @@ class Spec(Section):
     """Folder that holds the study's folder."""
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
-    method: MethodSpec = MethodSpec()
+    method: SerializeAsAny[MethodSpec] = Field(default_factory=MethodSpec)
     training: TrainingSpec = TrainingSpec()
     scoring: ScoringSpec = ScoringSpec()
     analysis: AnalysisSpec = AnalysisSpec()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _as_its_method(cls, given: Any) -> Any:
+        """Check the section of a method as that method declares it.
+
+        Arms share settings, so those of another method may be there as well: they are left out.
+        """
+        tree = given.model_dump() if isinstance(given, MethodSpec) else given
+        if not isinstance(tree, dict):
+            return tree
+        own = method_section(method_name(tree))
+        others = {key for name in registry.names("method") for key in method_section(name).model_fields}
+        kept = {key: value for key, value in tree.items() if key in own.model_fields or key not in others}
+        return own.model_validate(kept)
 
     @model_validator(mode="after")
     def _names_exist(self) -> Spec:
@@ -202,7 +189,6 @@ class Spec(Section):
             raise ValueError("data.tasks is empty: name at least one task")
         for task in self.data.tasks:
             registry.require("task", task)
-        registry.require("method", self.method.name)
         return self
 
     @property
@@ -218,3 +204,14 @@ class Spec(Section):
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return self.model_dump(mode="json")
+
+
+def method_name(section: Mapping[str, Any]) -> str:
+    """Return the method that a section is of, as it was given."""
+    return str(section.get("name", MethodSpec.model_fields["name"].default))
+
+
+def method_section(name: str) -> type[MethodSpec]:
+    """Return the section that a method's file declares; raise UserError if there is no such method."""
+    section: type[MethodSpec] = registry.load("method", name).settings
+    return section

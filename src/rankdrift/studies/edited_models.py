@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankdrift import files
-from rankdrift.analysis.contract import Params
 from rankdrift.analysis.mathematics.spectral import interventions
 from rankdrift.analysis.mathematics.spectral.interventions import ARMS, Edit
 from rankdrift.analysis.measures._matrix_comparison import compare
@@ -189,12 +188,11 @@ def _plan(source: Source, settings: Settings, say: Say) -> Planned:
     """Return the edits of every matrix that has an intruder."""
     weights = open_weights(source.base, source.export)
     study = StudyLayout(source.run.root.resolve().parent.parent)
-    params = Params(study.base / "cache", top_k=SPARE * settings.top_k, vector_counts=(1,))
     generator = np.random.default_rng(settings.seed)
     found: Planned = {}
     inside = _inside(weights)
     for number, projection in enumerate(inside, start=1):
-        edited = _edits(weights, projection, params, settings, generator)
+        edited = _edits(weights, projection, study.base / "cache", settings, generator)
         if edited:
             found[projection] = edited
         if number % 50 == 0 or number == len(inside):
@@ -224,11 +222,11 @@ def _inside(weights: TunedWeights) -> list[Projection]:
 def _edits(
     weights: TunedWeights,
     projection: Projection,
-    params: Params,
+    cache: Path,
     settings: Settings,
     generator: np.random.Generator,
 ) -> dict[str, Edit]:
-    found = compare(weights, projection, params)
+    found = compare(weights, projection, cache, SPARE * settings.top_k)
     if not found.update.any():
         return {}
     cosines = found.cosines["left"][: found.defined]  # other vectors are arbitrary, their cosines 0

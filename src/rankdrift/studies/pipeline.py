@@ -21,7 +21,7 @@ from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import load_tokenizer, resolve
 from rankdrift.progress import Say, progress_lines
 from rankdrift.scoring.run import score_run
-from rankdrift.spec import DEFAULT_RECIPE, Recipe, Spec, read_spec
+from rankdrift.spec import DEFAULT_RECIPE, Recipe, Spec, analysis_settings, read_spec
 from rankdrift.spec.identity import differences, recorded
 from rankdrift.studies.launcher import launch
 from rankdrift.studies.study_checkpoints import Source, study_params, study_subjects
@@ -45,6 +45,8 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
     """Train, consolidate and score every run, analyse them together, and return the report's path."""
     specs = recipe.runs()
     _refuse_one_name(specs)
+    for spec in specs:
+        analysis_settings(spec.analysis)
     study = StudyLayout(specs[0].study_root)
     with _stage(f"base model {specs[0].model.name} (fetched and converted the first time)", say):
         base = resolve(specs[0].model.name, specs[0].model.revision)

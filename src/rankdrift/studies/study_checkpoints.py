@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,6 +14,8 @@ import pandas as pd
 
 from rankdrift import files
 from rankdrift.analysis.contract import Params
+from rankdrift.analysis.measures.checkpoint_gradients import Settings as Gradients
+from rankdrift.analysis.measures.drift import Settings as Drift
 from rankdrift.analysis.sources.folders import config_folder, is_adapter
 from rankdrift.analysis.sources.observations import BASE
 from rankdrift.analysis.sources.subjects import Subject, base_subject
@@ -25,7 +28,7 @@ from rankdrift.errors import UserError
 from rankdrift.export.consolidate import PROVENANCE_NAME
 from rankdrift.layout import RunLayout, StudyLayout, step_of, steps_in
 from rankdrift.models.base import load_tokenizer, resolve
-from rankdrift.spec import AnalysisSpec, DataSpec, Spec, read_spec
+from rankdrift.spec import AnalysisSpec, DataSpec, Spec, analysis_settings, read_spec
 from rankdrift.zero_checkpoint.manifest import complete_steps
 from rankdrift.zero_checkpoint.trainer_folder import trainer_folder
 
@@ -63,7 +66,7 @@ def run_subjects(spec: Spec, run: RunLayout, base: Path, source: Source = "auto"
         Subject(
             run=run.root.name,
             method=spec.method.name,
-            rank=spec.method.rank if spec.method.name != "full" else 0,
+            rank=spec.method.adapter_rank,
             tasks=spec.data.tasks,
             seed=spec.seed,
             step=step,
@@ -153,15 +156,13 @@ def _distinct_names(folders: list[Path]) -> list[str]:
 
 
 def study_params(study: StudyLayout, spec: Spec, base: Path) -> Params:
-    """Return the analyses' settings; drift is measured on validation prompts, as many of each task."""
+    """Return what a study's analyses are given; of drift, validation prompts, as many of each task."""
+    params = _params(study, spec.analysis)
     rows = load_rows(spec, "validation", load_tokenizer(base)).rows
     in_turn = [row for _, row in sorted(_numbered(rows), key=lambda numbered: numbered[0])]
-    prompts = [row.input_ids[: row.prompt_length].tolist() for row in in_turn[: spec.analysis.drift_rows]]
-    drift = _written(study.base / "drift_inputs.parquet", pd.DataFrame({"input_ids": prompts}))
-    probed = [row for number, row in _numbered(rows) if number < spec.analysis.gradient_rows]
-    gradients = study.base / "gradient_inputs.parquet"
-    table = pd.DataFrame([_with_labels(row, spec.model.head) for row in probed])
-    return _params(study, spec.analysis, drift, _written(gradients, table) if probed else None)
+    prompts = [row.input_ids[: row.prompt_length].tolist() for row in in_turn[: params.of(Drift).rows]]
+    probed = [row for number, row in _numbered(rows) if number < params.of(Gradients).rows]
+    return _with_rows(params, study, prompts, [_with_labels(row, spec.model.head) for row in probed])
 
 
 def _numbered(rows: Sequence[Row]) -> Iterator[tuple[int, Row]]:
@@ -181,33 +182,33 @@ def _with_labels(row: Row, head: str) -> dict[str, Any]:
     return {"task": row.task, "input_ids": ids, "labels": labels}
 
 
-def folder_params(study: StudyLayout, base: Path, settings: AnalysisSpec) -> Params:
-    """Return the analyses' settings for folders from anywhere; what needs inputs gets the built-in text."""
-    text = DataSpec(general_text="builtin")
-    windows = load_windows(text, load_tokenizer(base), settings.drift_rows)
-    rows = pd.DataFrame({"input_ids": [list(window.input_ids) for window in windows]})
-    drift = _written(study.base / "drift_inputs.parquet", rows)
-    beginnings = [list(window.input_ids[:TEXT_TOKENS]) for window in windows[: settings.gradient_rows]]
-    labels = [[IGNORED, *ids[1:]] for ids in beginnings]
-    table = pd.DataFrame({"task": "general_text", "input_ids": beginnings, "labels": labels})
-    gradients = _written(study.base / "gradient_inputs.parquet", table) if beginnings else None
-    return _params(study, settings, drift, gradients)
+def folder_params(study: StudyLayout, base: Path | None, settings: AnalysisSpec) -> Params:
+    """Return what analyses of folders from anywhere are given; the rows are of the built-in text.
+
+    Without a base, whose tokenizer is needed, there are no rows.
+    """
+    params = _params(study, settings)
+    if base is None:
+        return params
+    text, drift_rows = DataSpec(general_text="builtin"), params.of(Drift).rows
+    windows = load_windows(text, load_tokenizer(base), drift_rows)
+    beginnings = [list(window.input_ids[:TEXT_TOKENS]) for window in windows[: params.of(Gradients).rows]]
+    rows = [{"task": "general_text", "input_ids": ids, "labels": [IGNORED, *ids[1:]]} for ids in beginnings]
+    return _with_rows(params, study, [list(window.input_ids) for window in windows], rows)
 
 
-def _params(study: StudyLayout, settings: AnalysisSpec, drift: Path, gradients: Path | None) -> Params:
-    return Params(
-        cache=study.base / "cache",
-        top_k=settings.top_k,
-        intruder_threshold=settings.intruder_threshold,
-        intruder_thresholds=settings.intruder_thresholds,
-        vector_counts=settings.vector_counts,
-        drift_rows=settings.drift_rows,
-        drift_inputs=drift,
-        canonical=settings.canonical,
-        keep_representations=settings.keep_representations,
-        gradient_inputs=gradients,
-        workers=settings.workers,
-    )
+def _params(study: StudyLayout, analysis: AnalysisSpec) -> Params:
+    return Params(study.base / "cache", analysis.workers, settings=analysis_settings(analysis))
+
+
+def _with_rows(
+    params: Params, study: StudyLayout, inputs: list[list[int]], rows: list[dict[str, Any]]
+) -> Params:
+    """Write the rows that go through the models."""
+    drift = _written(study.base / "drift_inputs.parquet", pd.DataFrame({"input_ids": inputs}))
+    path = study.base / "gradient_inputs.parquet"
+    gradients = _written(path, pd.DataFrame(rows)) if rows else None
+    return dataclasses.replace(params, drift_inputs=drift, gradient_inputs=gradients)
 
 
 def _written(path: Path, table: pd.DataFrame) -> Path:

@@ -224,7 +224,7 @@ class Trainer:
         """Return what the first step after an interruption is compared with, on every rank the same."""
         mine = None
         if engine.rank() == 0:
-            mine = resume_check.expected(self.run, self.setup.conditions, self.spec.method.dropout > 0)
+            mine = resume_check.expected(self.run, self.setup.conditions, self.spec.method.is_random)
         expected: resume_check.Expected | None = engine.gather(mine)[0]
         return expected
 

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, L
 
 from rankdrift.analysis.contract import Params
 from rankdrift.analysis.mathematics.representation.layer_grid import layer_grid_cka
-from rankdrift.analysis.measures.drift import ANALYSIS, GRID, TABLE, VERSION
+from rankdrift.analysis.measures.drift import ANALYSIS, GRID, TABLE, VERSION, Settings
 from rankdrift.analysis.sources import activations, base_layers
 from rankdrift.analysis.sources import models as models_of
 from rankdrift.analysis.sources.activations import REPRESENTATIONS, States, TokenRows
@@ -65,7 +65,7 @@ def changed(base: Path, folder: Path, change: Callable[[LlamaForCausalLM], None]
 
 def tables(base: Path, tuned: Path, inputs: Path | None, **settings: Any) -> dict[str, pd.DataFrame]:
     subject = Subject("run", "full", 0, ("topic",), 1, 5, base=base, tuned=tuned)
-    params = Params(cache=tuned.parent / "cache", drift_inputs=inputs, **settings)
+    params = Params(cache=tuned.parent / "cache", drift_inputs=inputs, settings=(Settings(**settings),))
     return ANALYSIS.compute(subject, params)
 
 
@@ -267,7 +267,6 @@ def test_representations_are_kept_on_request_in_the_order_of_the_inputs(
 ):
     tuned = changed(base, tmp_path / "t", lambda model: model.model.embed_tokens.weight.mul_(1.5))
     drift(base, tuned, inputs, keep_representations=True)
-    assert "keep_representations" in ANALYSIS.parameters
     for name, folder in (("base", base), ("run-step-000005", tuned)):
         (path,) = (tmp_path / "cache").glob(f"states-*/representations/{name}.safetensors")
         expected = states_of(models_of.load_backbone(folder))["mean"]
@@ -315,7 +314,9 @@ def test_an_adapter_that_changed_its_base_is_given_its_start(base: Path, tmp_pat
             parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "adapter")
     subject = Subject("run", "lora", 4, ("topic",), 1, 5, base, tmp_path / "adapter")
-    params = Params(cache=tmp_path / "cache", drift_inputs=inputs, keep_representations=True)
+    params = Params(
+        cache=tmp_path / "cache", drift_inputs=inputs, settings=(Settings(keep_representations=True),)
+    )
     ANALYSIS.compute(dataclasses.replace(subject, initial=tmp_path / "initial"), params)
     (path,) = (tmp_path / "cache").glob("states-*/representations/run-step-000005.safetensors")
     expected = states_of(model.eval().base_model.model.model)["mean"]
@@ -333,7 +334,7 @@ def test_a_classifier_is_compared_by_its_backbone(base: Path, tmp_path: Path):
 
 def test_only_the_first_rows_are_used(base: Path, tmp_path: Path, inputs: Path):
     tuned = changed(base, tmp_path / "t", lambda model: None)
-    assert set(drift(base, tuned, inputs, drift_rows=6)["n"]) == {6}
+    assert set(drift(base, tuned, inputs, rows=6)["n"]) == {6}
 
 
 def test_the_base_model_has_no_drift_table(base: Path, tmp_path: Path):

@@ -17,6 +17,16 @@ from rankdrift.analysis.parts import settings_of
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject, base_subject
 from rankdrift.analysis.worklist import Share
 from rankdrift.errors import UserError
+from rankdrift.settings import Section
+
+
+class Settings(Section):
+    k: int = 10
+    grid: tuple[int, ...] = (1, 5)
+
+
+class OfAnother(Section):
+    k: int = 10
 
 
 class Study:
@@ -30,7 +40,8 @@ class Study:
             columns={"sizes": {"size": "bytes"}, "names": {"name": "of the folder"}},
             per="checkpoint",
             compute=self.compute,
-            parameters=("top_k", "drift_inputs"),
+            settings=Settings,
+            rows="drift_inputs",
             parquet_only=frozenset({"names"}),
         )
         for name in ("base", "step-1", "step-2"):
@@ -57,8 +68,8 @@ class Study:
         ]
         return [base_subject(base), *steps]
 
-    def run(self, subjects: list[Subject] | None = None, **settings: Any) -> list[Path]:
-        params = Params(cache=self.root / "cache", **settings)
+    def run(self, subjects: list[Subject] | None = None, settings: Any = (), **given: Any) -> list[Path]:
+        params = Params(cache=self.root / "cache", settings=settings, **given)
         subjects = self.subjects if subjects is None else subjects
         return engine.run_analyses(["sizes"], subjects, self.tables, params, lambda *_: None)
 
@@ -81,12 +92,12 @@ def test_tables_are_identified_rows_in_the_order_of_the_subjects(study: Study) -
 
 
 def test_csv_and_metadata_lie_beside_the_parquet(study: Study) -> None:
-    sizes, names = study.run(top_k=3)
+    sizes, names = study.run(settings=(Settings(k=3),))
     assert pd.read_csv(sizes.with_suffix(".csv")).equals(pd.read_parquet(sizes))
     assert not names.with_suffix(".csv").exists()
     meta = files.read_json(sizes.with_suffix(".meta.json"))
     assert meta["columns"] == {"size": "bytes"}
-    assert meta["parts"]["r-step-000001"]["params"] == {"top_k": 3, "drift_inputs": None}
+    assert meta["parts"]["r-step-000001"]["settings"] == {"k": 3, "grid": [1, 5]}
     expected = sorted([n, files.content_digest(study.root / n)] for n in ("base", "step-1"))
     assert meta["parts"]["r-step-000001"]["inputs"] == expected
     assert "python" in meta["environment"]
@@ -121,18 +132,17 @@ def test_an_unchanged_study_is_not_touched(study: Study) -> None:
     study.run()
     before = {path: path.stat().st_mtime_ns for path in study.tables.rglob("*") if path.is_file()}
     study.computed.clear()
-    study.run(drift_rows=5)  # not among this analysis's parameters
+    study.run(workers=2, settings=(OfAnother(k=7),))
     assert study.computed == []
     assert {path: path.stat().st_mtime_ns for path in study.tables.rglob("*") if path.is_file()} == before
 
 
 def test_a_setting_of_several_values_is_known_again(study: Study) -> None:
-    object.__setattr__(study.analysis, "parameters", ("vector_counts",))
-    study.run(vector_counts=(1, 5))
+    study.run()
     study.computed.clear()
-    study.run(vector_counts=(1, 5))
+    study.run(settings=(Settings(grid=(1, 5)),))
     assert study.computed == []
-    study.run(vector_counts=(1, 6))
+    study.run(settings=(Settings(grid=(1, 6)),))
     assert study.computed == ["base", "step-1", "step-2"]
 
 
@@ -154,7 +164,7 @@ def test_a_new_checkpoint_costs_only_itself_and_an_old_one_can_leave(study: Stud
     assert pd.read_parquet(sizes)["step"].tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("change", ["parameter", "input file", "version", "lost table"])
+@pytest.mark.parametrize("change", ["setting", "input file", "version", "lost table"])
 def test_whatever_numbers_depend_on_computes_them_anew(
     study: Study, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,8 +173,8 @@ def test_whatever_numbers_depend_on_computes_them_anew(
     settings: dict[str, Any] = {"drift_inputs": inputs}
     study.run(**settings)
     study.computed.clear()
-    if change == "parameter":
-        settings["top_k"] = 3
+    if change == "setting":
+        settings["settings"] = (Settings(k=3),)
     elif change == "input file":
         inputs.write_text("others")
     elif change == "version":
@@ -253,7 +263,7 @@ BY_MATRIX = Analysis(
     "matrices",
     {"matrices": {"unit": "name", "value": "any"}},
     "checkpoint",
-    parameters=("top_k",),
+    settings=Settings,
     split=split,
     measure=measure,
 )
@@ -288,10 +298,10 @@ def test_a_kill_loses_a_portion_and_other_settings_take_nothing_of_it(study: Stu
     assert again == [f"2 {unit}" for unit in UNITS[8:]]  # step 1 and the first portion of step 2 were kept
     (study.root / "kill").touch()
     with pytest.raises(KeyboardInterrupt):
-        study.run(workers=1, top_k=3)
+        study.run(workers=1, settings=(Settings(k=3),))
     (study.root / "kill").unlink()
     before = len(measured(study))
-    study.run(workers=1, top_k=4)
+    study.run(workers=1, settings=(Settings(k=4),))
     assert len(measured(study)) - before == 42
 
 
@@ -347,7 +357,6 @@ def test_a_study_table_is_made_of_the_others_and_anew_where_they_change(study: S
         "sums",
         {"sums": {"run": "folder", "sum": "bytes"}, "none": {"run": "folder"}},
         "study",
-        parameters=(),
         compute_all=compute_all,
         reads=("sizes",),
     )

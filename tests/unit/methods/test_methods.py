@@ -12,17 +12,18 @@ from transformers import AutoConfig, PreTrainedModel
 from rankdrift import registry
 from rankdrift.errors import UserError
 from rankdrift.methods import Method
-from rankdrift.methods.lora import target_modules
 from rankdrift.models.base import load_model
 from rankdrift.models.exports import load_export
-from rankdrift.spec import MethodSpec, ModelSpec
+from rankdrift.models.targets import target_modules
+from rankdrift.spec import ModelSpec
+from rankdrift.spec.sections import method_section
 
 IDS = torch.tensor([[5, 9, 30, 31, 7]])
 
 
 def prepared(name: str, tiny: Path, **settings: object) -> tuple[Method, PreTrainedModel]:
     method: Method = registry.load("method", name)
-    spec = MethodSpec(name=name, **settings)  # type: ignore[arg-type]
+    spec = method_section(name)(**settings)
     return method, method.prepare(load_model(tiny, ModelSpec()), spec, tiny)
 
 
@@ -67,7 +68,7 @@ def test_the_config_says_which_model_was_trained(
 ) -> None:
     method: Method = registry.load("method", name)
     model = load_model(tiny, ModelSpec(head=head), 4)
-    method.save_config(method.prepare(model, MethodSpec(name=name), tiny), tmp_path)
+    method.save_config(method.prepare(model, method_section(name)(), tiny), tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     assert config.architectures == [architecture]
     assert head == "lm" or config.num_labels == 4

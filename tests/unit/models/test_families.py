@@ -19,13 +19,14 @@ from rankdrift import registry
 from rankdrift.data.batches import collate
 from rankdrift.data.dataset import load_rows
 from rankdrift.errors import UserError
-from rankdrift.methods.lora import adapted_modules, prepare, target_modules
+from rankdrift.methods.lora import Settings, adapted_modules, prepare
 from rankdrift.models.base import load_model, load_tokenizer
 from rankdrift.models.direction import padding_side
 from rankdrift.models.families import GROUPS, roles
+from rankdrift.models.targets import target_modules
 from rankdrift.scoring.classification import choice_log_likelihoods, class_log_likelihoods
 from rankdrift.scoring.items import task_items
-from rankdrift.spec import MethodSpec, Spec, parse_spec
+from rankdrift.spec import Spec, parse_spec
 
 HEADS = [(family, head) for family in DECODERS for head in ("lm", "classifier")]
 HEADS += [(family, "classifier") for family in ENCODERS]
@@ -109,7 +110,7 @@ def test_groups_adapt_all_that_they_stand_for(folder_of: Callable, family: str) 
     head = "classifier" if family in ENCODERS else "lm"
     adapted = {}
     for group in ("attention", "mlp", "both"):
-        model = prepare(opened(folder, head), MethodSpec(rank=2, targets=group), folder)
+        model = prepare(opened(folder, head), Settings(rank=2, targets=group), folder)
         heads = {"score", "classifier", "pooler"}
         adapted[group] = {n for n in adapted_modules(model) if not heads & set(n.split("."))}
     assert adapted["both"] == in_blocks(opened(folder, head))
@@ -156,7 +157,7 @@ def test_what_the_base_had_no_weights_for_trains_whole(
     folder = folder_of(family)
     model = opened(folder, "classifier")
     assert model.new_modules == new
-    adapted = prepare(model, MethodSpec(rank=2, targets="attention"), folder)
+    adapted = prepare(model, Settings(rank=2, targets="attention"), folder)
     trained = {name for name, param in adapted.named_parameters() if param.requires_grad}
     whole = {name for name in trained if "lora_" not in name}
     assert {name.split(".modules_to_save")[0].removeprefix("base_model.model.") for name in whole} == set(new)

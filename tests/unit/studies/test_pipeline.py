@@ -19,7 +19,7 @@ from rankdrift.spec import Recipe, Spec, parse_spec, read_spec
 from rankdrift.studies.pipeline import Launch, refuse_other_runs, run_study, train_run
 
 
-@pytest.mark.parametrize("changed", [{"analysis": {"drift_rows": 7}}, {"scoring": {"limit": 5}}])
+@pytest.mark.parametrize("changed", [{"analysis": {"drift": {"rows": 7}}}, {"scoring": {"limit": 5}}])
 def test_a_finished_run_is_scored_and_analysed_as_the_recipe_now_says(
     tmp_path: Path, changed: dict[str, dict[str, int]]
 ) -> None:

@@ -156,7 +156,7 @@ def test_a_checkpoint_from_anywhere_is_what_its_run_says(tmp_path: Path) -> None
 
 
 def test_drift_inputs_are_prompts_and_are_not_rewritten(tiny: Path, tmp_path: Path) -> None:
-    spec = parse_spec({"model": {"name": "tiny"}, "analysis": {"drift_rows": 5}})
+    spec = parse_spec({"model": {"name": "tiny"}, "analysis": {"drift": {"rows": 5}}})
     study = StudyLayout(tmp_path)
     params = study_params(study, spec, tiny)
     assert params.drift_inputs is not None
@@ -176,7 +176,7 @@ def test_drift_inputs_are_drawn_from_every_task(tiny: Path, tmp_path: Path) -> N
     tree = {
         "model": {"name": "tiny"},
         "data": {"tasks": ["topic", "describe"]},
-        "analysis": {"drift_rows": 5},
+        "analysis": {"drift": {"rows": 5}},
     }
     params = study_params(StudyLayout(tmp_path), parse_spec(tree), tiny)
     assert params.drift_inputs is not None
@@ -195,7 +195,7 @@ def test_gradients_are_taken_on_the_first_rows_of_every_task(tiny: Path, tmp_pat
     tree = {
         "model": {"name": "tiny"},
         "data": {"tasks": ["topic", "describe"], "validation_limit": 6},
-        "analysis": {"gradient_rows": 4},
+        "analysis": {"checkpoint_gradients": {"rows": 4}},
     }
     rows = gradient_inputs(study_params(StudyLayout(tmp_path), parse_spec(tree), tiny))
     assert rows["task"].tolist() == ["topic"] * 4 + ["describe"] * 4
@@ -219,12 +219,12 @@ def test_a_classifier_s_label_is_its_class(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_no_rows_for_gradients(tiny: Path, tmp_path: Path) -> None:
-    tree = {"model": {"name": "tiny"}, "analysis": {"gradient_rows": 0}}
+    tree = {"model": {"name": "tiny"}, "analysis": {"checkpoint_gradients": {"rows": 0}}}
     assert study_params(StudyLayout(tmp_path), parse_spec(tree), tiny).gradient_inputs is None
 
 
 def test_folders_get_beginnings_of_general_text(tiny: Path, tmp_path: Path) -> None:
-    settings = AnalysisSpec(gradient_rows=5, drift_rows=8)
+    settings = AnalysisSpec.model_validate({"drift": {"rows": 8}, "checkpoint_gradients": {"rows": 5}})
     params = folder_params(StudyLayout(tmp_path), tiny, settings)
     rows = gradient_inputs(params)
     assert rows["task"].tolist() == ["general_text"] * 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rankdrift.analysis import engine
 from rankdrift.analysis.contract import Analysis, Params
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject, base_subject
 from rankdrift.layout import RunLayout
+from rankdrift.spec import parse_spec
 
 ANALYSES = registry.names("analysis")
 NOTHING_HERE = {
@@ -55,7 +55,6 @@ def params(tmp_path: Path) -> Params:
     return Params(
         cache=tmp_path / "cache",
         drift_inputs=tmp_path / "inputs.parquet",
-        drift_rows=12,
         gradient_inputs=tmp_path / "tasks.parquet",
         workers=1,
     )
@@ -65,10 +64,8 @@ def params(tmp_path: Path) -> Params:
 def test_an_analysis_is_complete(name: str) -> None:
     analysis: Analysis = registry.load("analysis", name)
     assert analysis.name == name
-    assert set(analysis.parameters) <= {field.name for field in dataclasses.fields(Params)} - {
-        "cache",
-        "workers",
-    }
+    if analysis.settings:
+        assert parse_spec({"analysis": {name: analysis.settings().model_dump()}})
     assert analysis.parquet_only <= set(analysis.tables)
     for columns in analysis.columns.values():
         assert all(meaning for meaning in columns.values())

@@ -38,7 +38,7 @@ def checkpoint(base: Path, tuned: Path) -> Subject:
 
 
 def measure(base: Path, tuned: Path, cache: Path, **settings: Any) -> dict[str, pd.DataFrame]:
-    return of_subject(checkpoint(base, tuned), Params(cache=cache, **settings))
+    return of_subject(checkpoint(base, tuned), Params(cache=cache, settings=(spectra.Settings(**settings),)))
 
 
 def of_subject(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
