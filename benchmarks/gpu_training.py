@@ -99,7 +99,6 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
     from rankdrift.models.base import load_model
     from rankdrift.spec import apply_overrides, parse_spec
     from rankdrift.training import engine, setup, trainer
-    from rankdrift.training.stop_requests import Requests
 
     rows = arguments.rows
     with tempfile.TemporaryDirectory() as output, engine.process_group():
@@ -122,10 +121,9 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
         planned = dataclasses.replace(
             planned, data=dataclasses.replace(planned.data, train=data, order=order, lengths=lengths)
         )
-        model = planned.method.prepare(load_model(planned.base, spec.model, 0), spec.method, planned.base)
+        model = planned.method.prepare(load_model(planned.base, spec.model), spec.method, planned.base)
         under = engine.Engine(model, spec.training, planned.config)
-        loop = trainer.Trainer(planned, under, Requests())
-        loop.journal = loop.expected = None
+        loop = trainer.Trainer(planned, under)
         seconds = [timed(loop, step) for step in range(1, arguments.steps + 1)][WARM_UP:]
         tokens = [
             int(lengths[order.rows(step - 1)].sum()) for step in range(WARM_UP + 1, arguments.steps + 1)
@@ -149,7 +147,7 @@ def timed(loop: Any, step: int) -> float:
 
     engine.wait_for_device()
     began = time.perf_counter()
-    loop._train_step(step)
+    loop.train_step(step)
     engine.wait_for_device()
     return time.perf_counter() - began
 
@@ -158,7 +156,7 @@ def padding_share(loop: Any, steps: int) -> float:
     """Return the share of the batches' cells that hold no token."""
     cells = real = 0
     for step in range(steps):
-        for part in loop._micro_batches(loop.data.order.rows(step)):
+        for part in loop.micro_batches(step + 1):
             sizes = [len(row.input_ids) for row in part]
             cells, real = cells + max(sizes) * len(sizes), real + sum(sizes)
     return 1 - real / cells

@@ -49,7 +49,7 @@ STEPS = 12
 STARTING = 0.15  # share of kills that may come before the first save
 PATIENCE = 60.0  # seconds until every process of a killed run must be gone
 # before anything is forked; the last one brings torch's compiler
-IMPORTED_ONCE = ("rankdrift.training.trainer", "peft", "deepspeed.runtime.zero.muon.muon_optimizer")
+IMPORTED_ONCE = ("rankdrift.training.run", "peft", "deepspeed.runtime.zero.muon.muon_optimizer")
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 RECIPE: dict[str, Any] = {
     "study": "s",

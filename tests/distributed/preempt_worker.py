@@ -2,9 +2,9 @@
 
 Called with a JSON file: a list of {"recipe", "config" (DeepSpeed JSON's path), "output", "steps", "asked"},
 where "asked" is a list of {"what" (a signal's name, or a file of the run's folder), "rank", "when" (a method
-of the trainer), "step"}: the rank is asked as the method begins for this step. "fails_at" is a step whose
-save fails. Rank 0 adds to every job how it "ended" on each rank, the steps that are "saved", the "state" in
-status.json and the "files" that ask for something still, and writes the list back.
+of the trainer or of a callback), "step"}: the rank is asked as the method begins for this step. "fails_at" is
+a step whose save fails. Rank 0 adds to every job how it "ended" on each rank, the steps that are "saved", the
+"state" in status.json and the "files" that ask for something still, and writes the list back.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ from rankdrift.errors import Preempted, UserError
 from rankdrift.layout import StudyLayout
 from rankdrift.spec import load_recipe
 from rankdrift.training import checkpointing, engine
+from rankdrift.training.callbacks.evaluation import Evaluation
+from rankdrift.training.callbacks.saving import Saving
+from rankdrift.training.run import train
 from rankdrift.training.stop_requests import listening
-from rankdrift.training.trainer import Trainer, train
+from rankdrift.training.trainer import Trainer
 from rankdrift.zero_checkpoint.manifest import complete_steps
 
-METHODS = {name: getattr(Trainer, name) for name in ("_train_step", "_evaluate", "_save")}
+MOMENTS = {"train_step": Trainer, "evaluate": Evaluation, "begin": Saving}
+METHODS = {name: getattr(owner, name) for name, owner in MOMENTS.items()}
 BEGIN = checkpointing.Save.begin
 
 
@@ -42,12 +46,13 @@ def prepare(job: dict[str, Any]) -> None:
     moments = {(a["when"], a["step"]): a["what"] for a in job["asked"] if a["rank"] == engine.rank()}
     for name, method in METHODS.items():
 
-        def asking(self: Trainer, step: int, name: str = name, method: Any = method) -> None:
+        def asking(*given: Any, name: str = name, method: Any = method) -> Any:
+            trainer, step = given[-2:]  # of a callback's method they come after itself
             if what := moments.pop((name, step), None):
-                ask(what, self.run.root)
-            method(self, step)
+                ask(what, trainer.run.root)
+            return method(*given)
 
-        setattr(Trainer, name, asking)
+        setattr(MOMENTS[name], name, asking)
 
     def begin(self: checkpointing.Save, *arguments: Any) -> None:
         if self.manifest.step == job.get("fails_at"):

@@ -65,26 +65,26 @@ def stopped_after(step: int) -> str:
 # what is asked; how the run ends; the checkpoints there are then
 CASES: dict[str, tuple[list[dict[str, Any]], str, list[int]]] = {
     "nothing": ([], "finished", [6]),
-    "save, one rank": ([asked("SIGUSR1", 1, "_train_step", 2)], "finished", [2, 6]),
-    "save, file": ([asked("SAVE", 0, "_train_step", 2)], "finished", [2, 6]),
-    "save, before the first step": ([asked("SIGUSR1", 0, "_evaluate", 0)], "finished", [1, 6]),
-    "stop, one rank": ([asked("SIGTERM", 1, "_train_step", 3)], stopped_after(3), [3]),
-    "stop, interrupt": ([asked("SIGINT", 0, "_train_step", 3)], stopped_after(3), [3]),
-    "stop, file": ([asked("STOP", 0, "_train_step", 3)], stopped_after(3), [3]),
-    "stop, in evaluation": ([asked("SIGTERM", 1, "_evaluate", 3)], stopped_after(3), [3]),
+    "save, one rank": ([asked("SIGUSR1", 1, "train_step", 2)], "finished", [2, 6]),
+    "save, file": ([asked("SAVE", 0, "train_step", 2)], "finished", [2, 6]),
+    "save, before the first step": ([asked("SIGUSR1", 0, "evaluate", 0)], "finished", [1, 6]),
+    "stop, one rank": ([asked("SIGTERM", 1, "train_step", 3)], stopped_after(3), [3]),
+    "stop, interrupt": ([asked("SIGINT", 0, "train_step", 3)], stopped_after(3), [3]),
+    "stop, file": ([asked("STOP", 0, "train_step", 3)], stopped_after(3), [3]),
+    "stop, in evaluation": ([asked("SIGTERM", 1, "evaluate", 3)], stopped_after(3), [3]),
     "stop, in a save": (
-        [asked("SIGUSR1", 0, "_train_step", 3), asked("SIGTERM", 1, "_save", 3)],
+        [asked("SIGUSR1", 0, "train_step", 3), asked("SIGTERM", 1, "begin", 3)],
         stopped_after(3),
         [3],
     ),
     "stop, twice": (
-        [asked("SIGTERM", 1, "_train_step", 3), asked("SIGTERM", 0, "_save", 3)],
+        [asked("SIGTERM", 1, "train_step", 3), asked("SIGTERM", 0, "begin", 3)],
         stopped_after(3),
         [3],
     ),
-    "stop, at the end": ([asked("STOP", 0, "_train_step", 6)], "finished", [6]),
-    "stop, before the first step": ([asked("SIGTERM", 0, "_evaluate", 0)], stopped_after(0), []),
-    "stop, no space": ([asked("SIGTERM", 0, "_train_step", 3)], "UserError: no space", []),
+    "stop, at the end": ([asked("STOP", 0, "train_step", 6)], "finished", [6]),
+    "stop, before the first step": ([asked("SIGTERM", 0, "evaluate", 0)], stopped_after(0), []),
+    "stop, no space": ([asked("SIGTERM", 0, "train_step", 3)], "UserError: no space", []),
 }
 
 

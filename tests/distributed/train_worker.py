@@ -34,8 +34,9 @@ from rankdrift.cli.main import leave
 from rankdrift.errors import IntegrityError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.spec import load_recipe
-from rankdrift.training import checkpointing, engine, trainer
+from rankdrift.training import checkpointing, engine
 from rankdrift.training.probes import gradients
+from rankdrift.training.run import train as train_run
 
 PROBE, DIVIDE = gradients.PROBE, engine.divide
 SAVE, RESUME = checkpointing.save, checkpointing.resume
@@ -140,7 +141,7 @@ def train(jobs: list[dict[str, Any]]) -> None:
             prepare(job, StudyLayout(spec.study_root).run(spec.run_name))
             watch(job)
             try:
-                trainer.train(spec, Path(job["config"]))
+                train_run(spec, Path(job["config"]))
             except StoppedError:
                 continue
             except IntegrityError as error:

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         spec = load_recipe(arguments.experiment, arguments.overrides).spec(arguments.arm, arguments.seed)
         from rankdrift.models.base import resolve  # torch and deepspeed take seconds to import: check first
         from rankdrift.training.engine import process_group
-        from rankdrift.training.trainer import train
+        from rankdrift.training.run import train
 
         analysis_settings(spec.analysis)  # a mistake is to be told of before days of training
         resolve(spec.model.name, spec.model.revision)  # what has to be made is made before ranks form a group

@@ -4,14 +4,51 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift import registry
+from rankdrift.data.batches import BatchOrder, Side
 from rankdrift.data.sources import load_examples
 from rankdrift.data.tokens import Row, TokenizedRows, tokenize
 from rankdrift.errors import UserError
 from rankdrift.spec import Spec
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows of both splits, and the order of the training rows."""
+
+    train: TokenizedRows
+    validation: TokenizedRows
+    order: BatchOrder
+    lengths: np.ndarray
+    """Tokens of every training row, shape (rows,)."""
+    pad_id: int
+    """Token that fills a row up; masked."""
+    side: Side
+    """Where it is put."""
+
+    num_labels: int
+    """Classes of a classification head; 0 for the LM head."""
+
+    def counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Return what became of each task's rows, split by split: task -> split -> counts."""
+        splits = {"train": self.train, "validation": self.validation}
+        return {
+            task: {split: asdict(rows.counts[task]) for split, rows in splits.items()}
+            for task in self.train.counts
+        }
+
+
+def load_training_data(spec: Spec, tokenizer: PreTrainedTokenizerBase, side: Side) -> TrainingData:
+    """Return the tokenised rows of both splits."""
+    train, validation = (load_rows(spec, split, tokenizer) for split in ("train", "validation"))
+    order = BatchOrder(len(train.rows), spec.training.global_batch, spec.seed)
+    lengths = np.array([len(row.input_ids) for row in train.rows])
+    return TrainingData(train, validation, order, lengths, tokenizer.pad_token_id, side, num_labels(spec))
 
 
 def load_rows(spec: Spec, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:

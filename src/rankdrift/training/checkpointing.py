@@ -19,10 +19,11 @@ from rankdrift import files
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout
 from rankdrift.spec.identity import differences, digest
+from rankdrift.training import resume_check
 from rankdrift.training.engine import Engine, gather, on_rank_0, rank, require_none, world_size
 from rankdrift.zero_checkpoint.checksums import StoredFile, flush
 from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps, newest
-from rankdrift.zero_checkpoint.rotation import Retention, remove
+from rankdrift.zero_checkpoint.rotation import Retention, remove, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,18 @@ def rotate(run: RunLayout, keep: Retention) -> None:
                 logger.info("removed %s", run.checkpoint(step))
         except OSError as error:
             logger.warning("%s cannot be removed (%s)", run.checkpoint(step), error)
+
+
+def require_resumable(run: RunLayout, identity: Mapping[str, Any]) -> None:
+    """Make a run's folder ready to train in; raise UserError unless its newest checkpoint can be taken up.
+
+    It must be of the same experiment, and its files as they were written.
+    """
+    require_same(run, identity)
+    require_intact(run)
+    if rank() == 0:
+        remove_leftovers(run.checkpoints)
+        resume_check.keep(run, newest(run.checkpoints) or 0)
 
 
 def require_same(run: RunLayout, identity: Mapping[str, Any]) -> None:

@@ -247,6 +247,16 @@ class Engine:
         """The model itself."""
         return self.deepspeed.module
 
+    @property
+    def trained(self) -> int:
+        """Elements of the parameters that train."""
+        return sum(self.numels.values())
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of all parameters, over all ranks."""
+        return sum(getattr(param, "ds_numel", param.numel()) for param in self.module.parameters())
+
     def forward(self, batch: dict[str, Tensor], **options: Any) -> Tensor:
         """Return the logits of a micro-batch, in the model's dtype."""
         moved = {key: value.to(device()) for key, value in batch.items()}

@@ -6,10 +6,16 @@ the result would depend on the cut (huggingface/transformers issue 34191).
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rankdrift.data.batches import IGNORED
+from rankdrift.data.batches import IGNORED, collate, target_positions
+from rankdrift.data.dataset import TrainingData
+from rankdrift.data.tokens import Head, Row
+from rankdrift.training.engine import Engine
 
 
 def target_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
@@ -31,3 +37,41 @@ def target_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     carries = following != IGNORED
     # only positions with a target are cast: the logits of a batch are its largest tensor
     return cross_entropy(logits[:, :-1][carries].float(), following[carries], reduction="sum")
+
+
+class BatchLoss:
+    """The loss of rows put through a model as one batch.
+
+    Parameters
+    ----------
+    engine
+        The model.
+    data
+        How rows are filled up.
+    head
+        ``lm`` or ``classifier``.
+
+    """
+
+    def __init__(self, engine: Engine, data: TrainingData, head: Head) -> None:
+        self.engine, self.data, self.head = engine, data, head
+
+    def of_all(self, rows: list[Row]) -> Tensor:
+        """Return the summed loss, nats."""
+        return target_loss_sum(*self._pass(rows))
+
+    def of_each(self, rows: list[Row]) -> Tensor:
+        """Return every row's loss, nats, shape (rows,)."""
+        logits, labels = self._pass(rows)
+        return torch.stack([target_loss_sum(logits[n : n + 1], labels[n : n + 1]) for n in range(len(rows))])
+
+    def targets(self, row: Row) -> int:
+        """Return the terms of the loss a row has: its target tokens, or its one label."""
+        return row.target_tokens if self.head == "lm" else 1
+
+    def _pass(self, rows: list[Row]) -> tuple[Tensor, Tensor]:
+        """Return logits, made only where a target can follow, and labels."""
+        batch: dict[str, Any] = collate(rows, self.data.pad_id, self.head, self.data.side)
+        labels = batch.pop("labels")
+        kept = {"logits_to_keep": target_positions(labels)} if self.head == "lm" else {}
+        return self.engine.forward(batch, **kept), labels

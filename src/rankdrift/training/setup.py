@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rankdrift import files, registry
-from rankdrift.data.batches import BatchOrder, Side, plan_micro_batches
-from rankdrift.data.dataset import load_rows
+from rankdrift.data.batches import plan_micro_batches
+from rankdrift.data.dataset import TrainingData, load_training_data
 from rankdrift.data.identity import resolved_precision, run_identity
-from rankdrift.data.tokens import TokenizedRows, losses
+from rankdrift.data.tokens import losses
 from rankdrift.layout import RunLayout
 from rankdrift.methods import Method
 from rankdrift.models.base import config_of, hidden_size, load_tokenizer, resolve
@@ -26,29 +24,6 @@ from rankdrift.training import ds_config, engine, resume_check
 from rankdrift.zero_checkpoint.manifest import Manifest
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Rows of both splits, and the order of the training rows."""
-
-    train: TokenizedRows
-    validation: TokenizedRows
-    order: BatchOrder
-    lengths: np.ndarray
-    """Tokens of every training row, shape (rows,)."""
-    pad_id: int
-    """Token that fills a row up; masked."""
-    side: Side
-    """Where it is put."""
-
-    def counts(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Return what became of each task's rows, split by split: task -> split -> counts."""
-        splits = {"train": self.train, "validation": self.validation}
-        return {
-            task: {split: asdict(rows.counts[task]) for split, rows in splits.items()}
-            for task in self.train.counts
-        }
 
 
 @dataclass(frozen=True)
@@ -85,8 +60,8 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         logger.warning(note)
     logger.info("global batch %d = %s", training.global_batch, plan)
     tokenizer = load_tokenizer(base)
-    data = load_data(spec, tokenizer, padding_side(config_of(base)))
-    _tell(data, spec.data.max_length)
+    data = load_training_data(spec, tokenizer, padding_side(config_of(base)))
+    _warn_of_losses(data, spec.data.max_length)
     identity = run_identity(spec, data.train.rows, base)
     manifest = Manifest(
         step=0,
@@ -106,55 +81,8 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under)
 
 
-def _tell(data: TrainingData, max_length: int) -> None:
+def _warn_of_losses(data: TrainingData, max_length: int) -> None:
     """Warn of rows that lose tokens, or are lost."""
     for split, rows in (("train", data.train), ("validation", data.validation)):
         for line in losses(rows.counts, split, max_length):
             logger.warning(line)
-
-
-def load_data(spec: Spec, tokenizer: PreTrainedTokenizerBase, side: Side) -> TrainingData:
-    """Return the tokenised rows of both splits."""
-    train_rows = load_rows(spec, "train", tokenizer)
-    order = BatchOrder(len(train_rows.rows), spec.training.global_batch, spec.seed)
-    lengths = np.array([len(row.input_ids) for row in train_rows.rows])
-    validation = load_rows(spec, "validation", tokenizer)
-    return TrainingData(train_rows, validation, order, lengths, tokenizer.pad_token_id, side)
-
-
-def describe(setup: Setup, model: PreTrainedModel) -> None:
-    """Write on rank 0 what the run is: settings, environment, what an export needs besides weights."""
-    if engine.rank() == 0:
-        run = setup.run
-        files.write_json(run.spec, setup.spec.as_dict())
-        files.write_json(run.identity, setup.identity)
-        files.write_json(run.facts, _facts(setup, model))
-        files.write_json(run.ds_config, setup.config)
-        files.write_json(run.environment, {**files.environment(), "ranks": engine.world_size()})
-        run.model.mkdir(parents=True, exist_ok=True)
-        setup.method.save_config(model, run.model)
-        setup.tokenizer.save_pretrained(run.model)
-    engine.barrier()
-
-
-def _say(run: RunLayout, line: str) -> None:
-    logger.info(line)
-    print(f"{run.root.name}: {line}", flush=True)
-
-
-def _facts(setup: Setup, model: PreTrainedModel) -> dict[str, Any]:
-    """Return what is trained, and on what, in numbers; and say it."""
-    adapted = Counter(name.rpartition(".")[2] for name in setup.method.adapted(model))
-    trained = sum(param.numel() for param in model.parameters() if param.requires_grad)
-    total = sum(param.numel() for param in model.parameters())
-    if adapted:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in adapted.items())
-        _say(setup.run, f"{setup.spec.method.name} adapts {adapted.total()} modules: {kinds}")
-    _say(setup.run, f"{trained:,} of {total:,} parameters train")
-    return {
-        "adapted_modules": dict(adapted),
-        "adapted": adapted.total(),
-        "trainable_parameters": trained,
-        "parameters": total,
-        "data": setup.data.counts(),
-    }

@@ -1,0 +1,125 @@
+"""Saves checkpoints while training goes on, removes those that need not be kept, and stops when asked to."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rankdrift.errors import Preempted
+from rankdrift.spec import TrainingSpec
+from rankdrift.training import checkpointing, engine
+from rankdrift.training.callbacks import Callback, Step, is_due
+from rankdrift.training.callbacks.requests import Asked
+from rankdrift.training.setup import Setup
+from rankdrift.training.stop_requests import Request
+from rankdrift.zero_checkpoint.rotation import Retention
+
+if TYPE_CHECKING:
+    from rankdrift.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class Saving(Callback):
+    """The save under way, if there is one.
+
+    Parameters
+    ----------
+    asked
+        Whether somebody asks for a save, or for a stop.
+
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.save: checkpointing.Save | None = None
+
+    def at_start(self, trainer: Trainer) -> None:
+        """Do what a killed run had no time for."""
+        _rotate(trainer)
+        if self.asked.request is Request.STOP:
+            self._honour(trainer, trainer.start)
+
+    def tell(self, trainer: Trainer) -> float:
+        """Tell whether this rank's files are not on the disk yet."""
+        return float(self.save is not None and not self.save.is_flushed)
+
+    def told(self, trainer: Trainer, values: np.ndarray) -> None:
+        """Finish the save once the disks of all ranks have it."""
+        if not values.any():
+            self._finish(trainer)
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        """Save if it is time to or somebody asks; then stop if somebody asks for that."""
+        if _is_save_step(trainer.training, step.number) or self.asked.request:
+            self.begin(trainer, step.number)
+            trainer.exchange()  # a request may have come meanwhile
+        if self.asked.request:
+            self._honour(trainer, step.number)
+
+    def at_end(self, trainer: Trainer) -> None:
+        """Wait for the last save."""
+        self._finish(trainer)
+
+    def begin(self, trainer: Trainer, step: int) -> None:
+        """Begin a save; training goes on while the disk takes it."""
+        self._finish(trainer)
+        if trainer.journal:
+            trainer.journal.flush()
+        setup, used = trainer.setup, step * trainer.training.global_batch
+        manifest = replace(setup.manifest, step=step, data_position=used)
+        size = _checkpoint_bytes(setup, trainer.engine)
+        self.save = checkpointing.save(
+            trainer.engine, trainer.run, manifest, setup.method.exclude_frozen, size
+        )
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Make the save under way a checkpoint, if there is one, and remove what need not be kept."""
+        if self.save:
+            self.save.finish()
+            self.save = None
+            _rotate(trainer)
+
+    def _honour(self, trainer: Trainer, step: int) -> None:
+        """End a step whose state is on its way to the disk as asked; raise Preempted if that is to stop."""
+        self._finish(trainer)
+        if self.asked.done(trainer) is Request.STOP and step < trainer.training.steps:
+            if trainer.journal:
+                trainer.journal.status("preempted", step)
+                trainer.journal.close()
+            engine.barrier()  # where one rank has ended, a launcher ends the others
+            logger.info("stopped after step %d, as asked", step)
+            raise Preempted(f"{trainer.run.root}: after step {step}; run the same command again to go on")
+
+
+def require_space(setup: Setup, under: engine.Engine, start: int) -> None:
+    """Refuse to train a run whose checkpoints the disk cannot hold."""
+    training = setup.spec.training
+    later = [s for s in range(start + 1, training.steps + 1) if _is_save_step(training, s)]
+    gone = _retention(training).superfluous(later, losses={})
+    # a checkpoint is removed once the next one is there; which are the best is not known yet
+    saves = min(len(later), len(later) - len(gone) + 1 + (training.keep_best or 0))
+    needed = saves * _checkpoint_bytes(setup, under)
+    checkpointing.require_space(setup.run.root, needed, f"{saves} checkpoints")
+
+
+def _rotate(trainer: Trainer) -> None:
+    if engine.rank() == 0:
+        checkpointing.rotate(trainer.run, _retention(trainer.training))
+
+
+def _retention(training: TrainingSpec) -> Retention:
+    return Retention(training.keep_last, training.keep_every, training.keep_best, training.save_steps)
+
+
+def _is_save_step(training: TrainingSpec, step: int) -> bool:
+    return is_due(step, training.save_every, training.steps) or step in training.save_steps
+
+
+def _checkpoint_bytes(setup: Setup, under: engine.Engine) -> int:
+    frozen = 0 if setup.method.exclude_frozen else under.parameter_count - under.trained
+    weight = 2 if setup.manifest.precision == "bf16" else 4
+    return checkpointing.predicted_bytes(under.trained, frozen, under.stage, weight)

@@ -1,0 +1,54 @@
+"""What a run says of itself before it trains: settings, environment, what trains and on what."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from rankdrift import files
+from rankdrift.layout import RunLayout
+from rankdrift.training import engine
+from rankdrift.training.setup import Setup
+
+logger = logging.getLogger(__name__)
+
+
+def describe(setup: Setup, model: PreTrainedModel) -> None:
+    """Write on rank 0 what the run is: settings, environment, what an export needs besides weights."""
+    if engine.rank() == 0:
+        run = setup.run
+        files.write_json(run.spec, setup.spec.as_dict())
+        files.write_json(run.identity, setup.identity)
+        files.write_json(run.facts, _facts(setup, model))
+        files.write_json(run.ds_config, setup.config)
+        files.write_json(run.environment, {**files.environment(), "ranks": engine.world_size()})
+        run.model.mkdir(parents=True, exist_ok=True)
+        setup.method.save_config(model, run.model)
+        setup.tokenizer.save_pretrained(run.model)
+    engine.barrier()
+
+
+def _say(run: RunLayout, line: str) -> None:
+    logger.info(line)
+    print(f"{run.root.name}: {line}", flush=True)
+
+
+def _facts(setup: Setup, model: PreTrainedModel) -> dict[str, Any]:
+    """Return what is trained, and on what, in numbers; and say it."""
+    adapted = Counter(name.rpartition(".")[2] for name in setup.method.adapted(model))
+    trained = sum(param.numel() for param in model.parameters() if param.requires_grad)
+    total = sum(param.numel() for param in model.parameters())
+    if adapted:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in adapted.items())
+        _say(setup.run, f"{setup.spec.method.name} adapts {adapted.total()} modules: {kinds}")
+    _say(setup.run, f"{trained:,} of {total:,} parameters train")
+    return {
+        "adapted_modules": dict(adapted),
+        "adapted": adapted.total(),
+        "trainable_parameters": trained,
+        "parameters": total,
+        "data": setup.data.counts(),
+    }

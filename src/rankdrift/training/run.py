@@ -1,0 +1,59 @@
+"""One run from its settings to its last step: resolve, data, model, engine, fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from rankdrift.layout import RunLayout, StudyLayout
+from rankdrift.models.base import load_model, stored_dtype
+from rankdrift.spec import Spec
+from rankdrift.training import checkpointing, engine
+from rankdrift.training.callbacks.evaluation import Evaluation
+from rankdrift.training.callbacks.probing import Probing
+from rankdrift.training.callbacks.recording import Recording
+from rankdrift.training.callbacks.replay import Replay
+from rankdrift.training.callbacks.requests import Asked
+from rankdrift.training.callbacks.saving import Saving, require_space
+from rankdrift.training.description import describe
+from rankdrift.training.journal import Journal, log_to
+from rankdrift.training.setup import Setup, set_up
+from rankdrift.training.stop_requests import Requests
+from rankdrift.training.trainer import Trainer
+
+
+def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> RunLayout:
+    """Train one run to its last step, from its newest checkpoint if it has one.
+
+    Every rank of a process group (``engine.process_group``) must call it. It raises Preempted once it has
+    stopped because it was asked to: by a signal, if it is given the requests that come so, or by a file.
+    """
+    run = StudyLayout(spec.study_root).run(spec.run_name)
+    with engine.alone_in(run.root):
+        log_to(run.log if engine.rank() == 0 else None)
+        setup = set_up(spec, run, config_path)
+        checkpointing.require_resumable(run, setup.identity)
+        model = _model(setup)
+        describe(setup, model)
+        under = engine.Engine(model, spec.training, setup.config)
+        start = checkpointing.resume(under, run)
+        require_space(setup, under, start)
+        journal = Journal(run, spec.training.steps, start) if engine.rank() == 0 else None
+        asked = Asked(requests or Requests())
+        callbacks = (asked, Probing(), Replay(), Recording(), Evaluation(), Saving(asked))
+        Trainer(setup, under, callbacks, start, journal).fit()
+    return run
+
+
+def _model(setup: Setup) -> PreTrainedModel:
+    """Load the base and prepare it for the method."""
+    spec = setup.spec
+    # loaded in fp32, from which the engine casts. Where ranks take their parts out of the mapped file, as it
+    # is stored: of a base in bf16 an fp32 copy would be twice as large, on every rank. A new head is fp32
+    as_stored = engine.divides(setup.config) and spec.model.head == "lm"
+    dtype = stored_dtype(setup.base) if as_stored else torch.float32
+    torch.manual_seed(spec.seed)
+    model = load_model(setup.base, spec.model, setup.data.num_labels, dtype)
+    return setup.method.prepare(model, spec.method, setup.base)
