@@ -28,7 +28,7 @@ $(READY): requirements/lock.txt requirements/install.sh setup.cfg
 	@touch $@
 
 demo: $(READY)  ## full fine-tuning against LoRA on a small real model, to a report (DATA=folder: real SST-2)
-	@rankdrift study --experiment launch/recipes/demo.yaml $(if $(RANKS),--ranks $(RANKS)) \
+	@rankdrift study --lean --experiment launch/recipes/demo.yaml $(if $(RANKS),--ranks $(RANKS)) \
 		$(if $(DATA),study=demo-sst2 data.root=$(DATA) 'data.tasks=[sst2]',study=$(STUDY))
 
 test: $(READY)  ## run all tests

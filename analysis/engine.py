@@ -112,15 +112,16 @@ def _run_on_study(
 ) -> list[Path]:
     """Compute a study's tables unless checkpoints, scores and the tables it reads are the same as before."""
     part = StudyPart(analysis, tuple(subjects), tables / PARTS / analysis.name)
-    if analysis.split:
-        bring_up_to_date(analysis, [part], params, progress, share)
-    if share.rank:
-        return []
     read = [tables / f"{table}.parquet" for table in analysis.reads]
     inputs = {path for subject in subjects for path in analysis.inputs(subject)} | set(read)
     dependencies = {"study": settings_of(analysis, params, sorted(inputs))}
     paths = [tables / f"{table}.parquet" for table in analysis.tables]
-    if not all(_is_current(path, dependencies) for path in paths):
+    current = all(_is_current(path, dependencies) for path in paths)  # its parts may have been cleaned away
+    if analysis.split and not current:
+        bring_up_to_date(analysis, [part], params, progress, share)
+    if share.rank:
+        return []
+    if not current:
         progress(analysis.name, 0, 1)
         frames = _study_tables(part, params, tables)
         for table, path in zip(analysis.tables, paths, strict=True):

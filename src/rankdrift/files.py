@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
@@ -35,7 +36,8 @@ PACKAGES = ("rankdrift", "torch", "deepspeed", "transformers", "peft", "safetens
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success fsync it and rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # machines that share a folder may have processes of one number, and a process has threads
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as handle:

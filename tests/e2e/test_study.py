@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from rankdrift import files, registry
-from rankdrift.layout import StudyLayout
+from rankdrift.layout import StudyLayout, steps_in
+from rankdrift.zero_checkpoint.manifest import complete_steps
 
 pytestmark = pytest.mark.e2e
 
@@ -91,6 +92,19 @@ def test_a_second_call_changes_nothing(study: StudyLayout) -> None:
     before = files_of(study)
     run_study(study.root.parent)
     after = files_of(study)
+    assert {name for name in before | after if before.get(name) != after.get(name)} == set()
+
+
+def test_a_lean_study_keeps_what_it_needs_to_do_nothing(study: StudyLayout, tmp_path: Path) -> None:
+    lean = StudyLayout(shutil.copytree(study.root, tmp_path / "demo"))
+    assert "clean\n" in run_study(tmp_path, "--lean")
+    assert not (lean.base / "cache").exists()
+    for name in study.run_names():
+        assert complete_steps(lean.run(name).checkpoints) == [4]
+        assert steps_in(lean.run(name).exports) == [2, 4]
+    before = files_of(lean)
+    run_study(tmp_path)
+    after = files_of(lean)
     assert {name for name in before | after if before.get(name) != after.get(name)} == set()
 
 

@@ -118,3 +118,12 @@ def test_suggestions() -> None:
     assert did_you_mean("sst", ["sst2", "rte"]) == "did you mean 'sst2'? Known: rte, sst2."
     assert did_you_mean("zzz", ["rte"]) == "Known: rte."
     assert did_you_mean("zzz", []) == "Known: none."
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Threads of a process, or processes of one number on machines that share a folder."""
+    with files.replacing(tmp_path / "a") as first, files.replacing(tmp_path / "a") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"  # which was renamed last
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

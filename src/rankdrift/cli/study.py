@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, default=DEFAULT_CONFIG, help="DeepSpeed JSON (default: ZeRO-2)"
     )
     parser.add_argument("--ranks", type=int, help="processes a run (default: the GPUs, or 2 on a CPU)")
+    parser.add_argument(
+        "--lean",
+        action="store_true",
+        help="at the end remove caches, and checkpoints of exported steps before each run's last",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change any setting")
 
 
@@ -33,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rankdrift.studies.launcher import default_ranks  # torch takes seconds to import: check first
     from rankdrift.studies.pipeline import Launch, run_study
 
-    start = Launch(arguments.config, arguments.ranks or default_ranks(), arguments.experiment)
+    start = Launch(arguments.config, arguments.ranks or default_ranks(), arguments.experiment, arguments.lean)
     with signals.answered_by(_stop):  # while it trains, the launcher answers
         run_study(recipe, start)
     return 0

@@ -23,6 +23,7 @@ from rankdrift.progress import Say, progress_lines
 from rankdrift.scoring.run import score_run
 from rankdrift.spec import DEFAULT_RECIPE, Recipe, Spec, analysis_settings, read_spec
 from rankdrift.spec.identity import differences, recorded
+from rankdrift.studies.clean import clean
 from rankdrift.studies.launcher import launch
 from rankdrift.studies.study_checkpoints import Source, study_params, study_subjects
 from rankdrift.zero_checkpoint.manifest import complete_steps
@@ -39,6 +40,8 @@ class Launch:
     ranks: int
     recipe: Path | None
     """The recipe's file; None is the demo's."""
+    lean: bool = False
+    """Whether what a finished study needs no more is removed."""
 
 
 def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
@@ -67,6 +70,9 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
         analyse_study(study, registry.names("analysis"), say)
     with _stage("report", say):
         report = build_report(study, progress_lines(say))
+    if start.lean:
+        with _stage("clean", say):
+            clean(study, keep_exports=True, checkpoints=True, say=_indented(say))
     say(f"report: {report}")
     return report
 
