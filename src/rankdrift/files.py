@@ -16,7 +16,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -213,13 +213,10 @@ def weights_digest(folder: Path) -> str:
     They hold gigabytes, so the digest is kept in the cache and made anew only where sizes or times of change
     differ.
     """
-    stamp = digest_json([str(folder), fingerprint(folder)])
-    kept = cache_folder() / "digests" / f"{stamp[:32]}.json"
-    if not kept.exists():
-        files = sorted(folder.glob("*.safetensors"))
-        write_json(kept, digest_json({file.name: digest_file(file) for file in files}))
-    digest: str = read_json(kept)
-    return digest
+    return _kept_digest(
+        [str(folder), fingerprint(folder)],
+        lambda: {file.name: digest_file(file) for file in sorted(folder.glob("*.safetensors"))},
+    )
 
 
 ACCOUNT = "provenance.json"
@@ -232,13 +229,18 @@ def content_digest(path: Path) -> str:
     (``provenance.json``) is left out. What was read once is not read again while names, sizes and times of
     change stay the same; XXH3-128 takes about as long as reading does.
     """
-    stamp = digest_json([str(path.resolve()), fingerprint(path)])
-    kept = cache_folder() / "digests" / f"{stamp[:32]}-content.json"
+    return _kept_digest(
+        ["content", str(path.resolve()), fingerprint(path)],
+        lambda: {_relative(f, path): _xxh3(f) for f in _files_below(path) if f.name != ACCOUNT},
+    )
+
+
+def _kept_digest(stamp: list[str], found: Callable[[], dict[str, str]]) -> str:
+    """Return the digest of what is found, which is not looked for again while the stamp stays the same."""
+    kept = cache_folder() / "digests" / f"{digest_json(stamp)[:32]}.json"
     if not kept.exists():
-        found = {_relative(f, path): _xxh3(f) for f in _files_below(path) if f.name != ACCOUNT}
-        write_json(kept, digest_json(found))
-    digest: str = read_json(kept)
-    return digest
+        write_json(kept, digest_json(found()))
+    return str(read_json(kept))
 
 
 def _xxh3(path: Path) -> str:
