@@ -10,8 +10,9 @@ processes, and make a DeepSpeed engine of it, in these ways:
 - ``rankdrift``: as a training run does.
 
 A rank's memory is its anonymous memory (RssAnon: what is neither a mapped file nor shared), sampled every few
-milliseconds, in GiB above what the process had once everything was imported and the ranks had met. The ways
-must agree on the loss of one batch.
+milliseconds, in GiB above what the process had once everything was imported and the ranks had met. Beside it
+stands what a rank must hold: DeepSpeed makes gradients and moments, too, before the first step. The ways must
+agree on the loss of one batch.
 """
 
 from __future__ import annotations
@@ -162,9 +163,26 @@ def measured_case(arguments: argparse.Namespace, case: str) -> dict[str, Any]:
     losses = [rank["loss"] for way in WAYS for ranks in runs[way] for rank in ranks]
     if max(losses) - min(losses) > 1e-6 * abs(losses[0]):
         raise RuntimeError(f"the ways do not agree on the loss: {sorted(set(losses))}")
-    part = parameters / arguments.ranks / 2**30
-    weights = {"weights_gib": part * (2 if case == "bf16" else 4), "masters_gib": part * 4}
-    return {"parameters": parameters, "partition": weights, "medians": medians, "runs": runs}
+    partition = partition_of(parameters / arguments.ranks, 2 if case == "bf16" else 4)
+    for way in WAYS:
+        for moment in ("standing", "peak"):
+            medians[way][f"{moment}_beyond_partition_gib"] = medians[way][f"{moment}_gib"] - sum(
+                partition.values()
+            )
+    return {"parameters": parameters, "partition": partition, "medians": medians, "runs": runs}
+
+
+def partition_of(elements: float, weight_bytes: int) -> dict[str, float]:
+    """Return what a rank must hold once the engine stands, in GiB; the bucket is DeepSpeed's, as configured."""
+    bucket = files.read_json(CONFIG)["zero_optimization"]["reduce_bucket_size"]
+    sizes = {
+        "weights_gib": elements * weight_bytes,
+        "masters_gib": elements * 4,
+        "gradients_gib": elements * weight_bytes,
+        "moments_gib": elements * 8,
+        "bucket_gib": bucket * weight_bytes,
+    }
+    return {name: size / 2**30 for name, size in sizes.items()}
 
 
 def main() -> None:
@@ -190,7 +208,8 @@ def main() -> None:
     files.write_json(
         arguments.output,
         {
-            "claim": "under ZeRO-3 a rank never holds more of a model than its partition and 0.3 GiB",
+            "claim": "under ZeRO-3 a rank never holds more than its partition (weights, masters, gradients, "
+            "moments, DeepSpeed's bucket) and 0.3 GiB",
             "settings": settings,
             "cases": cases,
             "environment": files.environment(),
