@@ -173,7 +173,7 @@ def measured_case(arguments: argparse.Namespace, case: str) -> dict[str, Any]:
 
 
 def partition_of(elements: float, weight_bytes: int) -> dict[str, float]:
-    """Return what a rank must hold once the engine stands, in GiB; the bucket is DeepSpeed's, as configured."""
+    """Return what a rank must hold once the engine stands, in GiB; the bucket is as configured."""
     bucket = files.read_json(CONFIG)["zero_optimization"]["reduce_bucket_size"]
     sizes = {
         "weights_gib": elements * weight_bytes,
