@@ -14,9 +14,10 @@ from scipy import stats
 
 from rankdrift.analysis.comparisons.seed_contrasts import compute_all
 from rankdrift.analysis.contract import Params
-from rankdrift.analysis.report.findings import TOPICS, findings
-from rankdrift.analysis.report.grids import MISSING, Grid, number
+from rankdrift.analysis.formats import MISSING, number
+from rankdrift.analysis.report.grids import Grid
 from rankdrift.analysis.report.study import Study
+from rankdrift.analysis.report.topics import topics
 from rankdrift.layout import StudyLayout
 
 Tables = dict[str, pd.DataFrame]
@@ -43,11 +44,15 @@ def whole(tmp_path: Path, made: Callable[[Any], Tables]) -> Write:
 
 
 def sentences(study: Study, topic: str) -> list[str]:
-    return [part for part in TOPICS[topic](study) if isinstance(part, str)]
+    return [part for part in parts(study, topic) if isinstance(part, str)]
 
 
 def grids(study: Study, topic: str) -> list[Grid]:
-    return [part for part in TOPICS[topic](study) if not isinstance(part, str)]
+    return [part for part in parts(study, topic) if isinstance(part, Grid)]
+
+
+def parts(study: Study, topic: str) -> list[str | Grid]:
+    return list({found.title: found.parts for found in topics(study)}.get(topic, ()))
 
 
 def cells(grid: Grid) -> dict[str, dict[str, str]]:
@@ -512,7 +517,7 @@ def test_gradients_are_stated_at_first_and_at_last(whole: Write) -> None:
 
 def test_a_table_without_rows_is_not_printed(whole: Write) -> None:
     study = whole(gradient_analysis_results=lambda table: table[table["level"] == "layer"])
-    assert [topic.title for topic in findings(study) if topic.title == "Gradients"] == []
+    assert parts(study, "Gradients") == []
 
 
 def test_gradients_of_tasks_are_a_conflict_only_beyond_their_error(whole: Write) -> None:

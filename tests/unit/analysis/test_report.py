@@ -12,14 +12,15 @@ import pandas as pd
 import pytest
 
 from rankdrift import files, registry
+from rankdrift.analysis.formats import MISSING, number
 from rankdrift.analysis.report import illustrate
 from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.report.content import compose
-from rankdrift.analysis.report.findings import findings
-from rankdrift.analysis.report.grids import MISSING, Grid, differing, flattened, number, shared
+from rankdrift.analysis.report.grids import Grid, differing, flattened, shared
 from rankdrift.analysis.report.markdown import as_markdown
 from rankdrift.analysis.report.study import read_study
 from rankdrift.analysis.report.summary import last_checkpoint_grid
+from rankdrift.analysis.report.topics import topics
 from rankdrift.analysis.sources.subjects import IDENTITY
 from rankdrift.cli.main import main
 from rankdrift.errors import UserError
@@ -90,7 +91,7 @@ def build(study: StudyLayout) -> Path:
 
 
 def parts(study: StudyLayout, topic: str) -> list[str | Grid]:
-    return list({found.title: found.parts for found in findings(read_study(study))}.get(topic, ()))
+    return list({found.title: found.parts for found in topics(read_study(study))}.get(topic, ()))
 
 
 def rows(part: str | Grid) -> list[tuple[str, ...]]:
