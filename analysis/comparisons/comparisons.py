@@ -188,8 +188,8 @@ NAMES = {"task_loss": "validation loss", "relative_update_norm": "relative size 
 UNITS = {"task_loss": " nats a target token", "relative_update_norm": ""}
 
 
-def _furthest_first(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the levels, the furthest first, who forgets less if that is shown, and readers' names."""
+def _judged(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the levels with who forgets less, if that is shown, and with the names readers know."""
     less = table["arm"].where(table["difference"] <= 0, table["other_arm"]) + " forgets less"
     return table.assign(
         name=table["matched"].map(NAMES),
@@ -197,7 +197,7 @@ def _furthest_first(table: pd.DataFrame) -> pd.DataFrame:
         reason=table["reason"].replace(NAMES, regex=True),
         verdict=less.where(shown(table), "nothing"),
         known=table.groupby(["matched", "arm", "other_arm"])["difference"].transform("count"),
-    ).sort_values("position", ascending=False, kind="stable")
+    )
 
 
 def _unmatched(rows: pd.DataFrame) -> pd.DataFrame:
@@ -218,7 +218,7 @@ AT_FURTHEST = Listing(
     },
     "NLL increase (nats a token) at equal {name}: at the furthest that all runs of the pair reach. The "
     "number of pairs is not corrected for",
-    lambda rows: rows.dropna(subset=["difference"]),
+    lambda rows: rows.dropna(subset=["difference"]).sort_values("position", ascending=False, kind="stable"),
     by=("arm", "other_arm"),
 )
 UNMATCHED = Sentence(
@@ -227,7 +227,7 @@ UNMATCHED = Sentence(
     per=("reason",),
 )
 FINDING = Finding(
-    "Equal learning, equal update", (MEANS,), _furthest_first, (AT_FURTHEST, UNMATCHED), per=("matched",)
+    "Equal learning, equal update", (MEANS,), _judged, (AT_FURTHEST, UNMATCHED), per=("matched",)
 )
 ANALYSIS = Analysis(
     name="comparisons",

@@ -231,19 +231,20 @@ def _changes(means: pd.DataFrame, performance: pd.DataFrame) -> pd.DataFrame:
 
 
 def _differences(contrasts: pd.DataFrame, performance: pd.DataFrame) -> pd.DataFrame:
-    """Return contrasts, the surest first, `shown` where interval and Holm's correction both say so."""
+    """Return contrasts, `shown` where interval and Holm's correction both say so."""
     rows = scored(of_contrast(contrasts).query("seeds > 1"), performance)
     rows["shown"] = (shown(rows) & ~(rows["p_holm"] > ALPHA)).astype(float)
     rows["verdict"] = rows["shown"].where(rows[["low", "high"]].notna().all(axis=1))
     rows["control_pairs"] = rows["control_pairs"].replace(0, np.nan)
     detectable = [name for name in rows.columns if name.startswith("minimum_detectable")]
     rows[detectable] = rows[detectable].where(rows["seeds"] >= SEEDS_FOR_SPREAD)
-    return rows.sort_values(["shown", "p_value"], ascending=[False, True], kind="stable")
+    return rows
 
 
 def _surest(rows: pd.DataFrame) -> pd.DataFrame:
     part = f", the {PAIRS_SHOWN} surest of {len(rows)} pairs" if len(rows) > PAIRS_SHOWN else ""
-    return rows.head(PAIRS_SHOWN).assign(part=part)
+    order = rows.sort_values(["shown", "p_value"], ascending=[False, True], kind="stable")
+    return order.head(PAIRS_SHOWN).assign(part=part)
 
 
 def _counted(rows: pd.DataFrame) -> pd.DataFrame:

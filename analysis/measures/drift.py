@@ -200,11 +200,12 @@ def _best_matches(similarity: pd.DataFrame, drift: pd.DataFrame | None) -> pd.Da
     The error is that of mean-pooled states in `drift_metrics`; NaN without it, so that nothing is clear.
     """
     known, state = last_checkpoints(similarity).dropna(subset=["cka"]), ["run", "tuned_layer"]
-    own = known[known["tuned_layer"] == known["base_layer"]].set_index(state)["cka"].rename("own")
-    best = known.loc[known.groupby(state)["cka"].idxmax()].join(own, on=state)
+    own = known.query("tuned_layer == base_layer")[[*state, "cka"]].rename(columns={"cka": "own"})
+    best = known.sort_values("cka", ascending=False, kind="stable").drop_duplicates(state)
+    best = best.sort_values(state).merge(own, on=state)
     if drift is not None:
-        errors = mean_states(last_checkpoints(drift)).set_index(["run", "layer"])["cka_stderr"]
-        best = best.join(errors, on=state)
+        errors = mean_states(last_checkpoints(drift))[["run", "layer", "cka_stderr"]]
+        best = best.merge(errors.rename(columns={"layer": "tuned_layer"}), on=state, how="left")
     best["moved"] = best["tuned_layer"] != best["base_layer"]
     best["clear"] = best["cka"] - best["own"] > 1.96 * best.get("cka_stderr", float("nan"))
     best["pair"] = best["tuned_layer"].astype(str) + " (" + best["base_layer"].astype(str) + ")"
