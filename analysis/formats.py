@@ -156,11 +156,7 @@ def score_name(task: str, metric: str, higher_is_better: bool = True) -> str:
     return f"{metric} on {task}" + ("" if higher_is_better else " (lower is better)")
 
 
-FORMATS: Mapping[str, Form] = {
-    form.__name__: form
-    for form in (
-        *(plain, general, verdict, listed, number, count, signed, percent),
-        *(with_error, interval, change, estimate),
-    )
-}
+_COUNTS = (plain, general, verdict, listed, count)
+_AMOUNTS = (number, signed, percent, with_error, interval, change, estimate)
+FORMATS: Mapping[str, Form] = {form.__name__: form for form in (*_COUNTS, *_AMOUNTS)}
 """Name -> format; NaN is MISSING in all of them."""

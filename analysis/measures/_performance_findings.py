@@ -13,12 +13,12 @@ from rankdrift.analysis.formats import score_name, with_error
 from rankdrift.analysis.sources.observations import (
     BASE,
     GENERAL_TEXT,
-    arm_of,
     base_score,
     forgetting,
     last_checkpoints,
     leading_metrics,
     scores_of,
+    with_arms,
 )
 
 PERFORMANCE, CONTRASTS = "performance_metrics", "item_contrasts"
@@ -45,15 +45,12 @@ def _beside(last: pd.DataFrame, performance: pd.DataFrame, contrasts: pd.DataFra
         return last
     last = scored(last, performance)
     task, metric, *base = last[["task", "metric", "base", "base_stderr"]].iloc[0]
-    origin = (
-        f"the base model has {with_error(*base)}" if base[0] == base[0] else "the base model was not scored"
-    )
+    origin = f"has {with_error(*base)}" if base[0] == base[0] else "was not scored"
     last = last.assign(score=score_name(task, metric), origin=origin, change=last["value"] - last["base"])
     table = performance.head(0) if contrasts is None else scores_of(contrasts, task, metric)
     table = table.reindex(columns=["run", "step", "other_run", "other_step", "seed", *STATED])
-    changes = last.merge(
-        table[table["other_run"] == BASE][["run", "step", *STATED]], how="left", on=["run", "step"]
-    )
+    from_base = table[table["other_run"] == BASE][["run", "step", *STATED]]
+    changes = last.merge(from_base, how="left", on=["run", "step"])
     unknown = f"{'the study has no' if contrasts is None else 'not in the'} table {CONTRASTS}"
     changes = changes.assign(reason=changes["reason"].fillna(unknown), against=BASE)
     return pd.concat([_judged(found) for found in (changes, _of_methods(last, table)) if len(found)])
@@ -64,13 +61,11 @@ def _of_methods(last: pd.DataFrame, contrasts: pd.DataFrame) -> pd.DataFrame:
     runs = last[["run", "step", "method", "task", "metric", "what"]]
     others = runs[["run", "step", "method"]].add_prefix("other_")
     pairs = contrasts.merge(runs, on=["run", "step"]).merge(others, on=["other_run", "other_step"])
-    turned = pairs.rename(
-        columns={"run": "other_run", "other_run": "run", "method": "other_method", "other_method": "method"}
-    )
+    sides = {"run": "other_run", "method": "other_method"}
+    turned = pairs.rename(columns=sides | {other: one for one, other in sides.items()})
     turned = turned.assign(difference=-pairs["difference"], low=-pairs["high"], high=-pairs["low"])
     rows = pd.concat([pairs, turned]).query("method == 'full' and other_method != 'full'")
-    full = [arm_of(run, seed) for run, seed in zip(rows["run"], rows["seed"], strict=True)]
-    return rows.assign(run=rows["other_run"], against=full)
+    return rows.assign(run=rows["other_run"], against=with_arms(rows)["arm"])
 
 
 def _judged(rows: pd.DataFrame) -> pd.DataFrame:
@@ -78,11 +73,8 @@ def _judged(rows: pd.DataFrame) -> pd.DataFrame:
 
     The ends of an interval over a hundred right or wrong answers lie on few possible values, 0 among them.
     """
-    exact, ends, known = (
-        rows["mcnemar_p"].notna(),
-        rows[["low", "high"]].notna().all(axis=1),
-        rows["difference"].notna(),
-    )
+    exact, known = rows["mcnemar_p"].notna(), rows["difference"].notna()
+    ends = rows[["low", "high"]].notna().all(axis=1)
     holds = (rows["mcnemar_p"] < ALPHA).where(exact, shown(rows))
     return rows.assign(
         shown=holds.astype(float).where(exact | ends),
@@ -103,10 +95,8 @@ def _from_base(rows: pd.DataFrame) -> pd.DataFrame:
 def _headline(performance: pd.DataFrame) -> pd.DataFrame:
     """Return the scores of last checkpoints and the base, and a row each of general text."""
     tasks = [scores_of(performance, *score) for score in leading_metrics(performance)]
-    base = base_score(performance, GENERAL_TEXT, "nll")
-    return pd.concat(
-        [*tasks, forgetting(performance), pd.DataFrame({"run": [BASE], "nll": base[:1] if base else np.nan})]
-    )
+    base, _ = base_score(performance, GENERAL_TEXT, "nll") or (np.nan, np.nan)
+    return pd.concat([*tasks, forgetting(performance), pd.DataFrame([{"run": BASE, "nll": base}])])
 
 
 CHANGES = {
@@ -123,7 +113,7 @@ CHANGES = {
     "of documents": "{documents:count}",
 }
 KL = {"KL from the base (nats a token) ± standard error": "{kl_from_base,kl_stderr:with_error}"}
-CAPTION = "{what} at the last checkpoint; {origin}"
+CAPTION = "{what} at the last checkpoint; the base model {origin}"
 VERDICTS = Sentence(
     "{shown.sum:count} of {shown.size} runs are shown to differ from the base over these items: {rule}. Of "
     "runs that do not differ about one in twenty would seem to, somewhat more with few windows or items, "

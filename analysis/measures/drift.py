@@ -32,7 +32,7 @@ from rankdrift.analysis.mathematics.representation.principal import columns_with
 from rankdrift.analysis.sources import activations, models
 from rankdrift.analysis.sources.activations import REPRESENTATIONS, Representation, States, TokenRows
 from rankdrift.analysis.sources.base_layers import stored_side
-from rankdrift.analysis.sources.observations import fixed_states, last_checkpoints, mean_states
+from rankdrift.analysis.sources.observations import last_checkpoints, mean_states
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import UserError
 from rankdrift.layout import step_name
@@ -176,14 +176,18 @@ KEPT = {"all": "all dimensions", "without_top": "without those of largest varian
 
 
 def _states(drift: pd.DataFrame) -> pd.DataFrame:
-    """Return each run's middle and last mean-pooled `state`, with the median and extremes over all states."""
+    """Return each run's middle and last mean-pooled `state`, with the median and extremes over all states.
+
+    The lowest CKA of many states is low by chance, which its own error leaves out: it is not stated.
+    """
     rows = mean_states(last_checkpoints(drift)).dropna(subset=["cka"])
     by_run = rows.groupby("run")
+    place, states = by_run["layer"].rank() - 1, by_run["layer"].transform("size")
     shift = by_run["relative_l2"].transform("max")
     shifted = rows["layer"].where(rows["relative_l2"] == shift).groupby(rows["run"]).transform("min")
     rows = rows.assign(median=by_run["cka"].transform("median"), shift=shift, shifted=shifted)
-    fixed = ((row, name) for _, of_run in rows.groupby("run") for name, row in fixed_states(of_run).items())
-    return pd.DataFrame([row._asdict() | {"state": name} for row, name in fixed])
+    fixed = {"middle": rows[place == states // 2], "last": rows[place == states - 1]}
+    return pd.concat([found.assign(state=name) for name, found in fixed.items()])
 
 
 def _last_states(drift: pd.DataFrame) -> pd.DataFrame:

@@ -66,12 +66,11 @@ class Study:
 
     def in_order(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Return rows of runs, or else of arms, in the order of the arms and their seeds."""
-        key = next((name for name in ("run", "arm") if name in rows.columns), None)
-        if key is None:
-            return rows
-        places = self._runs[key].drop_duplicates().reset_index(drop=True)
-        order = {name: place for place, name in places.items()}
-        return rows.sort_values(key, key=lambda names: names.map(order), kind="stable")
+        key = "run" if "run" in rows.columns else "arm"
+        place = {name: number for number, name in enumerate(self._runs[key].unique())}
+        return (
+            rows.sort_values(key, key=lambda names: names.map(place), kind="stable") if key in rows else rows
+        )
 
     @property
     def _runs(self) -> pd.DataFrame:

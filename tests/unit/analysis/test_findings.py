@@ -18,10 +18,11 @@ from rankdrift.analysis.contract import Params
 from rankdrift.analysis.formats import MISSING, number
 from rankdrift.analysis.report.grids import Grid
 from rankdrift.analysis.report.study import Study
-from rankdrift.analysis.report.topics import declared, said
+from rankdrift.analysis.report.topics import ORDER, declared, in_report_order, said
 from rankdrift.layout import StudyLayout
 
 Tables = dict[str, pd.DataFrame]
+Made = Callable[[Any], Tables]
 Change = Callable[[pd.DataFrame], pd.DataFrame] | Mapping[str, Any]
 ONE_SEED = (("lora", 8, 42), ("full", 0, 42))
 THREE_SEEDS = tuple((method, rank, seed) for seed in (1, 2, 3) for method, rank in (("full", 0), ("lora", 8)))
@@ -52,13 +53,13 @@ Say = Callable[..., Said]
 
 
 @pytest.fixture(scope="module")
-def made(make_tables: Callable[..., Tables]) -> Callable[[Any], Tables]:
+def made(make_tables: Callable[..., Tables]) -> Made:
     """Return made(runs) -> the tables of these runs, made once."""
     return cache(lambda runs: make_tables(runs, [4, 8], 3, ["mean", "last_token", "token"]))
 
 
 @pytest.fixture
-def say(tmp_path: Path, made: Callable[[Any], Tables]) -> Say:
+def say(tmp_path: Path, made: Made) -> Say:
     """Return say(topic, runs, table=change, ...) -> what is said where some of all tables are changed.
 
     A change is a function of the table, or columns with their new values.
@@ -146,9 +147,7 @@ def test_runs_of_one_method_are_not_compared(say: Say, method: str, topic: str) 
         (("Learning",), (0.01, 0.02, 0.06), "no", "McNemar's exact p below 0.05"),
     ],
 )
-def test_only_an_interval_without_0_or_else_the_exact_test_is_more_than_chance(
-    say: Say, topics: tuple[str, ...], evidence: tuple[float, ...], verdict: str, rule: str
-) -> None:
+def test_what_is_more_than_chance(say: Say, topics: Any, evidence: Any, verdict: str, rule: str) -> None:
     for topic in topics:
         found = say(topic, item_contrasts=dict(zip(("low", "high", "mcnemar_p"), evidence, strict=True)))
         changes, between = found.lines
@@ -209,18 +208,14 @@ def test_contrasts_of_something_else_are_not_taken(say: Say, change: dict[str, o
     ],
     ids=["as they are", "base not scored", "seeds that agree"],
 )
-def test_means_over_seeds_are_of_changes_from_the_base(
-    say: Say, change: dict[str, Change], accuracy: dict[str, str]
-) -> None:
+def test_means_over_seeds_are_of_changes(say: Say, change: Any, accuracy: Any) -> None:
     means = say(SEEDS, THREE_SEEDS, **change).lines[0]
     assert list(means) == ["full", "lora-r8"]
     assert accuracy.items() <= means["full"].items()
     assert len(means["full"]) == 2  # of general text the NLL alone: perplexity is the NLL again
 
 
-def test_means_and_differences_are_those_of_t_tests(
-    say: Say, made: Callable[[Any], Tables], tmp_path: Path
-) -> None:
+def test_means_and_differences_are_those_of_t_tests(say: Say, made: Made, tmp_path: Path) -> None:
     """From scores to sentences: what `seed_contrasts` makes of planted scores, against SciPy's t tests."""
     scores = {"full": np.array([0.80, 0.82, 0.87]), "lora": np.array([0.78, 0.81, 0.83])}
     performance = made(THREE_SEEDS)["performance_metrics"].copy()
@@ -404,7 +399,7 @@ def test_intruders_are_stated_beside_random_directions(say: Say) -> None:
     assert (random["0.3"], random["0.9"]) == ("100 %", "100 %")
 
 
-def test_subspaces_and_what_the_naive_distance_would_say(say: Say, made: Callable[[Any], Tables]) -> None:
+def test_subspaces_and_what_the_naive_distance_would_say(say: Say, made: Made) -> None:
     found = say("Leading subspaces")
     drift = number(0.05 * (1 + 1 / 3) * (10 / 32) ** 0.2)  # mean over layers 0, 1, 2 of 3
     full = found.lines[0]["full-seed42"]
@@ -444,9 +439,7 @@ def test_drift_is_stated_by_representation(say: Say) -> None:
 
 
 @pytest.mark.parametrize(("errors", "clear"), [(2.0, 1), (1.9, 0)])  # gap in standard errors: 1.96
-def test_layers_that_changed_places_are_named(
-    say: Say, made: Callable[[Any], Tables], errors: float, clear: int
-) -> None:
+def test_layers_that_changed_places_are_named(say: Say, made: Made, errors: float, clear: int) -> None:
     def swapped(table: pd.DataFrame) -> pd.DataFrame:
         here = (table["run"] == "full-seed42") & (table["tuned_layer"] == 2) & (table["base_layer"] == 1)
         return table.assign(cka=table["cka"].mask(here, 0.96))
@@ -509,9 +502,7 @@ def test_of_a_cosine_within_its_error_no_direction_is_shown(say: Say, change: An
 
 
 @pytest.mark.parametrize(("errors", "given"), [(2.3, 0), (2.4, 2)])  # t of 8 shards: 2.365
-def test_noise_scales_are_given_of_gradients_that_are_told_from_0(
-    say: Say, errors: float, given: int
-) -> None:
+def test_noise_scales_are_of_gradients_told_from_0(say: Say, errors: float, given: int) -> None:
     square = {"gradient_square": errors, "gradient_square_stderr": 1.0}
     found = say(TASKS, gradient_noise=lambda table: table[table["task"] == "topic"].assign(**square))
     assert sum(len(grid.rows) for grid in found.grids if "Noise scale" in grid.caption) == given
@@ -533,9 +524,7 @@ NOT_MORE = "Editing intruders does not lower the NLL more than {} beyond both"
         ("intruders", (np.nan, np.nan), "Whether editing intruders lowers the NLL is not known"),
     ],
 )
-def test_intruders_are_blamed_only_beyond_every_control(
-    say: Say, arm: str, ends: tuple[float, float], verdict: str
-) -> None:
+def test_intruders_are_blamed_only_beyond_every_control(say: Say, arm: str, ends: Any, verdict: str) -> None:
     def changed(table: pd.DataFrame) -> pd.DataFrame:
         rows = (table["arm"] == arm) & (table["metric"] == "nll")
         table.loc[rows, ["difference_low", "difference_high"]] = ends
@@ -594,6 +583,17 @@ def test_an_embedding_is_named_without_a_layer(say: Say) -> None:
     full = say("Size of the update", svd_analysis_results=with_embedding).lines[0]["full-seed42"]
     assert (full["which"], full["largest of a matrix"]) == ("embed_tokens", "50.0 %")
     assert (full["matrices"], full["changed"], full["below bf16's rounding"]) == ("23", "22", "0")
+
+
+def test_every_finding_is_of_its_own_analysis_and_is_said(made: Made, tmp_path: Path) -> None:
+    studies = [Study(StudyLayout(tmp_path), {}, made(runs), {}, ()) for runs in (ONE_SEED, THREE_SEEDS)]
+    assert sum(len(analysis.findings) for analysis in in_report_order()) == len(declared())
+    for analysis in in_report_order():
+        assert {headline.table for headline in analysis.headline} <= set(analysis.tables)
+        for finding in analysis.findings:
+            assert finding.reads[0] in analysis.tables
+            assert finding.topic in ORDER
+            assert any(list(said(finding, study)) for study in studies)
 
 
 def test_states_whose_likeness_is_undefined_are_left_out(say: Say) -> None:

@@ -272,6 +272,14 @@ def test_what_was_not_measured_at_the_last_step_is_missing(
     assert columns["entropy rank"][1] != MISSING
 
 
+def test_a_headline_of_which_nothing_is_defined_has_no_column(study: StudyLayout) -> None:
+    path = study.table("drift_metrics")
+    pd.read_parquet(path).assign(cka=float("nan")).to_parquet(path)
+    grid = last_checkpoint_grid(read_study(study))
+    assert not any(header.startswith("CKA") for header in grid.headers)
+    assert len(grid.rows) == 3
+
+
 def test_settings_of_lora_are_not_those_of_full_fine_tuning(scores_only: StudyLayout) -> None:
     for name, method in (("full-seed42", "full"), ("lora-r8-seed42", "lora")):
         spec = files.read_json(scores_only.run(name).spec)
