@@ -31,7 +31,7 @@ def columns_of(columns: Mapping[str, str], rows: pd.DataFrame, by: tuple[str, ..
     {'score on x': {('a',): '0.50'}, 'score on y': {('a',): '1.0'}}
     """
     texts: Columns = {}
-    for heading, text in columns.items() if len(rows) else ():
+    for heading, text in columns.items():
         for key, line in rows.groupby([*by, *named_in(heading)], sort=False):
             texts.setdefault(filled(heading, line), {})[key[: len(by)]] = filled(text, line)
     return texts
