@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
+from rankdrift.analysis.findings import Finding, Headline
 from rankdrift.analysis.sources.folders import config_folder
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.layout import RunLayout
@@ -107,6 +108,10 @@ class Analysis:
     """Of a study that is split: returns its tables from the rows of all units, in their order."""
     reads: tuple[str, ...] = ()
     """The tables of the study that ``compute_all`` reads where they are there."""
+    findings: tuple[Finding, ...] = ()
+    """What the report says of its tables."""
+    headline: tuple[Headline, ...] = ()
+    """What the report's table of last checkpoints shows of its tables."""
 
     def __post_init__(self) -> None:
         ways = [self.compute, self.split and self.measure, self.compute_all]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.findings import Finding, Listing, Sentence, shown
 from rankdrift.analysis.mathematics.statistics.intervals import paired_t_interval
 from rankdrift.analysis.mathematics.statistics.matching import Trajectory, common_levels
 from rankdrift.analysis.sources.arms import Arm, arm_pairs, arms_of, shared_seeds
@@ -183,6 +184,51 @@ def _mean(outcomes: np.ndarray) -> dict[str, Any]:
     }
 
 
+NAMES = {"task_loss": "validation loss", "relative_update_norm": "relative size of the update"}
+UNITS = {"task_loss": " nats a target token", "relative_update_norm": ""}
+
+
+def _judged(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the levels with who forgets less, if that is shown, and with the names readers know."""
+    less = table["arm"].where(table["difference"] <= 0, table["other_arm"]) + " forgets less"
+    return table.assign(
+        name=table["matched"].map(NAMES),
+        unit=table["matched"].map(UNITS),
+        reason=table["reason"].replace(NAMES, regex=True),
+        verdict=less.where(shown(table), "nothing"),
+        known=table.groupby(["matched", "arm", "other_arm"])["difference"].transform("count"),
+    )
+
+
+def _unmatched(rows: pd.DataFrame) -> pd.DataFrame:
+    pairs = rows.drop_duplicates(["arm", "other_arm"])
+    return pairs[pairs["known"] == 0].assign(pairs=len(pairs))
+
+
+AT_FURTHEST = Listing(
+    {
+        "pair": "{arm} minus {other_arm}",
+        "seeds": "{seeds}",
+        "at": "{level:number}{unit}",
+        "first": "{forgetting:number}",
+        "second": "{other_forgetting:number}",
+        "difference, 95 % paired t interval": "{difference,low,high,reason:change}",
+        "shown": "{verdict}",
+        "difference over all levels": "{difference.min:signed} to {difference.max:signed}",
+    },
+    "NLL increase (nats a token) at equal {name}: at the furthest that all runs of the pair reach. The "
+    "number of pairs is not corrected for",
+    lambda rows: rows.dropna(subset=["difference"]).sort_values("position", ascending=False, kind="stable"),
+    by=("arm", "other_arm"),
+)
+UNMATCHED = Sentence(
+    "At equal {name} {arm.size} of {pairs} pairs of arms have no comparison: {reason}.",
+    _unmatched,
+    per=("reason",),
+)
+FINDING = Finding(
+    "Equal learning, equal update", (MEANS,), _judged, (AT_FURTHEST, UNMATCHED), per=("matched",)
+)
 ANALYSIS = Analysis(
     name="comparisons",
     columns={PLANE: PLANE_COLUMNS, MEANS: MEANS_COLUMNS, SEEDS: SEEDS_COLUMNS},
@@ -190,4 +236,5 @@ ANALYSIS = Analysis(
     compute_all=compute_all,
     reads=SOURCES,
     version=3,
+    findings=(FINDING,),
 )

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.findings import Finding, Listing, Sentence, among
 from rankdrift.analysis.mathematics.statistics.association import Association, associate
 from rankdrift.analysis.mathematics.statistics.bootstrap import MIN_ARMS, BootstrapInterval
 from rankdrift.analysis.sources.checkpoint_summary import MEASURES, SOURCES, checkpoint_summaries
@@ -103,6 +104,48 @@ def _interval(name: str, found: BootstrapInterval) -> dict[str, float]:
     return {name: found.value, f"{name}_low": low, f"{name}_high": high}
 
 
+NAMES = {
+    "kl_from_base": "KL from the base, same text",
+    "relative_update_norm": "relative size of the update",
+    "sigma1_ratio": "largest ratio of leading singular values",
+    "intruders_left": "intruders, left (the published count)",
+    "intruders_right": "intruders, right",
+    "intruder_energy_left": "energy share of left intruders",
+    "intruder_energy_right": "energy share of right intruders",
+    "drift": "1 - CKA, mean over layers",
+}
+
+
+def _correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the correlations with how many of a predictor's are known; none if none of any is."""
+    rows = table.assign(
+        name=table["predictor"].replace(NAMES),
+        known=table.groupby("predictor")["spearman"].transform("count"),
+        which=np.where(table["points"] == "all", "all", "last"),
+        kind=(table["scope"] + " ").replace("pooled ", ""),
+        reason=table["reason"].str.split(";").str[0],
+    )
+    return among(rows, rows["known"].any())
+
+
+CORRELATIONS = Listing(
+    {
+        "over": "{which} {checkpoints.max} checkpoints: {runs.max} {kind}runs of {arms.max} arms",
+        "{name}": "{spearman,spearman_low,spearman_high:estimate 2}",
+    },
+    "Rank correlation (Spearman) with the NLL increase, 95 % intervals over resampled arms",
+    lambda rows: rows.dropna(subset=["spearman"]),
+    by=("scope", "points"),
+)
+UNDEFINED = Sentence(
+    "No correlation with {name}: {reason}.", lambda rows: rows[rows["known"] == 0], per=("name",)
+)
+CAUTION = Sentence(
+    "Where no interval is given nothing is shown. KL is taken on the text whose NLL is forgetting: it is no "
+    "independent predictor. Along one run all of these tend to move with the step: a correlation over its "
+    "checkpoints is no evidence, and over runs it is no cause."
+)
+FINDING = Finding("What goes with forgetting", (TABLE,), _correlations, (CORRELATIONS, UNDEFINED, CAUTION))
 ANALYSIS = Analysis(
     name="predictors",
     version=3,
@@ -110,4 +153,5 @@ ANALYSIS = Analysis(
     per="study",
     compute_all=compute_all,
     reads=SOURCES,
+    findings=(FINDING,),
 )

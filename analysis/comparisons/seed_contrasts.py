@@ -6,6 +6,7 @@ intermediate steps are many looks at the same runs: what is claimed should rest 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.findings import ALPHA, RUNS, Finding, Listing, Sentence, scored, shown
 from rankdrift.analysis.mathematics.statistics.intervals import (
     Interval,
     SeedDifference,
@@ -32,6 +34,7 @@ from rankdrift.analysis.sources.observations import (
     GENERAL_TEXT,
     last_checkpoints,
     leading_metrics,
+    of_contrast,
     tuned_rows,
 )
 from rankdrift.analysis.sources.study_tables import read_study_tables
@@ -212,6 +215,101 @@ def _ends(interval: Interval) -> dict[str, float]:
     return {name: np.nan if end is None else end for name, end in ends.items()}
 
 
+TOPIC = "Means and differences over seeds"
+SEEDS_FOR_SPREAD = 3
+"""Seeds below which a spread is no ground for what could be detected: of two it is one difference."""
+PAIRS_SHOWN = 12
+"""Rows of a table of pairs of arms; further ones, none surer than these, are counted."""
+
+
+def _changes(means: pd.DataFrame, performance: pd.DataFrame) -> pd.DataFrame:
+    """Return means as changes from the base, whose score is one for all seeds, or as values."""
+    rows = scored(of_contrast(means).query("seeds > 1"), performance)
+    unscored = rows["base"].isna()
+    changes = {f"{name}_change": rows[name] - rows["base"] for name in ("mean", "low", "high")}
+    return rows.assign(changed=rows["what"].mask(unscored), valued=rows["what"].where(unscored), **changes)
+
+
+def _differences(contrasts: pd.DataFrame, performance: pd.DataFrame) -> pd.DataFrame:
+    """Return contrasts, `shown` where interval and Holm's correction both say so."""
+    rows = scored(of_contrast(contrasts).query("seeds > 1"), performance)
+    rows["shown"] = (shown(rows) & ~(rows["p_holm"] > ALPHA)).astype(float)
+    rows["verdict"] = rows["shown"].where(rows[["low", "high"]].notna().all(axis=1))
+    rows["control_pairs"] = rows["control_pairs"].replace(0, np.nan)
+    detectable = [name for name in rows.columns if name.startswith("minimum_detectable")]
+    rows[detectable] = rows[detectable].where(rows["seeds"] >= SEEDS_FOR_SPREAD)
+    return rows
+
+
+def _surest(rows: pd.DataFrame) -> pd.DataFrame:
+    part = f", the {PAIRS_SHOWN} surest of {len(rows)} pairs" if len(rows) > PAIRS_SHOWN else ""
+    order = rows.sort_values(["shown", "p_value"], ascending=[False, True], kind="stable")
+    return order.head(PAIRS_SHOWN).assign(part=part)
+
+
+def _counted(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with how many are shown, would be by chance, and are if corrected for pairs as well."""
+    tested = rows["p_holm"].dropna()
+    chance = (
+        f" Of {len(tested)} pairs that do not differ about {ALPHA * len(tested):.1g} would seem to; "
+        f"corrected for the number of pairs as well, {(holm(tested) <= ALPHA).sum() or 'none'} are shown."
+    )
+    yes = rows["shown"].sum()
+    return rows.assign(yes=f"{yes:.0f}" if yes else "None", chance=chance if len(tested) > 1 else "")
+
+
+def _coverage(contrasts: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row: how many pairs of arms there are, have `one` seed in common, are not compared."""
+    rows, pairs = of_contrast(contrasts), math.comb(runs["arm"].nunique(), 2)
+    compared, one = (len(found.groupby(["arm", "other_arm"])) for found in (rows, rows.query("seeds == 1")))
+    return pd.DataFrame([{"pairs": pairs, "one": one, "left": pairs - compared}])
+
+
+SEED_MEANS = Listing(
+    {
+        "arm": "{arm}",
+        "{changed}, change": "{mean_change,low_change,high_change,reason:change} (n = {seeds})",
+        "{valued}, value": "{mean,low,high,reason:estimate} (n = {seeds})",
+    },
+    "Means over n seeds with 95 % t intervals",
+    by=("arm",),
+)
+DIFFERENCES = Listing(
+    {
+        "pair": "{arm} minus {other_arm}",
+        "seeds": "{seeds}",
+        "mean difference": "{difference,low,high,reason:change}",
+        "p": "{p_value:number 2}",
+        "p after Holm": "{p_holm:number 2}",
+        "shown": "{verdict:verdict}",
+        "detectable with 80 % power": "{minimum_detectable:number 2} "
+        "{minimum_detectable_low,minimum_detectable_high:interval 2}",
+        "two seeds of one arm: median, largest": "{control_median:number 2}, {control_largest:number 2} "
+        "({control_pairs:count} pairs)",
+    },
+    "Differences of arms over seeds, {what}{part}: 95 % paired t intervals",
+    _surest,
+    by=("arm", "other_arm"),
+)
+SHOWN = Sentence(
+    "{yes} of {arm.size} pairs of arms are shown to differ in {what}: an interval without 0, and p at most "
+    f"{ALPHA:g} after Holm's correction over tasks.{{chance}}",
+    _counted,
+)
+ONE_SEED = Sentence(
+    "Pairs of arms with one seed in common: {one}; no interval, nothing shown.",
+    lambda pairs: pairs.query("one > 0"),
+)
+NOT_COMPARED = Sentence(
+    "Of {pairs} pairs of arms {left} are not compared: they have no seed in common, or were trained on "
+    "different tasks.",
+    lambda pairs: pairs.query("left > 0"),
+)
+FINDINGS = (
+    Finding(TOPIC, (MEANS, SOURCE), _changes, (SEED_MEANS,)),
+    Finding(TOPIC, (CONTRASTS, SOURCE), _differences, (DIFFERENCES, SHOWN), per=("task", "metric")),
+    Finding(TOPIC, (CONTRASTS, RUNS), _coverage, (ONE_SEED, NOT_COMPARED)),
+)
 ANALYSIS = Analysis(
     name="seed_contrasts",
     columns={MEANS: MEANS_COLUMNS, CONTRASTS: CONTRASTS_COLUMNS},
@@ -219,4 +317,5 @@ ANALYSIS = Analysis(
     compute_all=compute_all,
     reads=(SOURCE,),
     version=3,
+    findings=FINDINGS,
 )

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.findings import RUNS, Finding, Listing, Sentence, among
 from rankdrift.analysis.mathematics.spectral import task_arithmetic
 from rankdrift.analysis.mathematics.spectral.task_arithmetic import PairSums
+from rankdrift.analysis.sources.observations import last_pairs
 from rankdrift.analysis.sources.opened_weights import weights_of
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject
 from rankdrift.analysis.sources.updates import touched
@@ -228,6 +230,35 @@ def _row(pair: Pair, level: str, place: Mapping[str, Any], sums: pd.DataFrame) -
     }
 
 
+def _squares(vectors: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return pairs of runs by arms: of one seed where the first arm comes before the other, else of two."""
+    pairs = last_pairs(vectors).dropna(subset=["cosine"])
+    place = {arm: number for number, arm in enumerate(runs["arm"].unique())}
+    back = pairs.rename(columns={"arm": "other_arm", "other_arm": "arm"}).query("arm != other_arm")
+    both = pd.concat([pairs, back]).sort_values("other_arm", key=lambda arms: arms.map(place), kind="stable")
+    one_seed = both["seed"] == both["other_seed"]
+    above = both["arm"].map(place) < both["other_arm"].map(place)
+    quantities = ["cosine", "sign_conflict"]
+    both[quantities] = both[quantities].where(above == one_seed)
+    return both.assign(bound=1.96 * both["cosine_null"]).drop(columns="run")  # in order of the arms
+
+
+WHERE = "means over pairs of runs; above the diagonal runs of one seed, on it and below of different seeds"
+COSINES = Listing(
+    {"": "{arm}", "{other_arm}": "{cosine.mean:number}"}, f"Cosine of task vectors, {WHERE}", by=("arm",)
+)
+CONFLICTS = Listing(
+    {"": "{arm}", "{other_arm}": "{sign_conflict.mean:percent}"},
+    f"Entries large in both task vectors that differ in sign, {WHERE}",
+    lambda rows: among(rows, rows["sign_conflict"].notna().any()),
+    by=("arm",),
+)
+UNRELATED = Sentence(
+    "Unrelated directions have a cosine within ±{bound.max:number 2}, and half of their large entries "
+    "differ in sign. Runs of one seed share the order of the data and, if both are LoRA of one r, the start "
+    "of their factors."
+)
+FINDING = Finding("Task vectors", (TABLE, RUNS), _squares, (COSINES, CONFLICTS, UNRELATED))
 ANALYSIS = Analysis(
     name="task_vectors",
     columns={TABLE: COLUMNS},
@@ -236,4 +267,5 @@ ANALYSIS = Analysis(
     measure=measure,
     finish=finish,
     version=3,
+    findings=(FINDING,),
 )

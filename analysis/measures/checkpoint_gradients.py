@@ -21,11 +21,14 @@ import numpy as np
 import pandas as pd
 
 from rankdrift.analysis.contract import Analysis, Params
+from rankdrift.analysis.findings import Finding, Listing, Sentence, among
 from rankdrift.analysis.mathematics.gradients.noise import Sample, alignment, noise_scale, reliability, sample
 from rankdrift.analysis.mathematics.gradients.products import GradientSums, Shards, levels, statistics
+from rankdrift.analysis.mathematics.statistics.intervals import t_quantile
 from rankdrift.analysis.sources.differentiable import has_classifier, open_model
 from rankdrift.analysis.sources.loss_gradients import shard_sums
 from rankdrift.analysis.sources.loss_rows import read_rows
+from rankdrift.analysis.sources.observations import last_checkpoints, whole_gradients
 from rankdrift.analysis.sources.recorded_gradients import COLUMNS
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.settings import NonNegativeInt, Section
@@ -165,6 +168,50 @@ def _count(shards: Shards, task: str) -> int:
     return int(shards.sizes(task).sum())
 
 
+def _alignments(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the pairs of tasks with the verdict of their cosine's error, by Student's t over shards."""
+    rows = last_checkpoints(whole_gradients(pairs)).query("task < other_task")
+    cosine, error = rows["cosine_corrected"], rows["cosine_corrected_stderr"]
+    clear = cosine.abs() > rows["shards"].map(t_quantile) * error
+    verdict = np.where(clear, np.where(cosine < 0, "a conflict", "aligned"), "no direction shown")
+    return rows.assign(verdict=np.where(cosine.isna() | error.isna(), rows["reason"], verdict))
+
+
+def _scales(noise: pd.DataFrame) -> pd.DataFrame:
+    """Return the gradients with whether their squared norm is `told` from 0."""
+    rows = last_checkpoints(whole_gradients(noise))
+    sizes = " to ".join(dict.fromkeys(map(str, (rows["n"].min(), rows["n"].max()))))
+    told = rows["gradient_square"] > rows["gradient_square_stderr"] * rows["shards"].map(t_quantile)
+    return rows.assign(told=told, untold=~told, sizes=sizes)
+
+
+TOPIC = "Gradients of the tasks"
+ALIGNMENTS = Listing(
+    {
+        "run": "{run}",
+        "tasks": "{task} with {other_task}",
+        "cosine ± standard error": "{cosine_corrected,cosine_corrected_stderr:with_error}",
+        "as observed": "{cosine:number}",
+        "verdict": "{verdict}",
+    },
+    "Cosine of two tasks' gradients, corrected for their noise",
+    by=("run", "task", "other_task"),
+)
+NOISE_SCALES = Listing(
+    {"run": "{run}", "{task}": "{noise_scale,noise_scale_stderr:with_error}"},
+    "Noise scale of each task's gradient, in rows ± standard error: a batch of that size has as much noise "
+    "as gradient",
+    lambda rows: rows[rows["told"]],
+)
+UNTOLD = Sentence(
+    "Of {task.size} gradients (a run and task each, {sizes} rows), {untold.sum} are not told from 0 by their "
+    "squared norm at 95 % (Student's t over shards): their noise scale is not known, and not given.",
+    lambda rows: among(rows, rows["untold"].any()),
+)
+FINDINGS = (
+    Finding(TOPIC, ("task_gradients",), _alignments, (ALIGNMENTS,)),
+    Finding(TOPIC, ("gradient_noise",), _scales, (NOISE_SCALES, UNTOLD)),
+)
 ANALYSIS = Analysis(
     name="checkpoint_gradients",
     columns={"checkpoint_gradients": GRADIENTS, "task_gradients": PAIRS, "gradient_noise": SCALES},
@@ -173,4 +220,5 @@ ANALYSIS = Analysis(
     settings=Settings,
     rows="gradient_inputs",
     version=3,
+    findings=FINDINGS,
 )

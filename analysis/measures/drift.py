@@ -26,12 +26,14 @@ from torch import Tensor
 
 from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params
+from rankdrift.analysis.findings import Finding, Headline, Listing, Sentence, among
 from rankdrift.analysis.mathematics.representation import moments, similarity
 from rankdrift.analysis.mathematics.representation.layer_grid import layer_grid_cka
 from rankdrift.analysis.mathematics.representation.principal import columns_without_top
 from rankdrift.analysis.sources import activations, models
 from rankdrift.analysis.sources.activations import REPRESENTATIONS, Representation, States, TokenRows
 from rankdrift.analysis.sources.base_layers import stored_side
+from rankdrift.analysis.sources.observations import last_checkpoints, mean_states
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import UserError
 from rankdrift.layout import step_name
@@ -183,6 +185,86 @@ def _inputs(path: Path | None, count: int) -> TokenRows:
     return inputs
 
 
+POOLED = {"mean": "means of the tokens", "last_token": "last tokens", "token": "single tokens"}
+KEPT = {"all": "all dimensions", "without_top": "without those of largest variance"}
+
+
+def _states(drift: pd.DataFrame) -> pd.DataFrame:
+    """Return each run's middle and last mean-pooled `state`, with the median and extremes over all states.
+
+    The lowest CKA of many states is low by chance, which its own error leaves out: it is not stated.
+    """
+    rows = mean_states(last_checkpoints(drift)).dropna(subset=["cka"])
+    by_run = rows.groupby("run")
+    place, states = by_run["layer"].rank() - 1, by_run["layer"].transform("size")
+    shift = by_run["relative_l2"].transform("max")
+    shifted = rows["layer"].where(rows["relative_l2"] == shift).groupby(rows["run"]).transform("min")
+    rows = rows.assign(median=by_run["cka"].transform("median"), shift=shift, shifted=shifted)
+    fixed = {"middle": rows[place == states // 2], "last": rows[place == states - 1]}
+    return pd.concat([found.assign(state=name) for name, found in fixed.items()])
+
+
+def _last_states(drift: pd.DataFrame) -> pd.DataFrame:
+    """Return the last states of all representations and features, if there are others than means of all."""
+    rows = last_checkpoints(drift).dropna(subset=["cka"])
+    last = rows[rows["layer"] == rows.groupby("run")["layer"].transform("max")]
+    last = last.assign(pooled=last["representation"].map(POOLED), kept=last["features"].map(KEPT))
+    return among(last, len(rows) > len(mean_states(rows)))
+
+
+def _best_matches(similarity: pd.DataFrame, drift: pd.DataFrame | None) -> pd.DataFrame:
+    """Return each tuned state's best match: whether it has `moved`, and by a `clear` gap to its own state's.
+
+    The error is that of mean-pooled states in `drift_metrics`; NaN without it, so that nothing is clear.
+    """
+    known, state = last_checkpoints(similarity).dropna(subset=["cka"]), ["run", "tuned_layer"]
+    own = known.query("tuned_layer == base_layer")[[*state, "cka"]].rename(columns={"cka": "own"})
+    best = known.sort_values("cka", ascending=False, kind="stable").drop_duplicates(state)
+    best = best.sort_values(state).merge(own, on=state)
+    if drift is not None:
+        errors = mean_states(last_checkpoints(drift))[["run", "layer", "cka_stderr"]]
+        best = best.merge(errors.rename(columns={"layer": "tuned_layer"}), on=state, how="left")
+    best["moved"] = best["tuned_layer"] != best["base_layer"]
+    best["clear"] = best["cka"] - best["own"] > 1.96 * best.get("cka_stderr", float("nan"))
+    best["pair"] = best["tuned_layer"].astype(str) + " (" + best["base_layer"].astype(str) + ")"
+    return best.assign(still=best["run"].mask(best.groupby("run")["moved"].transform("any")))
+
+
+TOPIC = "Drift of the representations"
+STATE = "{cka,cka_stderr:with_error 4} ({layer})"
+STATES = Listing(
+    {
+        "run": "{run}",
+        "CKA ± standard error, {state} state": STATE,
+        "median CKA over states": "{median:number 4}",
+        "largest shift (of the norm)": "{shift:percent}",
+        "shift at state": "{shifted:count}",
+    },
+    "Hidden states of the tuned model and of the base, means over the tokens of {n.unique:listed} inputs; "
+    "state 0 are the embeddings, state n is what block n - 1 gives",
+)
+LAST_STATES = Listing(
+    {"run": "{run}", "{pooled}, {kept}": "{cka,cka_stderr:with_error 4}"},
+    "CKA of the last state ± standard error over inputs, by what is taken for a representation",
+)
+MATCHES = Sentence(
+    "In {still.nunique} of {run.nunique} runs every state is, by CKA, most like the same state of the base. "
+    "Of {moved.sum} that are more like another one, {clear.sum} are so by more than 1.96 standard errors of "
+    "their CKA with their own."
+)
+MOVED = Listing(
+    {"run": "{run}", "tuned state (base state)": "{pair.unique:listed}"},
+    "States more like another state of the base than like their own, by more than that error",
+    lambda best: best[best["clear"]],
+)
+FINDINGS = (
+    Finding(TOPIC, (TABLE,), _states, (STATES,)),
+    Finding(TOPIC, (TABLE,), _last_states, (LAST_STATES,)),
+    Finding(TOPIC, (GRID,), _best_matches, (MATCHES, MOVED), beside=(TABLE,)),
+)
+HEADLINE = Headline(
+    TABLE, _states, {"CKA, {state} state": STATE}, "States are counted from 0, the embeddings."
+)
 ANALYSIS = Analysis(
     name="drift",
     columns={TABLE: COLUMNS, GRID: GRID_COLUMNS},
@@ -191,4 +273,6 @@ ANALYSIS = Analysis(
     settings=Settings,
     rows="drift_inputs",
     version=VERSION,
+    findings=FINDINGS,
+    headline=(HEADLINE,),
 )

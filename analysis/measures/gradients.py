@@ -5,6 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from rankdrift.analysis.contract import Analysis, Params
+from rankdrift.analysis.findings import Finding, Listing, Sentence, among
+from rankdrift.analysis.sources.observations import gradient_statistics
 from rankdrift.analysis.sources.recorded_gradients import COLUMNS, read_gradients
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.layout import RunLayout
@@ -20,4 +22,41 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
     return {TABLE: read_gradients(path)} if path.exists() else {}
 
 
-ANALYSIS = Analysis(name="gradients", columns={TABLE: COLUMNS}, per="run", compute=compute)
+def _course(gradients: pd.DataFrame) -> pd.DataFrame:
+    """Return the whole gradient at each probed step: its norm in the first and last third, extreme layers."""
+    rows = gradient_statistics(gradients, "global").sort_values("step")
+    by_run = rows.groupby("run")["step"]
+    third = (by_run.transform("size") // 3).clip(lower=1)
+    layers = gradient_statistics(gradients, "layer").groupby(["run", "layer"])["l2_norm"].median().dropna()
+    by_norm = layers.sort_values(kind="stable").reset_index("layer")["layer"].groupby("run")
+    return rows.assign(
+        first=rows["l2_norm"].where(by_run.cumcount() < third),
+        last=rows["l2_norm"].where(by_run.cumcount(ascending=False) < third),
+        largest=rows["run"].map(by_norm.last()),
+        smallest=rows["run"].map(by_norm.first()),
+    )
+
+
+NORMS = Listing(
+    {
+        "run": "{run}",
+        "probed steps": "{step.size} ({step.min} to {step.max})",
+        "at first": "{first.median:number}",
+        "at last": "{last.median:number}",
+        "largest layer": "{largest:count}",
+        "smallest layer": "{smallest:count}",
+    },
+    "Norm of the gradient before clipping while training: medians of the first and of the last third of the "
+    "probed steps, and the layers with the largest and the smallest median over all of them",
+)
+SPACES = Sentence(
+    "LoRA's factors and whole weights are different spaces: their gradients' sizes do not compare.",
+    lambda rows: among(rows, rows["method"].nunique() > 1),
+)
+ANALYSIS = Analysis(
+    name="gradients",
+    columns={TABLE: COLUMNS},
+    per="run",
+    compute=compute,
+    findings=(Finding("Gradients", (TABLE,), _course, (NORMS, SPACES)),),
+)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params
+from rankdrift.analysis.measures._performance_findings import FINDINGS, HEADLINE
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, steps_in
@@ -62,4 +63,11 @@ def _row(step: int, task: str, metric: str, result: Mapping[str, Any]) -> dict[s
     }
 
 
-ANALYSIS = Analysis(name="performance", columns={TABLE: COLUMNS}, per="run", compute=compute)
+ANALYSIS = Analysis(
+    name="performance",
+    columns={TABLE: COLUMNS},
+    per="run",
+    compute=compute,
+    findings=FINDINGS,
+    headline=(HEADLINE,),
+)

@@ -23,6 +23,7 @@ from rankdrift.analysis.mathematics.spectral import intruders, linalg, nulls, sp
 from rankdrift.analysis.mathematics.spectral.linalg import RankMetrics
 from rankdrift.analysis.measures._matrix_comparison import SIDES, Comparison, compare
 from rankdrift.analysis.measures._spectra_columns import RANKS, TABLES
+from rankdrift.analysis.measures._spectra_findings import FINDINGS, HEADLINE
 from rankdrift.analysis.sources.adapters import LowRankUpdate
 from rankdrift.analysis.sources.base_spectra import BaseSpectra, unit_name
 from rankdrift.analysis.sources.opened_weights import weights_of
@@ -343,4 +344,6 @@ ANALYSIS = Analysis(
     settings=Settings,
     version=4,
     parquet_only=frozenset({"singular_values", "intruder_dimensions"}),
+    findings=FINDINGS,
+    headline=HEADLINE,
 )

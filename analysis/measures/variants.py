@@ -17,6 +17,20 @@ import pandas as pd
 from rankdrift import files
 from rankdrift.analysis.comparisons.item_contrasts import bootstrap, same_items
 from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.findings import Finding, Listing, Sentence
+from rankdrift.analysis.formats import change, percent, score_name
+from rankdrift.analysis.sources.observations import (
+    EDIT_SETTINGS,
+    GENERAL_TEXT,
+    edit_outcomes,
+    last_checkpoints,
+    leading_metrics,
+    line_scores,
+    of_blocks,
+    rows_of,
+    scores_of,
+    update_sizes,
+)
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.layout import RunLayout, step_name, steps_in
 
@@ -122,4 +136,98 @@ def _number(value: float | None) -> float:
     return np.nan if value is None else float(value)
 
 
-ANALYSIS = Analysis(name="variants", columns={TABLE: COLUMNS}, per="run", compute=compute)
+def _edited(variants: pd.DataFrame, spectra: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the edits' outcomes, with the size of the run's update before any, in the blocks' matrices."""
+    rows = edit_outcomes(variants)
+    sizes = None if spectra is None else update_sizes(of_blocks(last_checkpoints(spectra))).set_index("run")
+    before = rows["run"].map({} if sizes is None else sizes["relative_update_norm"])
+    names = map(score_name, rows["task"], rows["metric"], rows["higher_is_better"])
+    return rows.assign(
+        before=["" if size != size else f", the update's {percent(size)} before" for size in before],
+        which=np.where(rows["first_only"], "the largest", "all"),
+        what=pd.Series(names, rows.index, dtype=object).where(rows["task"].notna()),
+    )
+
+
+def _against_controls(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the verdict on the edit of intruders: which controls it beats, beyond both intervals."""
+    edited, controls = (found for found in (rows[rows["arm"] == EDITED], rows[rows["arm"] != EDITED]))
+    if edited.empty or controls.empty:
+        return rows.head(0)
+    highest = edited["nll_high"].iloc[0]
+    left = controls[~(controls["nll_low"] > highest)]["arm"].unique()
+    if highest != highest:
+        said = "Whether editing intruders lowers the NLL is not known: its change has no interval."
+    elif highest >= 0:
+        said = "That editing intruders lowers the NLL is not shown: its interval does not lie below 0."
+    elif not len(left):
+        said = (
+            "Editing intruders lowers this model's NLL more than every control does, beyond both intervals."
+        )
+    else:
+        said = (
+            f"Editing intruders does not lower the NLL more than {', '.join(left)} beyond both intervals: "
+            "that intruders carry forgetting is not shown."
+        )
+    return edited.assign(said=said)
+
+
+def _best_points(variants: pd.DataFrame) -> pd.DataFrame:
+    """Return the best point of each run's line: for every task's leading metric, and for general text."""
+    line, found = line_scores(variants), []
+    for task, metric in [*leading_metrics(line), (GENERAL_TEXT, "nll")]:
+        rows = scores_of(line, task, metric)
+        higher = task != GENERAL_TEXT and bool(rows["higher_is_better"].any())
+        name = f"best {score_name(task, metric, higher)}"
+        name = "lowest NLL of general text" if task == GENERAL_TEXT else name
+        best = rows.sort_values("value", ascending=not higher, kind="stable").drop_duplicates("run")
+        found.append(best.assign(name=name, versus=[_versus(row) for row in rows_of(best)]))
+    return pd.concat(found)
+
+
+def _versus(best: Any) -> str:
+    """Return how a point differs from the tuned model's own, t = 1."""
+    if best.at == 1:
+        return ", the tuned model's own"
+    return f": {change(best.value - best.trained_value, best.difference_low, best.difference_high)}"
+
+
+EDITED = "intruders"
+EDITS = Listing(
+    {
+        "edited": "{arm}",
+        "size of the edit": "{relative_edit_norm:percent}",
+        "size of the update left": "{relative_update_norm:percent}",
+        "change of the NLL (nats a token)": "{nll,nll_low,nll_high:change}",
+        "change of {what}": "{score,score_low,score_high:change}",
+    },
+    "{run}, singular values times {at:general} ({which} of the intruders among {top_k:general} leading "
+    "vectors at the threshold {threshold:general}). Sizes are shares of the base's norm{before}; changes of "
+    "scores have 95 % intervals over items",
+    by=("variant",),
+)
+CONTROLS = Sentence("{said}", _against_controls)
+BEST = Listing(
+    {"run": "{run}", "{name}": "{value:number} at t = {at:general}{versus}"},
+    "On the line W0 + t (W - W0): the best point measured, and its difference from the tuned model with a "
+    "95 % interval over items",
+)
+CHOSEN = Sentence("These are the best of the t measured: the intervals do not allow for the choice.")
+FINDINGS = (
+    Finding(
+        "Interventions on intruders",
+        (TABLE,),
+        _edited,
+        (EDITS, CONTROLS),
+        per=("run", *EDIT_SETTINGS),
+        beside=("svd_analysis_results",),
+    ),
+    Finding("Between base and tuned weights", (TABLE,), _best_points, (BEST, CHOSEN)),
+)
+ANALYSIS = Analysis(
+    name="variants",
+    columns={TABLE: COLUMNS},
+    per="run",
+    compute=compute,
+    findings=FINDINGS,
+)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from rankdrift import __version__, files
 from rankdrift.analysis.figures import SECTIONS
-from rankdrift.analysis.report.findings import Topic, findings
 from rankdrift.analysis.report.grids import Grid, differing, shared
 from rankdrift.analysis.report.illustrate import LeftOut, Picture
 from rankdrift.analysis.report.study import Study
-from rankdrift.analysis.report.summary import NOTE, last_checkpoint_grid
+from rankdrift.analysis.report.summary import last_checkpoint_grid, last_checkpoint_note
+from rankdrift.analysis.report.topics import Topic, topics
 from rankdrift.analysis.sources.observations import tuned_rows
 
 NOTABLE = 0.01
@@ -65,9 +65,9 @@ def compose(study: Study, pictures: list[Picture], left_out: list[LeftOut]) -> C
     return Content(
         title=study.layout.root.resolve().name,
         summary=_summary(study),
-        topics=tuple(findings(study)),
+        topics=tuple(topics(study)),
         last_checkpoints=last_checkpoint_grid(study),
-        last_checkpoints_note=NOTE,
+        last_checkpoints_note=last_checkpoint_note(study),
         sections=_sections(pictures),
         left_out=tuple(left_out),
         settings_differing=differing(specs),

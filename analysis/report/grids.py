@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rankdrift.analysis.sources.observations import GENERAL_TEXT
+import pandas as pd
 
-MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where nothing was measured
-ALPHA = 0.05
-"""Level of every test whose verdict is stated."""
-ROUNDING = 1e-12
-"""Changes of scores below this are sums of scores that cancel."""
+from rankdrift.analysis.formats import MISSING, filled, named_in
+
+Columns = dict[str, dict[Any, str]]
+"""Heading -> what a line is about -> text."""
 
 
 @dataclass(frozen=True)
@@ -24,91 +23,30 @@ class Grid:
     caption: str = ""
 
 
-def grid_of(records: Iterable[Mapping[str, str]], caption: str = "") -> Grid:
-    """Return the grid of these rows, heading -> text; columns in order of appearance, empty ones left out.
+def columns_of(columns: Mapping[str, str], rows: pd.DataFrame, by: tuple[str, ...] = ("run",)) -> Columns:
+    """Return the texts of a listing's columns (:class:`rankdrift.analysis.findings.Listing`).
 
-    >>> grid_of([{"run": "a", "p": MISSING}, {"run": "b", "p": MISSING, "n": "3"}]).headers
-    ('run', 'n')
+    >>> rows = pd.DataFrame({"run": ["a", "a"], "task": ["x", "y"], "value": [0.5, 1.0]})
+    >>> columns_of({"score on {task}": "{value:number 2}"}, rows)
+    {'score on x': {('a',): '0.50'}, 'score on y': {('a',): '1.0'}}
     """
-    rows = list(records)
-    headers = list(dict.fromkeys(heading for row in rows for heading in row))
-    shown = [heading for heading in headers if {row.get(heading, MISSING) for row in rows} - {MISSING}]
-    cells = tuple(tuple(row.get(heading, MISSING) for heading in shown) for row in rows)
-    return Grid(tuple(shown), cells, caption)
+    texts: Columns = {}
+    for heading, text in columns.items():
+        for key, line in rows.groupby([*by, *named_in(heading)], sort=False):
+            texts.setdefault(filled(heading, line), {})[key[: len(by)]] = filled(text, line)
+    return texts
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number to so many significant digits, without an exponent where that reads well.
+def grid_of(columns: Columns, caption: str = "") -> Grid:
+    """Return the grid of these columns, its lines those of the first; empty columns are left out.
 
-    >>> number(0.01234), number(123456.0), number(0.0000123), number(float("nan"))
-    ('0.0123', '123456', '1.23e-05', '–')
+    >>> grid_of({"run": {1: "a", 2: "b"}, "p": {1: MISSING}, "n": {2: "3"}}).rows
+    (('a', '–'), ('b', '3'))
     """
-    if value is None or value != value:
-        return MISSING
-    if value == 0:
-        return "0"  # whatever its sign
-    if abs(value) >= 10**digits:
-        return f"{value:.0f}"
-    return f"{value:#.{digits}g}".rstrip(".") if abs(value) >= 1e-4 else f"{value:.{digits - 1}e}"
-
-
-def count(value: float) -> str:
-    """Return a number of things; a dash where it is undefined.
-
-    >>> count(7.0), count(float("nan"))
-    ('7', '–')
-    """
-    return MISSING if value != value else f"{value:.0f}"
-
-
-def signed(value: float) -> str:
-    """Return a change with its sign, to three significant digits; what only rounding left is 0.
-
-    >>> signed(0.5), signed(-0.25), signed(-5.6e-17)
-    ('+0.500', '-0.250', '0')
-    """
-    if abs(value) < ROUNDING:
-        return number(0.0)
-    return ("+" if value > 0 else "") + number(value)
-
-
-def with_error(value: float | None, stderr: float | None, digits: int = 3) -> str:
-    """Return ``value ± stderr``; the value alone where no standard error is known."""
-    text = number(value, digits)
-    return text if text == MISSING or stderr is None or stderr != stderr else f"{text} ± {number(stderr, 2)}"
-
-
-def percent(share: float) -> str:
-    """Return a share in per cent, to three significant digits."""
-    return MISSING if share != share else f"{number(100 * share)} %"
-
-
-def interval(low: float, high: float) -> str:
-    """Return the ends of a 95 % interval; empty where there is none."""
-    return f"[{number(low)}, {number(high)}]" if low == low and high == high else ""
-
-
-def change(value: float, low: float, high: float, reason: str = "") -> str:
-    """Return a change with its 95 % interval, or with the reason why there is none.
-
-    >>> change(0.5, 0.25, 0.75), change(0.5, float("nan"), float("nan"), "one seed")
-    ('+0.500 [0.250, 0.750]', '+0.500 (one seed)')
-    """
-    if value != value:
-        return f"{MISSING} ({reason})" if reason else MISSING
-    without = f"({reason or 'no interval'})"
-    return f"{signed(value)} {interval(low, high) or without}"
-
-
-def measured(task: str, metric: str, higher_is_better: bool = True) -> str:
-    """Return what a score is called; of general text it is always the NLL, of which all know its direction.
-
-    >>> measured("topic", "accuracy"), measured("mt", "ter", False)
-    ('accuracy on topic', 'ter on mt (lower is better)')
-    """
-    if task == GENERAL_TEXT:
-        return "NLL of general text (nats a token)"
-    return f"{metric} on {task}" + ("" if higher_is_better else " (lower is better)")
+    keys = next(iter(columns.values()), {})
+    shown = {heading: texts for heading, texts in columns.items() if set(texts.values()) - {MISSING}}
+    lines = (tuple(texts.get(key, MISSING) for texts in shown.values()) for key in keys)
+    return Grid(tuple(shown), tuple(lines), caption)
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

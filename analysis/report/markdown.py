@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rankdrift.analysis.report.content import Content
-from rankdrift.analysis.report.findings import Topic
 from rankdrift.analysis.report.grids import Grid
+from rankdrift.analysis.report.topics import Topic
 
 
 def as_markdown(content: Content) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from rankdrift import files
-from rankdrift.analysis.report.grids import measured
-from rankdrift.analysis.sources.observations import arm_of, rows_of, scores_of, tuned_rows
+from rankdrift.analysis.findings import RUNS
+from rankdrift.analysis.sources.observations import arm_of, rows_of, tuned_rows
 from rankdrift.analysis.sources.subjects import IDENTITY
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
@@ -46,8 +46,8 @@ class Study:
     runs: tuple[RunFacts, ...]
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """Return a table, or None where the study has none or it is empty."""
-        table = self.tables.get(name)
+        """Return a table, or that of its runs; None where the study has none or it is empty."""
+        table = self._runs if name == RUNS else self.tables.get(name)
         return None if table is None or table.empty else table
 
     def of_checkpoints(self) -> list[pd.DataFrame]:
@@ -64,19 +64,18 @@ class Study:
             found.setdefault(arm_of(row.run, row.seed), {})[int(row.seed)] = row.run
         return {arm: dict(sorted(runs.items())) for arm, runs in found.items()}
 
-    def measured(self, task: str, metric: str) -> str:
-        """Return what a score is called, with its direction where lower is better."""
-        performance = self.table("performance_metrics")
-        rows = pd.DataFrame() if performance is None else scores_of(performance, task, metric)
-        return measured(task, metric, rows.empty or bool(rows["higher_is_better"].iloc[0]))
+    def in_order(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return rows of runs, or else of arms, in the order of the arms and their seeds."""
+        key = "run" if "run" in rows.columns else "arm"
+        place = {name: number for number, name in enumerate(self._runs[key].unique())}
+        return (
+            rows.sort_values(key, key=lambda names: names.map(place), kind="stable") if key in rows else rows
+        )
 
-    def by_run(self, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Return (run, its rows) of a table, in the order of the arms and their seeds."""
-        for runs in self.arms.values():
-            for run in runs.values():
-                rows = table[table["run"] == run]
-                if len(rows):
-                    yield run, rows
+    @property
+    def _runs(self) -> pd.DataFrame:
+        found = [(run, arm, seed) for arm, runs in self.arms.items() for seed, run in runs.items()]
+        return pd.DataFrame(found, columns=["run", "arm", "seed"])
 
 
 def read_study(layout: StudyLayout) -> Study:

@@ -75,16 +75,6 @@ def mean_states(drift: pd.DataFrame) -> pd.DataFrame:
     return drift[(drift["representation"] == "mean") & (drift["features"] == "all")]
 
 
-def fixed_states(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return the rows of one checkpoint's middle and last states, which are known before any is measured.
-
-    The state of the lowest CKA is not: the lowest of many is low by chance, which its own error leaves out.
-    """
-    layers = sorted(rows["layer"].unique())
-    chosen = {"middle": layers[len(layers) // 2], "last": layers[-1]}
-    return {name: next(rows_of(rows[rows["layer"] == layer])) for name, layer in chosen.items()}
-
-
 def nearest_count(counts: pd.Series, wanted: int = 10) -> int:
     """Return the number of leading vectors in a table that is nearest to the one wanted.
 

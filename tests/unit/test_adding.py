@@ -18,9 +18,14 @@ from safetensors.torch import load_file, save_file
 from rankdrift import registry
 from rankdrift.analysis.contract import Params
 from rankdrift.analysis.engine import run_analyses
+from rankdrift.analysis.formats import MISSING, percent
+from rankdrift.analysis.report.content import compose
+from rankdrift.analysis.report.grids import Grid
+from rankdrift.analysis.report.study import Study
 from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.data.dataset import load_rows
 from rankdrift.errors import UserError
+from rankdrift.layout import StudyLayout
 from rankdrift.models.base import load_model, load_tokenizer
 from rankdrift.spec import ModelSpec, analysis_settings, parse_spec
 
@@ -90,7 +95,7 @@ def test_the_probe_measures(added: dict[str, str]) -> None:
     assert registry.load("probe", added["probe"]).measure(engine) == [{"elements": 7}]
 
 
-def test_the_analysis_makes_its_table_and_the_figure_draws_it(
+def test_the_analysis_makes_its_table_which_the_figure_draws_and_the_report_states(
     added: dict[str, str], tiny: Path, tmp_path: Path
 ) -> None:
     tuned = shutil.copytree(tiny, tmp_path / "tuned")
@@ -107,3 +112,14 @@ def test_the_analysis_makes_its_table_and_the_figure_draws_it(
     assert moved[["matrix", "share"]].to_numpy().tolist() == [["layer 1 up_proj", 0.25]]
     canvas = registry.load("figure", added["figure"]).render({"moved": table})
     assert len(canvas.axes[0].patches) == len(table)
+    study = Study(StudyLayout(tmp_path), recipe={}, tables={"moved": table}, metas={"moved": {}}, runs=())
+    content = compose(study, [], [])
+    share = percent(table["share"].mean())
+    assert content.last_checkpoints == Grid(
+        ("run", "step", "moved"), (("base", MISSING, MISSING), ("run", "3", share))
+    )
+    evidence, topic = content.topics
+    assert (evidence.title, topic.title) == ("Evidence", "What moved")
+    headers = ("run", "matrices", "entries that moved")
+    caption = "What moved, means over a run's matrices"
+    assert topic.parts == (Grid(headers, (("run", str(len(table)), share),), caption),)

@@ -12,14 +12,15 @@ import pandas as pd
 import pytest
 
 from rankdrift import files, registry
+from rankdrift.analysis.formats import MISSING, number
 from rankdrift.analysis.report import illustrate
 from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.report.content import compose
-from rankdrift.analysis.report.findings import findings
-from rankdrift.analysis.report.grids import MISSING, Grid, differing, flattened, number, shared
+from rankdrift.analysis.report.grids import Grid, differing, flattened, shared
 from rankdrift.analysis.report.markdown import as_markdown
 from rankdrift.analysis.report.study import read_study
 from rankdrift.analysis.report.summary import last_checkpoint_grid
+from rankdrift.analysis.report.topics import topics
 from rankdrift.analysis.sources.subjects import IDENTITY
 from rankdrift.cli.main import main
 from rankdrift.errors import UserError
@@ -90,7 +91,7 @@ def build(study: StudyLayout) -> Path:
 
 
 def parts(study: StudyLayout, topic: str) -> list[str | Grid]:
-    return list({found.title: found.parts for found in findings(read_study(study))}.get(topic, ()))
+    return list({found.title: found.parts for found in topics(read_study(study))}.get(topic, ()))
 
 
 def rows(part: str | Grid) -> list[tuple[str, ...]]:
@@ -271,13 +272,12 @@ def test_what_was_not_measured_at_the_last_step_is_missing(
     assert columns["entropy rank"][1] != MISSING
 
 
-def test_settings_of_lora_are_not_those_of_full_fine_tuning(scores_only: StudyLayout) -> None:
-    for name, method in (("full-seed42", "full"), ("lora-r8-seed42", "lora")):
-        spec = files.read_json(scores_only.run(name).spec)
-        files.write_json(scores_only.run(name).spec, spec | {"method": {"name": method, "rank": 8}})
-    grid = compose(read_study(scores_only), [], []).settings_differing
-    assert grid.headers == ("run", "method.name", "method.rank")
-    assert grid.rows == (("full-seed42", "full", MISSING), ("lora-r8-seed42", "lora", "8"))
+def test_a_headline_of_which_nothing_is_defined_has_no_column(study: StudyLayout) -> None:
+    path = study.table("drift_metrics")
+    pd.read_parquet(path).assign(cka=float("nan")).to_parquet(path)
+    grid = last_checkpoint_grid(read_study(study))
+    assert not any(header.startswith("CKA") for header in grid.headers)
+    assert len(grid.rows) == 3
 
 
 def test_runs_of_different_code_are_said_to_be(scores_only: StudyLayout) -> None:
