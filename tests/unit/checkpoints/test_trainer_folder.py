@@ -35,6 +35,14 @@ def test_it_is_known_from_either_folder(checkpoint: Path) -> None:
         assert found.step == 6
 
 
+@pytest.mark.parametrize(
+    ("folder", "shards", "step"),
+    [("checkpoint-7", "pytorch_model", 7), ("state", "global_step8", 8), ("state", "pytorch_model", 0)],
+)
+def test_the_step_is_that_of_the_name_that_has_one(folder: str, shards: str, step: int) -> None:
+    assert TrainerFolder(Path(folder), Path(folder) / shards).step == step
+
+
 def test_a_run_s_own_checkpoints_are_none(make_run: Any) -> None:
     run = make_run(1)
     (run.checkpoints / "latest").write_text("step-000001\n")
