@@ -46,12 +46,12 @@ def config(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**{**sizes, **depth, "initializer_range": 0.2, **changes})
 
 
-def language_rows() -> pd.DataFrame:
+def language_rows(vocabulary: int = VOCABULARY) -> pd.DataFrame:
     """Two tasks: short answers after a prompt, and whole texts, in which the first label has no loss."""
     generator = np.random.default_rng(0)
     rows = []
     for length in (9, 4, 17, 6, 5, 11, 8, 12, 3, 7):
-        ids = generator.integers(PADDING + 1, VOCABULARY, size=length).tolist()
+        ids = generator.integers(PADDING + 1, vocabulary, size=length).tolist()
         answer = int(generator.integers(1, 3))
         rows.append(
             {"task": "answer", "input_ids": ids, "labels": [IGNORED] * (length - answer) + ids[-answer:]}
@@ -181,13 +181,22 @@ def test_how_rows_are_put_together_changes_nothing(
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("held", [1, 4 * 18 * 5000])
+NARROW = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("held", "sizes", "vocabulary"), [(1, NARROW, 24), (4 * 18 * 5000, {}, VOCABULARY)], ids=["row", "part"]
+)
 def test_how_many_passes_there_are_changes_nothing(
-    base: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch, held: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, sizes: dict[str, int], vocabulary: int
 ) -> None:
-    expected = tables(base, None, inputs)
+    """One a row of a parameter, and one for several parameters."""
+    torch.manual_seed(0)
+    model, inputs = tmp_path / "model", written(language_rows(vocabulary), tmp_path)
+    LlamaForCausalLM(config(tie_word_embeddings=True, vocab_size=vocabulary, **sizes)).save_pretrained(model)
+    expected = tables(model, None, inputs)
     monkeypatch.setattr(loss_gradients, "HELD_BYTES", held)
-    found = tables(base, None, inputs)
+    found = tables(model, None, inputs)
     for name, table in expected.items():  # float32 gradients, and estimates that cancel some digits
         pd.testing.assert_frame_equal(found[name], table, rtol=1e-5, atol=1e-6)
 

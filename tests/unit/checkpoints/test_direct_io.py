@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 from rankdrift.zero_checkpoint import direct_io
 from rankdrift.zero_checkpoint.direct_io import BLOCK, BlockReader, DirectFile, is_cached
+
+Evict = Callable[[Path], None]
 
 
 @pytest.fixture
@@ -48,7 +51,9 @@ def test_a_file_holds_what_was_written(
 
 
 @pytest.mark.usefixtures("refuse_to_open")
-def test_a_file_system_without_direct_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_direct_access(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evict: Evict
+) -> None:
     monkeypatch.setattr(direct_io, "_BUFFER", 2 * BLOCK)
     data = random.Random(3).randbytes(7 * BLOCK + 1)
     write(tmp_path / "x", [data])
@@ -68,12 +73,6 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         DirectFile(tmp_path / "absent" / "x")
 
 
-def evict(path: Path) -> None:
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
-        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def cached(path: Path, start: int, stop: int) -> bool:
     with open(path, "rb") as handle:
         return is_cached(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY), start, stop)
@@ -90,13 +89,11 @@ def read(path: Path, offset: int, needed: int, space: int = 0, at: int = 0, dire
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> tuple[Path, bytes]:
+def stored(tmp_path: Path, uncached: Evict) -> tuple[Path, bytes]:
     """A file of nine and a bit blocks that is not in the page cache."""
     path, data = tmp_path / "x", random.Random(9).randbytes(9 * BLOCK + 100)
     path.write_bytes(data)
-    evict(path)
-    if cached(path, 0, len(data)):
-        pytest.skip(f"{tmp_path} is on a file system that does not leave the page cache")
+    uncached(path)
     return path, data
 
 
@@ -126,7 +123,9 @@ def test_what_is_in_the_page_cache_is_read_from_there(
     assert read(path, 2 * BLOCK, 3 * BLOCK) == data[2 * BLOCK : 5 * BLOCK]
 
 
-def test_memory_that_does_not_lie_at_a_blocks_start_is_filled_too(stored: tuple[Path, bytes]) -> None:
+def test_memory_that_does_not_lie_at_a_blocks_start_is_filled_too(
+    stored: tuple[Path, bytes], evict: Evict
+) -> None:
     path, data = stored
     assert read(path, 2 * BLOCK, 3 * BLOCK, at=1) == data[2 * BLOCK : 5 * BLOCK]
     evict(path)

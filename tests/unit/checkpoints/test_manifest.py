@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from rankdrift.errors import IntegrityError, UserError
+from rankdrift.errors import IntegrityError
 from rankdrift.layout import step_name
 from rankdrift.zero_checkpoint.checksums import StoredFile
 from rankdrift.zero_checkpoint.manifest import Manifest, newest
@@ -65,12 +63,6 @@ def test_files_that_were_summed_while_written_are_not_read_again(tmp_path: Path)
     assert RECORD.write(folder, known).files["a.pt"] == known["a.pt"]
     with pytest.raises(OSError, match=r"a\.pt has 5 bytes after 6"):
         RECORD.write(folder, {"a.pt": StoredFile(6, "")})
-
-
-def test_a_folder_without_record_is_incomplete(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a complete checkpoint") as caught:
-        Manifest.read(make(tmp_path / "step"))
-    assert not isinstance(caught.value, IntegrityError)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +163,3 @@ def test_newest_is_the_newest_whole_one_whatever_latest_says(tmp_path: Path) -> 
     assert newest(tmp_path) == 200
     (tmp_path / step_name(200) / "a.pt").unlink()
     assert newest(tmp_path) == 100
-
-
-def test_records_need_no_torch() -> None:
-    code = "import sys, rankdrift.zero_checkpoint.manifest; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -192,13 +192,6 @@ def expert_files(zero: Any, folder: Path, tensors: Tensors) -> None:
     torch.save({}, folder / "layer_0_expert_0_mp_rank_00_model_states.pt")
 
 
-def mixed_ranks(zero: Any, folder: Path, tensors: Tensors) -> None:
-    zero.save_stage_2(folder, [tensors], 2)
-    name = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
-    zero.save_stage_2(folder / "other", halves(tensors), 2)
-    (folder / "other" / name).replace(folder / name)
-
-
 def foreign_shard(zero: Any, folder: Path, tensors: Tensors) -> None:
     zero.save_stage_2(folder, [tensors], 1)
     torch.save({"weights": tensors}, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
@@ -218,7 +211,6 @@ def foreign_model(zero: Any, folder: Path, tensors: Tensors) -> None:
         (tensor_parallel, "tensor parallelism"),
         (experts, "written with experts"),
         (expert_files, "does not belong"),
-        (mixed_ranks, "rank 1's shard is of another checkpoint"),
         (foreign_shard, "not a ZeRO optimizer shard"),
         (foreign_model, "not a DeepSpeed model file"),
         (lambda *_: None, "not a ZeRO checkpoint"),
