@@ -260,3 +260,22 @@ def test_one_matrix_is_read_at_a_time(models: Any, read: list[str]) -> None:
     assert not read
     weights.pair(QUERY)
     assert read == [NAME, NAME]  # of the base and of the tuned model
+
+
+@pytest.mark.parametrize("target", ["q_proj", "embed_tokens"])
+def test_lengths_in_bfloat16_are_noise_of_the_size_of_the_base(
+    models: Any, tmp_path: Path, target: str
+) -> None:
+    """Untrained, DoRA has moved nothing; its rounded lengths say 0.0017 of ||W0||, of full rank."""
+    settings = LoraConfig(r=2, use_dora=True, target_modules=["q_proj", "embed_tokens"])
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(models.base), settings)
+    projection = QUERY if target == "q_proj" else Projection(-1, "embed_tokens")
+    # PEFT's norms in float32 are off by a few roundings, not by one
+    for dtype, share, most in ((torch.float32, 2e-7, 4), (torch.bfloat16, 2e-3, 1.3)):
+        model.to(dtype).save_pretrained(tmp_path / str(dtype))
+        pair = open_weights(models.base, tmp_path / str(dtype)).pair(projection)
+        naive = float(pair.update.dense().norm())
+        assert share / 20 < naive / float(pair.base.norm()) < share
+        assert pair.stored_dtype == str(dtype).removeprefix("torch.")
+        assert 0.7 < naive / pair.rounding_norm < most
+    assert torch.linalg.matrix_rank(pair.update.dense()) == 32

@@ -114,6 +114,15 @@ def test_cosine_is_a_mean_over_rows():
     assert np.isnan(mean_cosine(torch.zeros(1, 2), y[:1]))
 
 
+def test_a_common_mean_is_no_likeness() -> None:
+    """An offset of five standard deviations: raw cosine .961, centred .000, debiased CKA -.001."""
+    x, y = (rows(seed, 2000, 576) + 2 for seed in (0, 1))
+    got = similarity(x, y)
+    assert got.cosine == pytest.approx(0.961, abs=0.002)
+    assert got.cosine_centered == pytest.approx(0, abs=0.003)
+    assert got.cka == pytest.approx(0, abs=0.005)
+
+
 def test_relative_l2_is_relative_to_the_base():
     x = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
     assert relative_l2(x, 2 * x) == 1

@@ -39,6 +39,31 @@ def test_gaussian_null_is_within_two_percent_of_simulation(shape: tuple[int, int
     assert null.numerical_rank == pytest.approx(min(shape), abs=2)
 
 
+@pytest.mark.parametrize(
+    ("size", "energy", "nuclear"),
+    # arXiv 2405.09673 reports about 2000 of 4096 for full fine-tuning; its own figure S8 shows noise
+    [(2048, 1044, 1377), (4096, 2089, None)],
+)
+def test_ninety_percent_of_the_energy_of_noise_is_half_of_its_ranks(
+    size: int, energy: int, nuclear: int | None
+) -> None:
+    null = nulls.gaussian_null(size, size)
+    assert null.e90_energy == pytest.approx(energy, rel=0.01)
+    if nuclear:  # the sum of sigma, which is called energy too
+        assert null.e90_nuclear == pytest.approx(nuclear, rel=0.01)
+
+
+def test_ranks_beside_their_null_tell_noise_from_structure() -> None:
+    null, matrix = nulls.gaussian_null(300, 300), np.random.default_rng(1).standard_normal((300, 300))
+    noise, structured = (
+        linalg.rank_metrics(linalg.singular_values(w), 300, 300)
+        for w in (matrix, matrix * np.linspace(3, 0.1, 300))
+    )
+    assert noise.e90_energy > 0.4 * 300  # reads as "high rank" alone
+    assert noise.e90_energy / null.e90_energy == pytest.approx(1, abs=0.03)
+    assert structured.e90_energy / null.e90_energy < 0.9
+
+
 def test_product_null_is_within_two_percent_of_simulation() -> None:
     null = nulls.product_null(2048, 5632, 16)
     assert null.nuclear_spectral_ratio == pytest.approx(14.7, rel=0.02)

@@ -80,6 +80,18 @@ def test_the_hard_threshold_of_a_square_matrix_is_published() -> None:
     )
 
 
+def test_what_is_learned_is_counted_beside_noise() -> None:
+    """Of full rank by any small threshold."""
+    shape, rank = (160, 120), 8
+    generator = np.random.default_rng(1)
+    update = generator.standard_normal((160, rank)) @ generator.standard_normal((rank, 120))
+    sigma = np.linalg.svd(update + noise(*shape, 0.1, seed=3), compute_uv=False)
+    level = spiked.noise_level(sigma, *shape)
+    assert np.count_nonzero(sigma > 1e-5) == 120
+    assert np.count_nonzero(sigma > spiked.spike_threshold(level, *shape)) == rank
+    assert np.count_nonzero(sigma > spiked.hard_threshold(level, *shape)) == rank
+
+
 def test_the_hard_threshold_denoises_best() -> None:
     # keeping the values above it loses least against the planted matrix, over all thresholds
     shape, level = (300, 200), 0.1
