@@ -331,40 +331,23 @@ def test_a_step_that_is_not_stored(
     assert f"{runs[0].root}: step 7" in refused(action, ".", "--step", 7)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1, "nan"])
-def test_strengths_that_are_no_edit(
-    refused: Callable[..., str], runs: list[RunLayout], value: object
-) -> None:
-    assert f"--strength {value}: 0 removes" in refused("intervene", runs[0].root, "--strength", value)
-
-
-@pytest.mark.parametrize("value", [0, -3])
-def test_counts_of_vectors_that_are_none(
-    refused: Callable[..., str], runs: list[RunLayout], value: int
-) -> None:
-    assert f"--top-k {value}: how many" in refused("intervene", runs[0].root, "--top-k", value)
-
-
-@pytest.mark.parametrize("value", [0, 1, -0.5, "nan"])
-def test_thresholds_that_are_no_cosine(
-    refused: Callable[..., str], runs: list[RunLayout], value: object
-) -> None:
-    assert f"--threshold {value}: a cosine" in refused("intervene", runs[0].root, "--threshold", value)
-
-
 @pytest.mark.parametrize(
-    ("positions", "part"),
+    ("option", "values", "part"),
     [
-        (["nan"], "--at nan: not a point"),
-        ([0, "inf"], "--at inf: not a point"),
-        ([0, 0.5, 0.5], "two are interpolation-0.5; give each once"),
-        ([0.1234567, 0.1234568], "two are interpolation-0.123457"),
+        *(("strength", [value], f"--strength {value}: 0 removes") for value in (-0.1, 1, "nan")),
+        *(("top-k", [value], f"--top-k {value}: how many") for value in (0, -3)),
+        *(("threshold", [value], f"--threshold {value}: a cosine") for value in (0, 1, -0.5, "nan")),
+        ("at", ["nan"], "--at nan: not a point"),
+        ("at", [0, "inf"], "--at inf: not a point"),
+        ("at", [0, 0.5, 0.5], "two are interpolation-0.5; give each once"),
+        ("at", [0.1234567, 0.1234568], "two are interpolation-0.123457"),
     ],
 )
-def test_positions_that_are_no_line(
-    refused: Callable[..., str], runs: list[RunLayout], positions: list[object], part: str
+def test_numbers_that_are_no_edit(
+    refused: Callable[..., str], runs: list[RunLayout], option: str, values: list[object], part: str
 ) -> None:
-    assert part in refused("interpolate", runs[0].root, "--at", *positions)
+    action = "interpolate" if option == "at" else "intervene"
+    assert part in refused(action, runs[0].root, f"--{option}", *values)
 
 
 def test_help_names_every_analysis_and_every_other_use(capsys: pytest.CaptureFixture[str]) -> None:
@@ -374,3 +357,19 @@ def test_help_names_every_analysis_and_every_other_use(capsys: pytest.CaptureFix
     assert set(registry.names("analysis")) <= words
     assert set(OPTIONS) <= words
     assert {f"--{option.replace('_', '-')}" for options in OPTIONS.values() for option in options} <= words
+
+
+def test_an_unknown_source(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["analyze", "--study", "x", "--source", "shards"])
+    assert stopped.value.code == 2
+    assert "'auto', 'exports', 'checkpoints'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_outside_a_run(refused: Callable[..., str], tmp_path: Path) -> None:
+    checkpoint = RunLayout(tmp_path).checkpoint(3)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "mp_rank_00_model_states.pt").touch()
+    message = refused(*folders("tiny", checkpoint), "--output", tmp_path / "out")
+    assert str(checkpoint) in message
+    assert f"{tmp_path / 'model'} has no config.json" in message

@@ -140,12 +140,47 @@ def test_a_matrix_the_adapter_leaves_alone_has_a_zero_update(models: Any, lora: 
     assert (update.rank, update.shape) == (0, (32, 32))
 
 
-@pytest.mark.parametrize("kept", [0, 5, -100])
-def test_a_truncated_file_is_named(models: Any, edited: Callable[..., Path], kept: int) -> None:
-    folder = edited(models.full)
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(IntegrityError, match=r"edited/model\.safetensors: not a complete safetensors file"):
+def cut(kept: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = next(folder.glob("*model.safetensors"))
+        path.write_bytes(path.read_bytes()[:kept])
+
+    return change
+
+
+def empty(folder: Path) -> None:
+    """Leave what is saved under ZeRO-3 where nothing is gathered."""
+    path = next(folder.glob("*model.safetensors"))
+    save_file({name: torch.empty(0) for name in load_file(path)}, path)
+
+
+def configured(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+INCOMPLETE = r"edited/model\.safetensors: not a complete safetensors file"
+NO_OBJECT = r"edited/config\.json: not a JSON object"
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"),
+    [
+        *(("full", cut(kept), INCOMPLETE) for kept in (0, 5, -100)),
+        *(("full", configured(text), NO_OBJECT) for text in ("[]", "null", '"llama"')),
+        *((kind, empty, "saved under ZeRO-3 without gathering") for kind in ("full", "lora")),
+    ],
+)
+def test_damaged_folders_are_named(
+    models: Any,
+    lora: Path,
+    edited: Callable[..., Path],
+    kind: str,
+    damage: Callable[[Path], Any],
+    message: str,
+) -> None:
+    folder = edited(lora if kind == "lora" else models.full)
+    damage(folder)
+    with pytest.raises(IntegrityError if message == INCOMPLETE else UserError, match=message):
         open_weights(models.base, folder)
 
 
@@ -163,46 +198,29 @@ def test_a_shard_that_is_absent_is_named(
     assert not isinstance(caught.value, IntegrityError)
 
 
-@pytest.mark.parametrize("settings", ["[]", "null", '"llama"'])
-def test_settings_that_are_no_object_are_refused(
-    models: Any, edited: Callable[..., Path], settings: str
-) -> None:
-    folder = edited(models.full)
-    (folder / "config.json").write_text(settings)
-    with pytest.raises(UserError, match=r"edited/config\.json: not a JSON object"):
-        open_weights(models.base, folder)
-
-
 @pytest.mark.parametrize(
-    ("file", "remedy"),
-    [(None, "saved model"), ("zero_to_fp32.py", "step-NNNNNN")],
-)
-def test_a_folder_without_weights_is_refused(
-    models: Any, tmp_path: Path, file: str | None, remedy: str
-) -> None:
-    if file:
-        (tmp_path / file).touch()
-    with pytest.raises(UserError, match=f"{tmp_path}: no model.safetensors there; .*{remedy}"):
-        open_weights(models.base, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("config", "count", "remedy"),
+    ("files", "remedy"),
     [
-        ("adapter_config.json", 2, "one of their folders (step-1, step-2)"),
-        ("config.json", 5, "one of their folders (step-1, step-2, step-3, ...)"),
+        ([], "saved model"),
+        (["zero_to_fp32.py"], "step-NNNNNN"),
+        (
+            ["logs/", "step-1/adapter_config.json", "step-2/adapter_config.json"],
+            r"one of their folders \(step-1, step-2\)",
+        ),
+        (
+            ["logs/", *(f"step-{step}/config.json" for step in range(1, 6))],
+            r"one of their folders \(step-1, step-2, step-3, \.\.\.\)",
+        ),
     ],
 )
-def test_of_a_folder_of_models_those_are_named(
-    models: Any, tmp_path: Path, config: str, count: int, remedy: str
+def test_a_folder_without_weights_is_refused(
+    models: Any, tmp_path: Path, files: list[str], remedy: str
 ) -> None:
-    for step in range(1, count + 1):
-        (tmp_path / f"step-{step}").mkdir()
-        (tmp_path / f"step-{step}" / config).touch()
-    (tmp_path / "logs").mkdir()
-    with pytest.raises(UserError, match=r"no model\.safetensors there") as caught:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"^{tmp_path}: no model.safetensors there; .*{remedy}"):
         open_weights(models.base, tmp_path)
-    assert str(caught.value).endswith(remedy)
 
 
 def test_a_folder_that_does_not_exist_is_refused(models: Any, tmp_path: Path) -> None:
@@ -350,15 +368,3 @@ def test_nothing_in_a_pickle_is_run(models: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pytorch_model\.bin: holds more than tensors"):
         open_weights(models.base, target)
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_tensors_that_were_saved_without_being_gathered_are_named(
-    models: Any, lora: Path, tmp_path: Path, kind: str
-) -> None:
-    target = tmp_path / "empty"
-    shutil.copytree(lora if kind == "lora" else models.full, target)
-    path = next(target.glob("*model.safetensors"))
-    save_file({name: torch.empty(0) for name in load_file(path)}, path)
-    with pytest.raises(UserError, match="saved under ZeRO-3 without gathering"):
-        open_weights(models.base, target)
