@@ -1,4 +1,4 @@
-"""Which tokens' states are kept, how rows are batched, and whose rows they are; models are in test_drift."""
+"""Which tokens' states are kept, how rows are batched, whose rows they are; and models without their head."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     LlamaConfig,
     LlamaModel,
@@ -18,21 +19,17 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     RobertaConfig,
+    RobertaForMaskedLM,
     RobertaModel,
 )
 
 from rankdrift.analysis.sources import activations
 from rankdrift.analysis.sources.activations import States, TokenRows
+from rankdrift.analysis.sources.models import load_backbone
 
 WIDTH = 32
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 40,
-}
+SIZES = {"vocab_size": 60, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"intermediate_size": 48, "max_position_embeddings": 40}
 
 
 @pytest.mark.parametrize(
@@ -97,3 +94,23 @@ def test_padding_moves_no_positions(
         found = states.rows(1, "token")[start : start + len(positions)]
         torch.testing.assert_close(found, alone[positions], rtol=1e-4, atol=1e-5)
         start += len(positions)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [(BertForMaskedLM, BertConfig(**SIZES)), (RobertaForMaskedLM, RobertaConfig(**SIZES))],
+)
+def test_an_encoder_needs_no_pooler(
+    tmp_path: Path, architecture: type[PreTrainedModel], config: PreTrainedConfig
+) -> None:
+    """Its hidden states are the library's own, of the model that was saved, which has none."""
+    torch.manual_seed(0)
+    model, ids = architecture(config).eval(), torch.tensor([[5, 9, 17, 30, 8]])
+    assert not any("pooler" in name for name, _ in model.named_parameters())
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected, found = (
+            each(input_ids=ids, output_hidden_states=True).hidden_states
+            for each in (model, load_backbone(tmp_path))
+        )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

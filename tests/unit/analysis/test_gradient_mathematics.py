@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rankdrift.analysis.mathematics.gradients import noise as noise
+from rankdrift.analysis.mathematics.gradients import noise
 from rankdrift.analysis.mathematics.gradients.noise import (
     alignment,
     jackknife_stderr,
@@ -243,23 +243,6 @@ def test_without_a_shard_the_ratio_has_the_others_targets() -> None:
     alone = sample(shards @ shards.T, np.full(7, 4.0), targets[4:].reshape(7, 4).sum(axis=1))
     assert found.trace[1] == pytest.approx(alone.trace[0])
     assert found.square[1] == pytest.approx(alone.square[0])
-
-
-def test_pitfall_the_norm_of_a_single_row_is_noise(noisy) -> None:
-    generator = np.random.default_rng(6)
-    single = [np.sum(drawn(TRUTH["i"], math.sqrt(16 / 40), [1], generator)[0] ** 2) for _ in range(TRIALS)]
-    assert np.mean(single) > 15  # |G|² = 1, of which a row shows 1 + 16
-    within([found.gradient_square for _, found in noisy], 1.0)
-
-
-def test_pitfall_a_mean_of_noise_scales_is_not_the_noise_scale() -> None:
-    generator = np.random.default_rng(7)
-    shards = drawn(TRUTH["i"], math.sqrt(16 / 40), [4] * 64, generator)
-    found = noise_scale(estimates(shards))
-    pairs = [estimates([shards[k], shards[k + 1]]) for k in range(0, 64, 2)]
-    mean_of_ratios = np.mean([pair.trace[0] / pair.square[0] for pair in pairs])
-    assert found.noise_scale == pytest.approx(16.0, abs=4 * found.noise_scale_stderr)
-    assert abs(mean_of_ratios - 16.0) > 4 * found.noise_scale_stderr
 
 
 def test_the_jackknife_of_means_is_their_standard_error() -> None:
