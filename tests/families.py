@@ -31,6 +31,14 @@ from transformers import (
 
 from rankdrift.models.tiny import tiny_tokenizer
 
+
+def llama(**changes: Any) -> LlamaConfig:
+    """The configuration of a Llama as small as can be, for what holds of any model."""
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1}
+    rest = {"num_hidden_layers": 1, "vocab_size": 31, "pad_token_id": 0, "num_labels": 3}
+    return LlamaConfig(**{**sizes, **rest, **changes})
+
+
 VOCABULARY = 260
 NAMES = {
     "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "vocab_size": VOCABULARY,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
-from ranks import run_ranks
+from ranks import RECIPE, job, train_jobs
 
 from rankdrift import registry
 from rankdrift.cli.main import main
@@ -17,20 +15,12 @@ from rankdrift.layout import StudyLayout
 
 pytestmark = pytest.mark.distributed
 
-HERE = Path(__file__).resolve().parent
-RECIPE = {
-    "model": {"name": "tiny"},
+STUDY = RECIPE | {
     "data": {"tasks": ["topic"], "train_limit": 16, "validation_limit": 8},
     "analysis": {"drift_rows": 6, "workers": 1},
     "training": {
-        "steps": 2,
-        "global_batch": 4,
-        "micro_batch": 2,
-        "warmup_steps": 1,
-        "learning_rate": 5e-3,
-        "eval_rows": 2,
-        "save_every": 1,
-        "precision": "fp32",
+        **{"steps": 2, "global_batch": 4, "micro_batch": 2, "warmup_steps": 1, "learning_rate": 5e-3},
+        **{"eval_rows": 2, "save_every": 1, "precision": "fp32"},
     },
 }
 LORA = ["method.name=lora", "method.rank=4"]
@@ -48,20 +38,11 @@ Tables = dict[str, pd.DataFrame]
 
 
 @pytest.fixture(scope="module")
-def study(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyLayout:
+def study(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyLayout:
     """Four runs on two ranks, two steps each."""
     folder = tmp_path_factory.mktemp("virtual")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    jobs = [
-        {
-            "recipe": str(folder / "recipe.yaml"),
-            "config": str(root / "ds_configs" / f"zero{stage}.json"),
-            "overrides": [f"output={folder}", "study=s", f"arm={arm}", *overrides],
-        }
-        for arm, (stage, overrides) in ARMS.items()
-    ]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks(2, HERE / "train_worker.py", str(folder / "jobs.json"))
+    jobs = [job(folder, arm, stage, *overrides) for arm, (stage, overrides) in ARMS.items()]
+    train_jobs(folder, STUDY, [(2, jobs)])
     return StudyLayout(folder / "s")
 
 
@@ -72,7 +53,11 @@ def analysed(study: StudyLayout, source: str) -> Tables:
 
 @pytest.fixture(scope="module")
 def from_checkpoints(study: StudyLayout) -> Tables:
-    return analysed(study, "checkpoints")
+    """The tables, and the runs left as they were."""
+    before = {path: path.stat().st_mtime_ns for path in study.runs.rglob("*")}
+    tables = analysed(study, "checkpoints")
+    assert {path: path.stat().st_mtime_ns for path in study.runs.rglob("*")} == before
+    return tables
 
 
 @pytest.fixture(scope="module")

@@ -158,6 +158,7 @@ def fork_ranks(ranks: int, jobs: list[dict[str, Any]]) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"LOCAL_SIZE": ranks}  # as the launcher does: else DeepSpeed opens no shared memory
     for rank in range(ranks):
         if os.fork() == 0:
             here = shared | {"RANK": rank, "LOCAL_RANK": rank}
