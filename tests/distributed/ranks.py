@@ -21,7 +21,34 @@ RECIPE: dict[str, Any] = {
     "data": {"tasks": ["topic"], "train_limit": 60, "validation_limit": 12},
     "method": {"name": "full"},
 }
+INTERRUPTED: dict[str, Any] = {
+    "study": "s",
+    "arm": "a",
+    "model": {"name": "tiny"},
+    "data": {"tasks": ["topic", "describe"], "train_limit": 40, "validation_limit": 4},
+    "method": {"name": "lora", "rank": 2, "dropout": 0.1},
+    "training": {
+        "global_batch": 4,
+        "micro_batch": 1,
+        "learning_rate": 2e-3,
+        "warmup_steps": 2,
+        "precision": "fp32",
+        "eval_rows": 2,
+    },
+}
+"""A run that is stopped or killed: two tasks mixed, dropout, so that whatever is lost shows."""
 Jobs = list[dict[str, Any]]
+
+
+def interrupted(**training: Any) -> str:
+    """Return that run's recipe."""
+    return yaml.safe_dump(INTERRUPTED | {"training": INTERRUPTED["training"] | training})
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def job(folder: Path, arm: str, config: Path | str | int, *overrides: str, **more: Any) -> dict[str, Any]:
@@ -51,10 +78,8 @@ def run_ranks(
     ranks: int, script: Path, *arguments: str, timeout: float = 280, accelerator: str = "cpu"
 ) -> None:
     """Run ``script`` once a rank; fail with the error stream of a rank that fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared: dict[str, Any] = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     # the launcher sets LOCAL_SIZE, and DeepSpeed opens shared memory only where it does
     shared |= {"LOCAL_SIZE": ranks, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": accelerator}
     command = [sys.executable, str(script), *arguments]

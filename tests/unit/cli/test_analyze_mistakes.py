@@ -284,18 +284,6 @@ def test_settings_are_the_same_with_and_without_text(
     assert without == with_text
 
 
-def test_a_model_beside_itself_has_zeros_and_reasons(tiny: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny, tmp_path / "same")
-    out = StudyLayout(tmp_path / "out")
-    arguments = ["spectra", *folders("tiny", tmp_path / "same"), "--output", out.root]
-    assert main(["analyze", *map(str, arguments)]) == 0
-    rows = files.read_table(out.table("svd_analysis_results"))
-    assert len(rows) == 22
-    assert (rows[["update_norm", "relative_update_norm", "intruders_left", "intruders_right"]] == 0).all(None)
-    assert rows["reason"].str.startswith("dW is zero").all()
-    assert rows[["noise_floor_ratio", "update_noise_std"]].isna().all(None)
-
-
 @pytest.mark.parametrize(
     ("names", "part"),
     [

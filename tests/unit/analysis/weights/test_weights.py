@@ -134,12 +134,6 @@ def test_tensors_lie_in_memory_as_products_want_them_wherever_they_lie_in_the_fi
         assert torch.equal(tensor, expected)
 
 
-def test_a_matrix_the_adapter_leaves_alone_has_a_zero_update(models: Any, lora: Path) -> None:
-    update = open_weights(models.base, lora).pair(Projection(0, "o_proj")).update
-    assert isinstance(update, LowRankUpdate)
-    assert (update.rank, update.shape) == (0, (32, 32))
-
-
 def cut(kept: int) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = next(folder.glob("*model.safetensors"))
