@@ -138,9 +138,7 @@ def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return what a checkpoint holds: masters and moments."""
     state = open_training_state(folder)
     parts = {"master": state.weights.tensors, **state.moments}
-    return {
-        f"{part} {name}": tensor.load() for part, found in parts.items() for name, tensor in found.items()
-    }
+    return {f"{part} {name}": t.load() for part, found in parts.items() for name, t in found.items()}
 
 
 def logged(run: RunLayout) -> dict[tuple[int, str], float]:
@@ -214,9 +212,7 @@ class Campaign:
             assert not different, f"step {step}: {different[:3]} differ from the uninterrupted run's"
             assert len(complete_steps(self.run.checkpoints)) <= 3  # two kept, one not yet removed
         for key, loss in logged(self.run).items():
-            assert loss == self.losses[key], (
-                f"{key}: {loss} where the uninterrupted run has {self.losses[key]}"
-            )
+            assert loss == self.losses[key], f"{key}: {loss} where there was {self.losses[key]}"
         if step == STEPS and files.read_json(self.run.status)["state"] == "finished":
             assert logged(self.run) == self.losses
             self.finished += 1

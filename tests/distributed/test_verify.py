@@ -66,9 +66,8 @@ def names_in(path: Path) -> set[tuple[str, str]]:
 
 
 def test_the_stand_ins_are_for_the_classes_that_checkpoints_contain(runs: dict[str, RunLayout]) -> None:
-    found = {
-        name for run in runs.values() for path in run.checkpoints.rglob("*.pt") for name in names_in(path)
-    }
+    paths = [path for run in runs.values() for path in run.checkpoints.rglob("*.pt")]
+    found = set().union(*map(names_in, paths))
     stand_ins = {name for _, name in torch_file._STAND_INS}
     of_deepspeed = {f"{module}.{name}" for module, name in found if module.startswith("deepspeed")}
     of_fp16 = {"deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"}  # not trained on a CPU

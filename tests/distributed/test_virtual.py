@@ -87,17 +87,13 @@ def test_every_run_moved(from_checkpoints: Tables) -> None:
     assert (norms > 0).all()
 
 
-def test_by_default_nothing_is_measured_again_once_there_are_exports(
-    study: StudyLayout, from_exports: Tables
-) -> None:
+def test_nothing_is_measured_again_once_there_are_exports(study: StudyLayout, from_exports: Tables) -> None:
     parts = {path: path.stat().st_mtime_ns for path in study.tables.rglob("*.parquet")}
     analysed(study, "auto")
     assert {path: path.stat().st_mtime_ns for path in study.tables.rglob("*.parquet")} == parts
 
 
-def test_checkpoints_may_be_named_one_by_one(
-    study: StudyLayout, from_exports: Tables, tmp_path: Path
-) -> None:
+def test_checkpoints_may_be_named(study: StudyLayout, from_exports: Tables, tmp_path: Path) -> None:
     runs = ["full-z2-seed42", "lora-z2-seed42"]
     tuned = [argument for run in runs for argument in ("--tuned", str(study.run(run).checkpoint(2)))]
     assert main(["analyze", "spectra", "--base", "tiny", *tuned, "--output", str(tmp_path)]) == 0

@@ -204,6 +204,5 @@ def test_ranks_share_an_analysis_and_change_no_number(study: StudyLayout, tmp_pa
     for table in ("svd_analysis_results", "subspace_drift", "intruder_dimensions", "singular_values"):
         one, other = (files.read_table(layout.table(table)) for layout in (study, copy))
         pd.testing.assert_frame_equal(one, other, check_exact=True)
-    assert len(files.read_table(copy.table("drift_metrics"))) == len(
-        files.read_table(study.table("drift_metrics"))
-    )
+    one, other = (files.read_table(layout.table("drift_metrics")) for layout in (study, copy))
+    assert len(one) == len(other)

@@ -153,9 +153,7 @@ def _gradients(points: Frame, layers: int, generator: np.random.Generator) -> Fr
     tables = []
     for method, rows in points.groupby("method"):
         groups = ("attention", "mlp") if method == "lora" else ("attention", "mlp", "embed", "norm")
-        places = [("layer", layer, "") for layer in range(layers)] + [
-            ("group", -1, group) for group in groups
-        ]
+        places = [("layer", n, "") for n in range(layers)] + [("group", -1, group) for group in groups]
         table = _each(rows, "level layer group", *places, ("global", -1, ""))
         tables.append(_crossed(table, factor=("A", "B") if method == "lora" else ("",)))
     table = pd.concat(tables, ignore_index=True).assign(numel=4096)
@@ -185,9 +183,8 @@ def _subspaces(points: Frame, layers: int) -> Frame:
 def _layer_pairs(points: Frame, layers: int) -> Frame:
     table = _crossed(points, base_layer=range(layers + 1), tuned_layer=range(layers + 1))
     i, j = table["base_layer"], table["tuned_layer"]
-    return table.assign(
-        cka=1 - 0.8 * abs(i - j) / layers - 0.1 * table["progress"] * j / layers, n=64, reason=""
-    )
+    change = 0.8 * abs(i - j) + 0.1 * table["progress"] * j
+    return table.assign(cka=1 - change / layers, n=64, reason="")
 
 
 def _task_gradients(points: Frame) -> Frame:

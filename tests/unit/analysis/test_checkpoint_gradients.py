@@ -35,6 +35,7 @@ PADDING = 3
 """Of the configuration. No row holds it, because transformers keeps its embedding without gradient."""
 SPACES = ("weight", "factor", "image")
 ADAPTED = ["q_proj", "v_proj", "down_proj"]
+CAUSAL: dict[str, Any] = {"task_type": "CAUSAL_LM"}
 Tables = dict[str, pd.DataFrame]
 
 
@@ -51,9 +52,8 @@ def language_rows(vocabulary: int = VOCABULARY) -> pd.DataFrame:
     for length in (9, 4, 17, 6, 5, 11, 8, 12, 3, 7):
         ids = generator.integers(PADDING + 1, vocabulary, size=length).tolist()
         answer = int(generator.integers(1, 3))
-        rows.append(
-            {"task": "answer", "input_ids": ids, "labels": [IGNORED] * (length - answer) + ids[-answer:]}
-        )
+        labels = [IGNORED] * (length - answer) + ids[-answer:]
+        rows.append({"task": "answer", "input_ids": ids, "labels": labels})
         rows.append({"task": "text", "input_ids": ids[::-1], "labels": ids[::-1]})
     return pd.DataFrame(rows)
 
@@ -83,9 +83,8 @@ def written(rows: pd.DataFrame, folder: Path) -> Path:
 
 
 def tables(base: Path, tuned: Path | None, inputs: Path | None) -> Tables:
-    subject = (
-        Subject("run", "lora", 4, ("text",), 1, 5, base=base, tuned=tuned) if tuned else base_subject(base)
-    )
+    run = Subject("run", "lora", 4, ("text",), 1, 5, base=base, tuned=tuned)
+    subject = run if tuned else base_subject(base)
     return ANALYSIS.compute(subject, Params(cache=base / "cache", gradient_inputs=inputs))
 
 
@@ -133,9 +132,7 @@ def value(table: pd.DataFrame, column: str, **where: Any) -> float:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_whole_models_gradients_are_those_of_transformers_own_loss(
-    tmp_path: Path, inputs: Path, tied: bool
-) -> None:
+def test_a_models_gradients_are_those_of_transformers_loss(tmp_path: Path, inputs: Path, tied: bool) -> None:
     torch.manual_seed(1)
     model = LlamaForCausalLM(config(tie_word_embeddings=tied)).eval()
     model.save_pretrained(tmp_path / "model")
@@ -222,9 +219,7 @@ def perturbed(model: PeftModel, seed: int = 1) -> PeftModel:
 
 def saved(base: Path, folder: Path, **settings: Any) -> tuple[Path, PeftModel]:
     """Save an adapter with random factors on a causal model; return its folder and the model it is in."""
-    lora = LoraConfig(
-        **{"r": 4, "lora_alpha": 12, "target_modules": ADAPTED, "task_type": "CAUSAL_LM", **settings}
-    )
+    lora = LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": ADAPTED, **CAUSAL, **settings})
     model = perturbed(get_peft_model(LlamaForCausalLM.from_pretrained(base), lora))
     model.save_pretrained(folder)
     return folder, model
@@ -273,9 +268,7 @@ def rescaled(folder: Path, copy: Path, factor: float) -> Path:
     return copy
 
 
-def test_factor_gradients_depend_on_how_the_factors_are_scaled(
-    base: Path, tmp_path: Path, inputs: Path
-) -> None:
+def test_factor_gradients_depend_on_the_factors_scales(base: Path, tmp_path: Path, inputs: Path) -> None:
     folder, _ = saved(base, tmp_path / "lora")
     first = tables(base, folder, inputs)
     second = tables(base, rescaled(folder, tmp_path / "rescaled", 4.0), inputs)
@@ -317,13 +310,11 @@ def test_matrices_saved_whole_are_the_same_in_every_space(base: Path, tmp_path: 
 
 def test_gpt2_whose_weights_are_stored_transposed(tmp_path: Path, inputs: Path) -> None:
     torch.manual_seed(2)
-    settings = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=32, pad_token_id=PADDING
-    )
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
+    settings = GPT2Config(vocab_size=VOCABULARY, pad_token_id=PADDING, **sizes)
     GPT2LMHeadModel(settings).save_pretrained(tmp_path / "gpt2")
-    lora = LoraConfig(
-        r=4, lora_alpha=12, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, task_type="CAUSAL_LM"
-    )
+    targets = ["c_attn", "c_fc"]
+    lora = LoraConfig(r=4, lora_alpha=12, target_modules=targets, fan_in_fan_out=True, **CAUSAL)
     model = perturbed(get_peft_model(GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2"), lora))
     model.save_pretrained(tmp_path / "lora")
     table = tables(tmp_path / "gpt2", tmp_path / "lora", inputs)["checkpoint_gradients"]
@@ -355,9 +346,7 @@ def class_gradients(model: nn.Module, rows: pd.DataFrame) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("padding", [PADDING, None])
-def test_a_classification_heads_loss_has_one_target_a_row(
-    base: Path, tmp_path: Path, padding: int | None
-) -> None:
+def test_a_classifiers_loss_has_one_target_a_row(base: Path, tmp_path: Path, padding: int | None) -> None:
     inputs = written(class_rows(), tmp_path)
     model = classifier(tmp_path / "model", pad_token_id=padding)
     found = tables(base, tmp_path / "model", inputs)
@@ -433,9 +422,7 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path, inputs: Path) ->
     assert str(tmp_path / "model") in str(caught.value)
 
 
-def test_an_adapter_on_a_head_that_is_the_embedding_is_refused(
-    base: Path, tmp_path: Path, inputs: Path
-) -> None:
+def test_an_adapter_on_a_tied_head_is_refused(base: Path, tmp_path: Path, inputs: Path) -> None:
     folder, _ = saved(base, tmp_path / "lora", target_modules=["q_proj", "lm_head"])
     with pytest.raises(UserError, match=r"lm_head.weight.*of its own"):
         tables(base, folder, inputs)

@@ -154,7 +154,7 @@ def test_without_a_common_value_there_is_a_reason_and_no_number(tmp_path: Path) 
     assert "no value of task_loss" in found[MEANS].set_index("matched").loc["task_loss", "reason"]
 
 
-def test_arms_that_share_no_checkpoint_s_value_are_compared_on_their_way_from_the_base(
+def test_arms_that_share_no_value_are_compared_on_their_way_from_the_base(
     tmp_path: Path,
 ) -> None:
     """LoRA's first checkpoint lies beyond full's last; both start at the base, of loss 2 and no update."""
@@ -195,9 +195,7 @@ def test_the_plane_joins_every_table(tables: Tables, tmp_path: Path) -> None:
     assert row["score_gain"] == pytest.approx(0.45)  # conftest: .42 + .45 progress
     assert row["nll_increase"] == pytest.approx(0.02)
     training = tables["training_metrics"]
-    here = (
-        (training["run"] == "lora-r4-seed2") & (training["step"] == 18) & (training["split"] == "validation")
-    )
+    here = training.eval("run == 'lora-r4-seed2' and step == 18 and split == 'validation'")
     assert row["task_loss"] == training.loc[here, "loss"].item()
     drift = tables["drift_metrics"]
     cka = drift.loc[(drift["run"] == "lora-r4-seed2") & (drift["step"] == 18), "cka"]

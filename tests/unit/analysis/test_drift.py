@@ -145,9 +145,7 @@ def test_the_base_itself_has_not_drifted(base: Path, tmp_path: Path, inputs: Pat
     rows = found[TABLE]
     assert list(rows.columns) == list(ANALYSIS.columns[TABLE])
     places = itertools.product(range(LAYERS + 1), REPRESENTATIONS, ("all", "without_top"))
-    assert list(rows[["layer", "representation", "features"]].itertuples(index=False, name=None)) == list(
-        places
-    )
+    assert rows[["layer", "representation", "features"]].to_numpy().tolist() == [*map(list, places)]
     tokens = sum(min(len(row), 12) for row in ROWS)
     assert set(rows["n"][rows["representation"] == "token"]) == {tokens}
     assert set(rows["n"][rows["representation"] != "token"]) == {len(ROWS)}
@@ -206,9 +204,7 @@ def test_without_top_is_of_the_bases_largest_dimension(base: Path, tmp_path: Pat
         assert found.loc[(representation, "without_top"), "relative_l2"] == 0
 
 
-def test_without_top_leaves_in_what_is_largest_in_the_tuned_model_alone(
-    base: Path, tmp_path: Path, inputs: Path
-):
+def test_without_top_leaves_in_what_is_large_in_the_tuned_alone(base: Path, tmp_path: Path, inputs: Path):
     found = tables(base, changed(base, tmp_path / "t", massive(9)), inputs)[TABLE]
     found = found[(found["layer"] == 0) & (found["features"] == "without_top")]
     assert (found["relative_l2"] > 10).all()
@@ -254,9 +250,7 @@ def test_nothing_of_the_tuned_model_is_left_in_the_cache(base: Path, tmp_path: P
     assert {path.name for path in folder.iterdir()} == expected | {"states.npy", "states.lock"}
 
 
-def test_representations_are_kept_on_request_in_the_order_of_the_inputs(
-    base: Path, tmp_path: Path, inputs: Path
-):
+def test_representations_are_kept_on_request_in_the_inputs_order(base: Path, tmp_path: Path, inputs: Path):
     tuned = changed(base, tmp_path / "t", lambda model: model.model.embed_tokens.weight.mul_(1.5))
     drift(base, tuned, inputs, keep_representations=True)
     assert "keep_representations" in ANALYSIS.parameters
@@ -390,9 +384,7 @@ def truncated(folder: Path) -> None:
         (Path.mkdir, "no model.safetensors there"),
     ],
 )
-def test_models_that_cannot_be_compared_are_named(
-    base: Path, tmp_path: Path, inputs: Path, make, message: str
-):
+def test_models_that_do_not_compare_are_named(base: Path, tmp_path: Path, inputs: Path, make, message: str):
     make(tmp_path / "bad")
     with pytest.raises(UserError, match=message) as caught:
         drift(base, tmp_path / "bad", inputs)

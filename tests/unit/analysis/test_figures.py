@@ -175,9 +175,7 @@ def test_missing_and_empty_tables_are_named(name: str, two_runs: Tables) -> None
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"training_loss", "training_dynamics"}))
 def test_the_base_alone_is_nothing_to_draw(name: str, two_runs: Tables) -> None:
     of_base = {"run": "base", "method": "base", "step": 0}
-    base = {
-        key: table.assign(**of_base) if "run" in table else table.head(0) for key, table in two_runs.items()
-    }
+    base = {key: t.assign(**of_base) if "run" in t else t.head(0) for key, t in two_runs.items()}
     if "gradient_analysis_results" in figure(name).tables:
         base["gradient_analysis_results"] = two_runs["gradient_analysis_results"].assign(level="cell")
     with pytest.raises(NothingToDraw):
@@ -199,9 +197,7 @@ def test_a_run_looks_the_same_in_every_figure(make_tables: Callable[..., Tables]
     assert {style.colour for run, style in styles.items() if run.startswith("full")} == {FULL_COLOURS[0]}
 
 
-def test_labels_name_the_seed_only_where_there_are_several(
-    two_runs: Tables, sized: dict[str, Tables]
-) -> None:
+def test_labels_name_the_seed_where_there_are_several(two_runs: Tables, sized: dict[str, Tables]) -> None:
     assert [style.label for style in run_styles(two_runs).values()] == ["full", "lora-r8"]
     assert next(iter(run_styles(sized["12 runs"]).values())).label == "full-seed1"
 

@@ -117,9 +117,7 @@ def test_a_model_that_sees_what_follows_has_no_next_token_gradients(
     ],
     ids=["bert", "xlm", "bart"],
 )
-def test_families_with_a_masked_head_may_be_causal(
-    tmp_path: Path, model: Callable[[], PreTrainedModel]
-) -> None:
+def test_families_of_masked_heads_may_be_causal(tmp_path: Path, model: Callable[[], PreTrainedModel]) -> None:
     model().save_pretrained(tmp_path)
     assert not depends_on_what_follows(open_model(tmp_path, None, classifies=False).model)
 

@@ -171,9 +171,8 @@ def test_the_attenuation_is_the_root_of_the_two_reliabilities() -> None:
     cross = gram_of([*i, *j])[:8, 8:]
     found = alignment(cross, estimates(i), estimates(j))
     alone = [reliability(estimates(task)) for task in (i, j)]
-    assert found.cosine == pytest.approx(
-        found.cosine_corrected * math.sqrt(alone[0].cosine * alone[1].cosine)
-    )
+    attenuation = math.sqrt(alone[0].cosine * alone[1].cosine)
+    assert found.cosine == pytest.approx(found.cosine_corrected * attenuation)
     assert alone[0].inner_product == estimates(i).square[0]
     assert alone[0].cosine_corrected == 1.0
 
@@ -272,9 +271,7 @@ ODD = [np.array([[1.0]]), np.array([[1.0]]), np.array([[-0.4]])]
         ([np.ones((2, 3)), np.full((2, 3), 1.1), np.ones((1, 3))], "", True),
     ],
 )
-def test_what_cannot_be_known_is_nan_and_says_why(
-    shards: list[Array], reason: str, scale_known: bool
-) -> None:
+def test_what_cannot_be_known_says_why(shards: list[Array], reason: str, scale_known: bool) -> None:
     found = noise_scale(estimates(shards))
     assert found.reason == reason
     assert math.isnan(found.noise_scale) != scale_known
@@ -285,9 +282,8 @@ def test_what_cannot_be_known_is_nan_and_says_why(
     assert any(map(math.isnan, numbers)) == bool(own.reason)
     assert math.isnan(own.cosine_corrected) != scale_known
     known = [np.ones((1, shards[0].shape[1]))] * 4
-    both = alignment(
-        gram_of([*shards, *known])[: len(shards), len(shards) :], estimates(shards), estimates(known)
-    )
+    cross = gram_of([*shards, *known])[: len(shards), len(shards) :]
+    both = alignment(cross, estimates(shards), estimates(known))
     assert both.reason == reason
     assert math.isnan(both.cosine_corrected) != scale_known
     assert math.isnan(both.cosine) == (reason == noise.ZERO)

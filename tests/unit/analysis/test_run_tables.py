@@ -120,9 +120,8 @@ def test_scores_of_the_base_come_from_its_own_folder(tmp_path: Path):
     base.scores.mkdir(parents=True)
     base.score(0).write_text(json.dumps(scores(0, 0.25)))
     analysis = registry.load("analysis", "performance")
-    found = analysis.compute(base_subject(Path("m"), base.root), Params(cache=tmp_path))[
-        TABLES["performance"]
-    ]
+    tables = analysis.compute(base_subject(Path("m"), base.root), Params(cache=tmp_path))
+    found = tables[TABLES["performance"]]
     assert set(found["step"]) == {0}
     assert found["value"].tolist() == [0.25, 12.0]
 

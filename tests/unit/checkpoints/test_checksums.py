@@ -39,9 +39,8 @@ def stored(tmp_path: Path) -> StoredTensor:
 def read(stored: StoredTensor, sums: StorageSums, *runs: tuple[int, int]) -> None:
     buffer = torch.empty(512, dtype=torch.uint8)  # 128 elements: several parts a run
     for start, count in runs:
-        values = [
-            chunk.clone() for chunk in Span(stored, start, count).chunks(itertools.repeat(buffer), sums)
-        ]
+        chunks = Span(stored, start, count).chunks(itertools.repeat(buffer), sums)
+        values = [chunk.clone() for chunk in chunks]
         assert torch.equal(torch.cat(values), torch.arange(start, start + count, dtype=torch.float32))
 
 
@@ -64,9 +63,7 @@ def test_a_whole_storage_is_accepted(stored: StoredTensor, runs: tuple[tuple[int
 
 @pytest.mark.parametrize("runs", RUNS)
 @pytest.mark.parametrize("place", [0, 12, 350, COUNT - 1])
-def test_one_altered_bit_is_found(
-    stored: StoredTensor, runs: tuple[tuple[int, int], ...], place: int
-) -> None:
+def test_an_altered_bit_is_found(stored: StoredTensor, runs: tuple[tuple[int, int], ...], place: int) -> None:
     with stored.path.open("r+b") as file:
         file.seek(stored.offset + 4 * place)
         byte = file.read(1)[0]
@@ -75,10 +72,8 @@ def test_one_altered_bit_is_found(
     sums = StorageSums([stored])
     buffer = torch.empty(512, dtype=torch.uint8)
     for start, count in runs:
-        assert (
-            sum(len(chunk) for chunk in Span(stored, start, count).chunks(itertools.repeat(buffer), sums))
-            == count
-        )
+        chunks = Span(stored, start, count).chunks(itertools.repeat(buffer), sums)
+        assert sum(map(len, chunks)) == count
     with pytest.raises(IntegrityError, match=r"x\.pt: its weights are not those that were written"):
         sums.check()
 

@@ -196,15 +196,12 @@ CASES = [(reader, damage) for reader, (_, found) in READERS.items() for damage i
 def listing(run: RunLayout) -> dict[str, tuple[int, int]]:
     """Every path below a run, with size and time of change."""
     paths = sorted(run.root.rglob("*"))
-    return {
-        str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in paths if not path.is_dir()
-    }
+    states = {str(path): path.lstat() for path in paths if not path.is_dir()}
+    return {path: (state.st_size, state.st_mtime_ns) for path, state in states.items()}
 
 
 @pytest.mark.parametrize(("reader", "damage"), CASES)
-def test_a_reader_names_the_damaged_file_and_changes_nothing(
-    run: RunLayout, reader: str, damage: str
-) -> None:
+def test_a_reader_names_the_file_and_changes_nothing(run: RunLayout, reader: str, damage: str) -> None:
     path, before = damaged(run, damage)
     with pytest.raises(IntegrityError) as caught:
         READERS[reader][0](run)
@@ -252,7 +249,7 @@ def test_a_manifest_removed_is_no_damage_but_no_checkpoint(run: RunLayout) -> No
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_ranks_swapped_are_found_without_reading_all(
+def test_ranks_swapped_are_found_by_the_index(
     tmp_path: Path, zero: Any, tensors: Tensors, stage: int
 ) -> None:
     even = {"weight": tensors["up"].repeat(2, 2)}  # both ranks' files have the same size
@@ -291,9 +288,7 @@ def test_a_foreign_shard_is_found_by_its_index(
         open_checkpoint(folder)
 
 
-def test_a_count_of_ranks_beyond_reason_is_not_counted_up(
-    tmp_path: Path, zero: Any, tensors: Tensors
-) -> None:
+def test_a_count_of_ranks_beyond_reason_is_refused(tmp_path: Path, zero: Any, tensors: Tensors) -> None:
     zero.save_stage_3(tmp_path, [tensors], 2, partition_count=2**21)
     with pytest.raises(UserError, match="partition_count=2097152"):
         open_checkpoint(tmp_path)

@@ -51,9 +51,7 @@ def test_a_file_holds_what_was_written(
 
 
 @pytest.mark.usefixtures("refuse_to_open")
-def test_a_file_system_without_direct_access(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evict: Evict
-) -> None:
+def test_a_disk_without_direct_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evict: Evict) -> None:
     monkeypatch.setattr(direct_io, "_BUFFER", 2 * BLOCK)
     data = random.Random(3).randbytes(7 * BLOCK + 1)
     write(tmp_path / "x", [data])
@@ -123,9 +121,7 @@ def test_what_is_in_the_page_cache_is_read_from_there(
     assert read(path, 2 * BLOCK, 3 * BLOCK) == data[2 * BLOCK : 5 * BLOCK]
 
 
-def test_memory_that_does_not_lie_at_a_blocks_start_is_filled_too(
-    stored: tuple[Path, bytes], evict: Evict
-) -> None:
+def test_memory_that_starts_within_a_block_is_filled_too(stored: tuple[Path, bytes], evict: Evict) -> None:
     path, data = stored
     assert read(path, 2 * BLOCK, 3 * BLOCK, at=1) == data[2 * BLOCK : 5 * BLOCK]
     evict(path)

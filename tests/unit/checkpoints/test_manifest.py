@@ -221,9 +221,7 @@ def test_a_checkpoint_that_is_read_stays(tmp_path: Path) -> None:
     assert remove(path)
 
 
-def test_a_removal_that_is_cut_short_leaves_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_removal_cut_short_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut_short(path: Path, ignore_errors: bool = False) -> None:
         if not ignore_errors:
             raise KeyboardInterrupt

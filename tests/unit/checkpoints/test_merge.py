@@ -71,9 +71,8 @@ class Trained:
         (self.run.model / "tokenizer.json").write_text("{}")
         zero.save_stage_0(self.run.checkpoint(1), trained)
         digest = files.weights_digest(self.base)
-        zero.record_of(1, method="lora", base=str(self.base), base_digest=digest).write(
-            self.run.checkpoint(1)
-        )
+        facts = {"method": "lora", "base": str(self.base), "base_digest": digest}
+        zero.record_of(1, **facts).write(self.run.checkpoint(1))
 
     def logits(self) -> torch.Tensor:
         with torch.no_grad():
@@ -182,9 +181,8 @@ def test_blocks_of_rows_change_nothing(train: Train, monkeypatch: pytest.MonkeyP
     trained = train()
     whole = load_file(consolidate(trained.run, 1, MERGE) / "model.safetensors")
     monkeypatch.setattr(base_weights, "_BLOCK", 25)
-    parts = load_file(
-        consolidate(trained.run, 1, Options(merge=True, shard_size=10**6)) / "model.safetensors"
-    )
+    folder = consolidate(trained.run, 1, Options(merge=True, shard_size=10**6))
+    parts = load_file(folder / "model.safetensors")
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
 
 

@@ -19,7 +19,11 @@ from safetensors.torch import load_file
 from rankdrift.export import safetensors_writer
 from rankdrift.zero_checkpoint.checksums import ChecksummingWriter, StoredFile
 from rankdrift.zero_checkpoint.direct_io import BLOCK, is_cached
-from rankdrift.zero_checkpoint.shards import open_checkpoint
+from rankdrift.zero_checkpoint.shards import ShardedCheckpoint, open_checkpoint
+
+
+def write(path: Path, checkpoint: ShardedCheckpoint) -> None:
+    safetensors_writer.write_safetensors(path, checkpoint.tensors, torch.float32, lambda count: None)
 
 
 @pytest.mark.parametrize("dtype", safetensors_writer.DTYPES)
@@ -36,18 +40,13 @@ def test_the_official_reader_finds_the_same_tensors(
     tensors["nothing"] = torch.empty(0, 3)
     checkpoint = open_checkpoint(zero.save_stage_0(tmp_path / "step", tensors))
     path, written = tmp_path / "x.safetensors", []
-    stored = safetensors_writer.write_safetensors(
-        path, checkpoint.tensors, safetensors_writer.DTYPES[dtype], written.append
-    )
+    wanted = safetensors_writer.DTYPES[dtype]
+    stored = safetensors_writer.write_safetensors(path, checkpoint.tensors, wanted, written.append)
     loaded = load_file(path)
     assert set(loaded) == set(tensors)
-    assert all(
-        torch.equal(loaded[name], tensors[name].to(safetensors_writer.DTYPES[dtype])) for name in tensors
-    )
+    assert all(torch.equal(loaded[name], tensors[name].to(wanted)) for name in tensors)
     assert stored == StoredFile(path.stat().st_size, xxhash.xxh3_128_hexdigest(path.read_bytes()))
-    assert sum(written) == sum(
-        tensor.numel() * safetensors_writer.DTYPES[dtype].itemsize for tensor in tensors.values()
-    )
+    assert sum(written) == sum(tensor.numel() * wanted.itemsize for tensor in tensors.values())
     assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0  # so that the tensors lie aligned
     with safe_open(path, "pt") as handle:
         assert handle.metadata() == {"format": "pt"}
@@ -74,9 +73,7 @@ def test_nothing_is_read_but_the_masters(tmp_path: Path, zero: Any, uncached: Ca
         uncached(path)
     before = bytes_read_from_disk()
     checkpoint = open_checkpoint(folder)
-    safetensors_writer.write_safetensors(
-        tmp_path / "x", checkpoint.tensors, torch.float32, lambda count: None
-    )
+    write(tmp_path / "x", checkpoint)
     masters, index = 6 * 2**20 * 4, 2**20
     assert masters <= bytes_read_from_disk() - before <= masters + index
     assert sum(cached_bytes(path) for path in files) <= index
@@ -88,9 +85,8 @@ def test_splitting_keeps_order_and_the_limit(tmp_path: Path, zero: Any) -> None:
     checkpoint = open_checkpoint(zero.save_stage_0(tmp_path, tensors))
     parts = safetensors_writer.split(checkpoint.tensors, torch.float32, limit=80)
     assert [list(part) for part in parts] == [["a", "b"], ["c"], ["d", "e"]]
-    assert [list(part) for part in safetensors_writer.split(checkpoint.tensors, torch.bfloat16, 10**6)] == [
-        list(sizes)
-    ]
+    (part,) = safetensors_writer.split(checkpoint.tensors, torch.bfloat16, 10**6)
+    assert list(part) == list(sizes)
 
 
 def test_a_part_is_not_overwritten_while_it_is_written(
@@ -113,8 +109,6 @@ def test_a_part_is_not_overwritten_while_it_is_written(
     ):
         shutil.rmtree(tmp_path / "step", ignore_errors=True)
         checkpoint = open_checkpoint(save(tmp_path / "step"))
-        safetensors_writer.write_safetensors(
-            tmp_path / "x", checkpoint.tensors, torch.float32, lambda count: None
-        )
+        write(tmp_path / "x", checkpoint)
         loaded = load_file(tmp_path / "x")
         assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())

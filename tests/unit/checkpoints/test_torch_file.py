@@ -63,7 +63,7 @@ def test_tensors_equal_those_torch_loads(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_an_older_torch_is_asked_in_another_way(
+def test_an_older_torch_is_asked_otherwise(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One whose tensors on the meta device do not know their places."""

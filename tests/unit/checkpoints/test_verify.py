@@ -384,9 +384,7 @@ def test_a_damaged_export_is_named(make: Make, name: str) -> None:
 
 def test_a_tied_head_may_be_stored_twice(make: Make) -> None:
     run = make("full")
-    weights(
-        consolidate(run, STEP), lambda tensors: tensors.update({"lm_head.weight": tensors[EMBED].clone()})
-    )
+    weights(consolidate(run, STEP), lambda ts: ts.update({"lm_head.weight": ts[EMBED].clone()}))
     assert checked(run.export(STEP)).verdict is Verdict.WELL
 
 

@@ -125,7 +125,7 @@ def test_an_output_that_cannot_be_written_to(
     assert f"--output {tmp_path / place}: nothing can be written there" in message
 
 
-def test_the_tables_of_a_study_are_not_replaced(
+def test_a_studys_tables_are_not_replaced(
     refused: Callable[..., str], tuned: Path, runs: list[RunLayout]
 ) -> None:
     study = runs[0].root.parent.parent
@@ -156,7 +156,7 @@ def test_base_and_tuned_the_wrong_way_round(refused: Callable[..., str], tuned: 
     ("name", "part"), [("nowhere", "no such folder"), (WEIGHTS, "a file; give the folder it lies in")]
 )
 @pytest.mark.parametrize("option", ["--tuned", "--initial"])
-def test_a_folder_that_is_none(
+def test_what_is_no_folder(
     refused: Callable[..., str], tuned: Path, option: str, name: str, part: str
 ) -> None:
     given = folders("tiny", tuned) if option == "--initial" else ["--base", "tiny"]

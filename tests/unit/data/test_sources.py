@@ -38,9 +38,8 @@ def _load(root: Path, task: Task = SST2, split: str = "train", **limits: int) ->
 def test_parquet_rows_in_their_order(tmp_path: Path) -> None:
     _write(tmp_path, REVIEWS)
     examples = load_examples(SST2, "train", DataSpec(root=str(tmp_path)))
-    assert [example.prompt for example in examples] == [
-        f"Review: {text}\nSentiment:" for text in REVIEWS["sentence"]
-    ]
+    prompts = [f"Review: {text}\nSentiment:" for text in REVIEWS["sentence"]]
+    assert [example.prompt for example in examples] == prompts
     assert [example.label for example in examples] == REVIEWS["label"]
 
 

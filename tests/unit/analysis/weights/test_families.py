@@ -105,9 +105,7 @@ def test_every_matrix_is_found_once_and_in_order(family_folder: Any, family: str
     if family in GATED:
         block.insert(4, "gate_proj")
     outside = ["embed_tokens"] + ["lm_head"] * (family in UNTIED) + ["score"] * (family == "bert")
-    expected = [(-1, module) for module in outside] + [
-        (layer, module) for layer in (0, 1) for module in block
-    ]
+    expected = [(-1, module) for module in outside] + [(n, module) for n in (0, 1) for module in block]
     base = BaseWeights(family_folder(family))
     assert [(projection.layer, projection.module) for projection in base.places] == expected
     # of the weights of two dimensions, only these are no matrix of the model's: positions and pooling
@@ -261,10 +259,8 @@ def test_adapters_of_fused_and_turned_weights_are_cut_as_well(
     model.save_pretrained(tmp_path / "adapter")
     merged = model.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
-    weights, expected = (
-        open_weights(family_folder(family), tmp_path / "adapter"),
-        BaseWeights(tmp_path / "merged"),
-    )
+    weights = open_weights(family_folder(family), tmp_path / "adapter")
+    expected = BaseWeights(tmp_path / "merged")
     changed = 0
     for projection in weights.projections:
         pair = weights.pair(projection)
@@ -281,9 +277,7 @@ def test_adapters_of_fused_and_turned_weights_are_cut_as_well(
         torch.testing.assert_close(value, state[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_parts_of_a_fused_weight_that_is_not_adapted_are_untouched(
-    family_folder: Any, tmp_path: Path
-) -> None:
+def test_the_parts_of_a_fused_weight_left_alone_are_untouched(family_folder: Any, tmp_path: Path) -> None:
     get_peft_model(build("phi3"), LoraConfig(r=2, target_modules=["o_proj"])).save_pretrained(tmp_path)
     weights = open_weights(family_folder("phi3"), tmp_path)
     for projection in set(weights.projections) - set(weights.factored):

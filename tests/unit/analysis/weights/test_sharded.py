@@ -34,9 +34,7 @@ Write = Callable[[ModuleType, Path, Tensors], Path]
 
 def halves(tensors: Tensors) -> list[Tensors]:
     """Two optimizer groups, as matrices with weight decay and vectors without it."""
-    groups: list[Tensors] = [
-        {n: t for n, t in tensors.items() if (t.ndim > 1) == big} for big in (True, False)
-    ]
+    groups = [{n: t for n, t in tensors.items() if (t.ndim > 1) == big} for big in (True, False)]
     return [group for group in groups if group]
 
 
@@ -71,9 +69,8 @@ def saved(models: Any, zero: ModuleType, tmp_path: Path) -> Callable[..., Path]:
         run.model.mkdir(parents=True)
         for path in export.glob("*config.json"):
             shutil.copy(path, run.model)
-        folder = LAYOUTS[layout](
-            zero, run.checkpoint(STEP), {n: t.detach().clone() for n, t in tensors.items()}
-        )
+        stored = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        folder = LAYOUTS[layout](zero, run.checkpoint(STEP), stored)
         digest = files.weights_digest(models.base)
         zero.record_of(STEP, base=str(models.base), base_digest=digest).write(folder)
         return folder
@@ -123,16 +120,13 @@ def states(base: Path, tuned: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_full_fine_tuning_gives_the_weights_and_states_of_its_export(
-    models: Any, full: Any, layout: str
-) -> None:
+def test_full_gives_the_weights_and_states_of_its_export(models: Any, full: Any, layout: str) -> None:
     checkpoint = full(layout)
     assert not is_adapter(checkpoint)
     assert_same_weights(open_weights(models.base, checkpoint), open_weights(models.base, models.full))
     tensors = model_tensors(checkpoint)
-    shapes = {
-        name: tuple(t.shape) for name, t in LlamaForCausalLM.from_pretrained(models.full).named_parameters()
-    }
+    parameters = LlamaForCausalLM.from_pretrained(models.full).named_parameters()
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
     assert {name: tensors.shape(name) for name in tensors.names} == shapes
     assert models_of.load_tuned(models.base, checkpoint).name_or_path == str(checkpoint)
     assert torch.equal(states(models.base, checkpoint), states(models.base, models.full))
@@ -190,9 +184,7 @@ def subject(base: Path, tuned: Path) -> Subject:
     return Subject("run", "full", 0, ("topic",), 1, STEP, base=base, tuned=tuned)
 
 
-def test_what_a_table_depends_on_includes_the_runs_settings(
-    models: Any, lora_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_table_depends_on_the_runs_settings(models: Any, lora_checkpoint: Path, tmp_path: Path) -> None:
     params = Params(cache=tmp_path / "cache", workers=1)
 
     def norms() -> list[float]:
@@ -283,7 +275,7 @@ def test_a_checkpoint_of_another_model_is_refused(models: Any, one_matrix: Any, 
         open_weights(base, full())
 
 
-def test_the_run_is_found_from_within_the_checkpoint(
+def test_the_run_is_found_from_the_checkpoint(
     models: Any, full: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(full())

@@ -157,20 +157,16 @@ def test_an_adapter_with_zero_b_has_moved_nowhere(
 
 
 def test_a_row_is_what_a_dense_computation_gives(models: Any, tmp_path: Path) -> None:
-    table = measure(models.base, models.full, tmp_path, top_k=4, intruder_threshold=0.9)[
-        "svd_analysis_results"
-    ]
+    tables = measure(models.base, models.full, tmp_path, top_k=4, intruder_threshold=0.9)
+    table = tables["svd_analysis_results"]
     found = table.query("layer == 1 and module == 'up_proj'").iloc[0]
     name = "model.layers.1.mlp.up_proj.weight"
-    base, tuned = (
-        load_file(f / "model.safetensors")[name].double().numpy() for f in (models.base, models.full)
-    )
+    stored = (load_file(folder / "model.safetensors") for folder in (models.base, models.full))
+    base, tuned = (tensors[name].double().numpy() for tensors in stored)
     (u0, s0, v0), (u1, s1, v1) = (np.linalg.svd(w, full_matrices=False) for w in (base, tuned))
     update = np.linalg.svd(tuned - base, compute_uv=False)
-    left, right = (
-        scipy.linalg.subspace_angles(u0[:, :4], u1[:, :4]),
-        scipy.linalg.subspace_angles(v0[:4].T, v1[:4].T),
-    )
+    left = scipy.linalg.subspace_angles(u0[:, :4], u1[:, :4])
+    right = scipy.linalg.subspace_angles(v0[:4].T, v1[:4].T)
     flags_left = [max(abs(u0[:, i] @ u1[:, j]) for i in range(32)) < 0.9 for j in range(4)]
     flags_right = [max(abs(v0[i] @ v1[j]) for i in range(32)) < 0.9 for j in range(4)]
     expected = {
@@ -209,19 +205,16 @@ def test_a_row_is_what_a_dense_computation_gives(models: Any, tmp_path: Path) ->
 def test_an_adapter_gives_what_its_merged_model_gives(models: Any, lora: Path, tmp_path: Path) -> None:
     merged = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(models.base), lora).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
-    factored = measure(models.base, lora, tmp_path / "cache")
-    dense = measure(models.base, tmp_path / "merged", tmp_path / "cache")
+    factored, dense = (
+        measure(models.base, folder, tmp_path / "cache")["svd_analysis_results"]
+        for folder in (lora, tmp_path / "merged")
+    )
     compared = ["update_norm", "update_sigma1", "update_entropy_rank", "spearman_sigma", "intruders_left"]
     compared += [f"tuned_{metric}" for metric in METRICS] + [f"angle_{s}_max" for s in ("left", "right")]
     for column in compared:
-        np.testing.assert_allclose(
-            factored["svd_analysis_results"][column],
-            dense["svd_analysis_results"][column],
-            rtol=2e-4,
-            atol=1e-6,
-        )
-    adapted = factored["svd_analysis_results"]["module"].isin(["q_proj", "v_proj", "down_proj"])
-    nulls = factored["svd_analysis_results"]["update_stable_rank_null"]
+        np.testing.assert_allclose(factored[column], dense[column], rtol=2e-4, atol=1e-6)
+    adapted = factored["module"].isin(["q_proj", "v_proj", "down_proj"])
+    nulls = factored["update_stable_rank_null"]
     assert nulls[adapted].between(1, 4).all()
     assert nulls[~adapted].isna().all()
 

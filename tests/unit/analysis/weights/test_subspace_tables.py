@@ -193,9 +193,7 @@ def test_the_threshold_rank_of_a_tiny_update_is_beside_that_of_noise_as_small(
     assert found["update_threshold_rank"] == pytest.approx(found["update_threshold_rank_null"], abs=5)
 
 
-def test_an_update_within_the_rounding_of_its_storage_is_recognised(
-    one_matrix: OneMatrix, tmp_path: Path
-) -> None:
+def test_an_update_within_the_rounding_of_storage_is_known(one_matrix: OneMatrix, tmp_path: Path) -> None:
     base = gaussian(ROWS, COLUMNS, seed=1)
     folder = one_matrix("tuned", base + 1e-4 * gaussian(ROWS, COLUMNS, seed=2))
     stored = load_file(folder / "model.safetensors")

@@ -60,9 +60,8 @@ def assert_merges_as_peft(weights: TunedWeights, model: PeftModel, tolerance: fl
     for projection, name in weights.base.names.items():
         place = weights.base.places[projection]
         expected = place.matrix(merged[name].double()) - place.matrix(base[name].double())
-        torch.testing.assert_close(
-            weights.pair(projection).update.dense(), expected, rtol=1e-5, atol=tolerance
-        )
+        found = weights.pair(projection).update.dense()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=tolerance)
     changed = dict(weights.merged())
     assert changed
     for name, value in changed.items():
@@ -131,9 +130,8 @@ def test_biases_have_rows_of_their_own_and_change_no_matrix(biased: Any, bias: s
     for row in table.itertuples():
         before, after = (of[row.parameter].detach().double() for of in (start, merged))
         assert row.update_norm == pytest.approx(float((after - before).norm()), rel=1e-6)
-        assert row.relative_update_norm == pytest.approx(
-            float((after - before).norm() / before.norm()), rel=1e-6
-        )
+        relative = float((after - before).norm() / before.norm())
+        assert row.relative_update_norm == pytest.approx(relative, rel=1e-6)
         cosine = torch.nn.functional.cosine_similarity(before, after, dim=0)
         assert row.cosine == pytest.approx(float(cosine), rel=1e-9)
     for projection in weights.projections:
@@ -215,9 +213,7 @@ def subtracted(models: Any, tmp_path: Path) -> Callable[[str], tuple[Path, Path,
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_methods_that_change_the_base_are_read_beside_their_start(
-    models: Any, subtracted: Any, start: str
-) -> None:
+def test_methods_that_change_the_base_need_their_start(models: Any, subtracted: Any, start: str) -> None:
     after, before, model = subtracted(start)
     weights = open_weights(models.base, after, initial=before)
     update = weights.pair(QUERY).update
@@ -259,15 +255,13 @@ def test_adapters_that_peft_converted_are_plain(models: Any, tmp_path: Path) -> 
     model.peft_config["default"].init_lora_weights = "pissa"
     train(model)
     model.save_pretrained(tmp_path / "after")
-    model.save_pretrained(
-        tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "before")
-    )
+    start = {"path_initial_model_for_weight_conversion": str(tmp_path / "before")}
+    model.save_pretrained(tmp_path / "converted", **start)
     ours = open_weights(models.base, tmp_path / "after", initial=tmp_path / "before")
     converted = open_weights(models.base, tmp_path / "converted")
     for projection in ours.projections:
-        torch.testing.assert_close(
-            ours.pair(projection).update.dense(), converted.pair(projection).update.dense()
-        )
+        one, other = (each.pair(projection).update.dense() for each in (ours, converted))
+        torch.testing.assert_close(one, other)
 
 
 def test_dora_may_start_from_pissa(models: Any, tmp_path: Path) -> None:
@@ -313,9 +307,8 @@ def test_the_start_of_another_adapter_is_refused(
 
 def tiny_gpt2(folder: Path) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    GPT2LMHeadModel(
-        GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=16)
-    ).save_pretrained(folder)
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(folder)
     return GPT2LMHeadModel.from_pretrained(folder)
 
 
@@ -376,9 +369,8 @@ def adalora(models: Any, tmp_path: Path) -> Saved:
 def test_adalora_is_that_of_peft(models: Any, adalora: Saved) -> None:
     folder, model = adalora
     weights = open_weights(models.base, folder)
-    stored = {
-        len(t) for name, t in load_file(folder / "adapter_model.safetensors").items() if "lora_A" in name
-    }
+    tensors = load_file(folder / "adapter_model.safetensors")
+    stored = {len(tensor) for name, tensor in tensors.items() if "lora_A" in name}
     assert stored - {4}, "nothing was pruned: the test would not see that the scale keeps the initial rank"
     assert_merges_as_peft(weights, model)
     again = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(models.base), folder)

@@ -41,9 +41,7 @@ def test_updates_and_merged_weights_are_those_of_peft(models: Any, name: str) ->
     folder, model = models.adapter(name, **SETTINGS[name])
     weights = open_weights(models.base, folder)
     for module, layer in model.base_model.model.named_modules():
-        projection = next(
-            (p for p in weights.base.names if weights.base.names[p] == f"{module}.weight"), None
-        )
+        projection = next((p for p, n in weights.base.names.items() if n == f"{module}.weight"), None)
         if projection and hasattr(layer, "get_delta_weight"):
             update = weights.pair(projection).update
             assert isinstance(update, LowRankUpdate)
@@ -77,9 +75,8 @@ def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
 
 def test_modules_saved_whole_are_merged_but_a_tied_head_is_not(models: Any) -> None:
-    folder, model = models.adapter(
-        "saved", r=2, target_modules=["q_proj"], modules_to_save=["norm", "up_proj"]
-    )
+    saved = {"target_modules": ["q_proj"], "modules_to_save": ["norm", "up_proj"]}
+    folder, model = models.adapter("saved", r=2, **saved)
     merged = dict(open_weights(models.base, folder).merged())
     expected = model.merge_and_unload().state_dict()
     for name in ("model.norm.weight", "model.layers.1.mlp.up_proj.weight"):
@@ -107,9 +104,8 @@ def test_full_fine_tuning_gives_every_projection_and_nothing_else(models: Any) -
     for projection, name in weights.base.names.items():
         pair = weights.pair(projection)
         torch.testing.assert_close(pair.base, base[name], rtol=0, atol=0)
-        torch.testing.assert_close(
-            pair.update.dense(), full[name].double() - base[name].double(), rtol=0, atol=0
-        )
+        change = full[name].double() - base[name].double()
+        torch.testing.assert_close(pair.update.dense(), change, rtol=0, atol=0)
         torch.testing.assert_close(pair.tuned, full[name].double(), rtol=0, atol=0)
 
 
@@ -207,7 +203,7 @@ def test_a_shard_that_is_absent_is_named(
         ),
     ],
 )
-def test_a_folder_without_weights_is_refused(
+def test_a_folder_without_weights_is_named(
     models: Any, tmp_path: Path, files: list[str], remedy: str
 ) -> None:
     for name in files:
@@ -285,7 +281,7 @@ def test_adapters_that_do_not_fit_their_base_are_refused(
         open_weights(models.base, edited(lora, **tensors)).pair(Projection(0, "q_proj"))
 
 
-def test_an_adapter_of_no_matrix_that_is_read_is_refused(
+def test_an_adapter_of_no_known_matrix_is_refused(
     models: Any, lora: Path, edited: Callable[..., Path]
 ) -> None:
     """Its rows would all say that nothing was adapted, which is not so."""
@@ -341,9 +337,7 @@ def test_names_with_the_adapter_s_name_in_them_are_read(models: Any, lora: Path,
     target = tmp_path / "named"
     shutil.copytree(lora, target)
     tensors = load_file(target / "adapter_model.safetensors")
-    named = {
-        re.sub(r"(lora_[AB])\.weight", r"\1.default.weight", key): value for key, value in tensors.items()
-    }
+    named = {re.sub(r"(lora_[AB])\.weight", r"\1.default.weight", key): t for key, t in tensors.items()}
     assert named.keys() != tensors.keys()
     save_file(named, target / "adapter_model.safetensors")
     for projection in (stored := open_weights(models.base, lora)).projections:

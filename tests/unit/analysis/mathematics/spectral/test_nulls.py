@@ -44,9 +44,7 @@ def test_gaussian_null_is_within_two_percent_of_simulation(shape: tuple[int, int
     # arXiv 2405.09673 reports about 2000 of 4096 for full fine-tuning; its own figure S8 shows noise
     [(2048, 1044, 1377), (4096, 2089, None)],
 )
-def test_ninety_percent_of_the_energy_of_noise_is_half_of_its_ranks(
-    size: int, energy: int, nuclear: int | None
-) -> None:
+def test_ninety_percent_of_noise_is_half_of_its_ranks(size: int, energy: int, nuclear: int | None) -> None:
     null = nulls.gaussian_null(size, size)
     assert null.e90_energy == pytest.approx(energy, rel=0.01)
     if nuclear:  # the sum of sigma, which is called energy too
@@ -79,9 +77,8 @@ def test_product_null_is_the_mean_over_dense_products(rows: int, columns: int, r
         dense = generator.standard_normal((rows, rank)) @ generator.standard_normal((rank, columns))
         sigma = np.linalg.svd(dense, compute_uv=False)[: min(rows, columns, rank)]
         draws.append(figures(linalg.rank_metrics(sigma, rows, columns)))
-    np.testing.assert_allclose(
-        figures(nulls.product_null(rows, columns, rank)), np.mean(draws, axis=0), rtol=0.02
-    )
+    found = figures(nulls.product_null(rows, columns, rank))
+    np.testing.assert_allclose(found, np.mean(draws, axis=0), rtol=0.02)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(80, 80), (160, 80), (80, 320)])
@@ -203,9 +200,8 @@ def test_the_hard_threshold_of_a_square_matrix_is_published() -> None:
     # arXiv 1305.5870: 4 / sqrt(3) sqrt(n) s with known noise, 2.858 times the median value without
     assert spiked.hard_threshold(1.0, 100, 100) == pytest.approx(4 / np.sqrt(3) * 10, rel=1e-12)
     sigma = np.full(500, 2.0)
-    assert spiked.hard_threshold(spiked.noise_level(sigma, 500, 500), 500, 500) == pytest.approx(
-        2.858 * 2.0, rel=1e-3
-    )
+    level = spiked.noise_level(sigma, 500, 500)
+    assert spiked.hard_threshold(level, 500, 500) == pytest.approx(2.858 * 2.0, rel=1e-3)
 
 
 def test_what_is_learned_is_counted_beside_noise() -> None:
@@ -223,9 +219,8 @@ def test_what_is_learned_is_counted_beside_noise() -> None:
 def test_the_hard_threshold_denoises_best() -> None:
     # keeping the values above it loses least against the planted matrix, over all thresholds
     shape, level = (300, 200), 0.1
-    signal = sum(
-        t * np.outer(unit(300, s), unit(200, s + 9)) for s, t in enumerate((9.0, 6.0, 4.0, 2.2, 1.2))
-    )
+    values = enumerate((9.0, 6.0, 4.0, 2.2, 1.2))
+    signal = sum(t * np.outer(unit(300, s), unit(200, s + 9)) for s, t in values)
     u, sigma, v = np.linalg.svd(signal + noise(*shape, level), full_matrices=False)
     losses = [np.linalg.norm((u[:, :k] * sigma[:k]) @ v[:k] - signal) for k in range(12)]
     level = spiked.noise_level(sigma, *shape)

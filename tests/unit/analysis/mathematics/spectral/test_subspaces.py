@@ -55,9 +55,8 @@ def test_the_naive_drift_is_seven_tenths_where_nothing_moved() -> None:
     vectors = np.linalg.qr(gaussian(576, 33, seed=1))[0]
     before, after = vectors[:, 1:], vectors[:, :32]
     signs = [np.random.default_rng(seed).choice([-1, 1], 32) for seed in range(20)]
-    assert np.mean([subspaces.naive_drift(after, after * flips) for flips in signs]) == pytest.approx(
-        0.7, abs=0.03
-    )
+    drifts = [subspaces.naive_drift(after, after * flips) for flips in signs]
+    assert np.mean(drifts) == pytest.approx(0.7, abs=0.03)
     assert subspaces.naive_drift(before, after) == pytest.approx(0.707, abs=1e-3)
     angles = subspaces.principal_angles(before, after)
     assert subspaces.subspace_overlap(angles) == pytest.approx(0.97, abs=0.002)

@@ -216,9 +216,8 @@ def test_the_control_is_what_a_seed_alone_does() -> None:
 def test_a_difference_that_is_a_change_of_seed_is_within_the_control() -> None:
     """Arms of one distribution: the difference of two seeds of different arms is one of the control's."""
     generator = np.random.default_rng(0)
-    shares = [
-        seed_control(arms, arms[0][0] - arms[1][0]).share for arms in generator.normal(size=(500, 2, 5))
-    ]
+    draws = generator.normal(size=(500, 2, 5))
+    shares = [seed_control(arms, arms[0][0] - arms[1][0]).share for arms in draws]
     assert np.mean(shares) == pytest.approx(0.5, abs=0.08)
 
 
