@@ -126,10 +126,7 @@ def test_the_difference_at_equal_size_is_found_seed_by_seed(tmp_path: Path) -> N
 
 
 def test_intervals_are_paired_over_seeds(tmp_path: Path) -> None:
-    found = compute(
-        curves(lambda m, seed, step: 0.01 * step, lambda m, x: x),
-        tmp_path,
-    )
+    found = compute(curves(lambda m, seed, step: 0.01 * step, lambda m, x: x), tmp_path)
     assert found[MEANS]["reason"].str.contains("same value").sum() == 5  # seeds agree: no interval
     noisy = curves(lambda m, seed, step: 0.01 * step, lambda m, x: x)
     performance = noisy["performance_metrics"]
@@ -154,9 +151,7 @@ def test_without_a_common_value_there_is_a_reason_and_no_number(tmp_path: Path) 
     assert "no value of task_loss" in found[MEANS].set_index("matched").loc["task_loss", "reason"]
 
 
-def test_arms_that_share_no_value_are_compared_on_their_way_from_the_base(
-    tmp_path: Path,
-) -> None:
+def test_arms_that_share_no_value_are_compared_on_their_way_from_the_base(tmp_path: Path) -> None:
     """LoRA's first checkpoint lies beyond full's last; both start at the base, of loss 2 and no update."""
     far = {"full": 0.01, "lora": 0.1}
     tables = curves(lambda m, seed, step: far[m] * step, lambda m, x: {"full": 3, "lora": 1}[m] * x)

@@ -13,13 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from rankdrift import registry
 from rankdrift.analysis.figures import SECTIONS, Figure, NothingToDraw, in_report_order
 from rankdrift.analysis.figures._null_spectra import noise_spectrum
-from rankdrift.analysis.figures._style import (
-    FULL_COLOURS,
-    STYLE,
-    heatmap,
-    log_colours,
-    run_styles,
-)
+from rankdrift.analysis.figures._style import FULL_COLOURS, STYLE, heatmap, log_colours, run_styles
 
 Tables = dict[str, pd.DataFrame]
 NAMES = registry.names("figure")
@@ -29,10 +23,7 @@ TWELVE = tuple(
     for seed in (1, 2, 3)
     for method, rank in (("full", 0), ("lora", 4), ("lora", 8), ("lora", 64))
 )
-SIZES = {
-    "12 runs": (TWELVE, [2, 4], 1),
-    "20 steps": (TWO[1:], range(1, 21), 1),
-}
+SIZES = {"12 runs": (TWELVE, [2, 4], 1), "20 steps": (TWO[1:], range(1, 21), 1)}
 
 
 @pytest.fixture(scope="module")

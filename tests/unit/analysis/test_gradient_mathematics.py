@@ -16,12 +16,7 @@ from rankdrift.analysis.mathematics.gradients.noise import (
     reliability,
     sample,
 )
-from rankdrift.analysis.mathematics.gradients.products import (
-    Shards,
-    gradient_sums,
-    levels,
-    statistics,
-)
+from rankdrift.analysis.mathematics.gradients.products import Shards, gradient_sums, levels, statistics
 from rankdrift.models.families import Cell
 
 Array = np.ndarray

@@ -68,16 +68,6 @@ def table(name: str, run: RunLayout) -> pd.DataFrame:
     return analysis.compute(subject(run), Params(cache=run.root / "cache"))[TABLES[name]]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_tables_have_their_columns_and_the_steps_of_their_rows(name: str, run: RunLayout):
-    analysis = registry.load("analysis", name)
-    found = table(name, run)
-    assert analysis.per == "run"
-    assert analysis.tables == (TABLES[name],)
-    assert list(found.columns) == ["step", *analysis.columns[TABLES[name]]]
-    assert set(found["step"]) == {10, 20}
-
-
 def test_in_a_study_steps_come_from_the_rows_not_from_the_checkpoints(run: RunLayout, tmp_path: Path):
     checkpoints = [subject(run, step) for step in (15, 20)]
     params = Params(cache=tmp_path / "cache")

@@ -312,8 +312,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, zero: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "bytes_meant"),
-    [("5GB", 5 * 10**9), ("500mb", 5 * 10**8), ("1.5 GiB", 3 * 2**29), ("64", 64)],
+    ("text", "bytes_meant"), [("5GB", 5 * 10**9), ("500mb", 5 * 10**8), ("1.5 GiB", 3 * 2**29), ("64", 64)]
 )
 def test_sizes(text: str, bytes_meant: int) -> None:
     assert size(text) == bytes_meant

@@ -157,10 +157,7 @@ BY_INDEX = {
     "flipped header": (flip_local_header, "victim"),
 }
 # found by who reads the bytes, or knows the files by their directories
-BY_CONTENT = {
-    "flipped data": (flip_data, "victim"),
-    "another step's shard": (swap_steps, "victim"),
-}
+BY_CONTENT = {"flipped data": (flip_data, "victim"), "another step's shard": (swap_steps, "victim")}
 DAMAGE = BY_SIZE | BY_INDEX | BY_CONTENT
 
 

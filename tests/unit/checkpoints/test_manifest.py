@@ -70,10 +70,7 @@ def test_files_that_were_summed_while_written_are_not_read_again(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
-        (b"1234", r"a\.pt: 4 bytes where 5 were written"),
-        (None, r"a\.pt: missing"),
-    ],
+    [(b"1234", r"a\.pt: 4 bytes where 5 were written"), (None, r"a\.pt: missing")],
     ids=["cut", "missing"],
 )
 def test_reading_finds_a_file_of_another_size(tmp_path: Path, content: bytes | None, message: str) -> None:

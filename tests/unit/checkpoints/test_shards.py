@@ -261,10 +261,7 @@ def save_zero(
     masters, state = (
         ("fp32_flat_groups", "optimizer_state_dict")
         if stage == 3
-        else (
-            "single_partition_of_fp32_groups",
-            "base_optimizer_state",
-        )
+        else ("single_partition_of_fp32_groups", "base_optimizer_state")
     )
     for kind, tensors in trained.items():
         if stage == 3:

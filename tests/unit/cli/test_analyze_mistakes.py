@@ -211,11 +211,7 @@ def mute(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_matrices_need_no_tokenizer(
-    refused: Callable[..., str],
-    mute: Path,
-    tuned: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str], mute: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = StudyLayout(tmp_path / "out")
     given = [*folders(mute, tuned), "--output", out.root]
@@ -307,10 +303,7 @@ def test_a_folder_that_is_no_run(refused: Callable[..., str], tmp_path: Path) ->
 
 @pytest.mark.parametrize("action", ["intervene", "interpolate"])
 def test_a_step_that_is_not_stored(
-    refused: Callable[..., str],
-    runs: list[RunLayout],
-    action: str,
-    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str], runs: list[RunLayout], action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "x-seed1: step 7 is not stored (there: 3)" in refused(action, runs[0].root, "--step", 7)
     assert "z-seed1: no step of it is stored; train it first" in refused(action, runs[3].root)

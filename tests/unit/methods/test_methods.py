@@ -59,8 +59,7 @@ def test_an_export_reloads_to_the_same_logits(name: str, tiny: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", registry.names("method"))
 @pytest.mark.parametrize(
-    ("head", "architecture"),
-    [("lm", "LlamaForCausalLM"), ("classifier", "LlamaForSequenceClassification")],
+    ("head", "architecture"), [("lm", "LlamaForCausalLM"), ("classifier", "LlamaForSequenceClassification")]
 )
 def test_the_config_says_which_model_was_trained(
     name: str, head: Literal["lm", "classifier"], architecture: str, tiny: Path, tmp_path: Path

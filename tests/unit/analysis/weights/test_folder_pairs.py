@@ -90,11 +90,8 @@ def test_a_pair_says_what_rounding_left_of_it(models: Any, tmp_path: Path, dtype
 
 
 def test_factors_have_no_rounding_but_modules_saved_whole_do(models: Any, tmp_path: Path) -> None:
-    model = get_peft_model(
-        LlamaForCausalLM.from_pretrained(models.base),
-        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["up_proj"]),
-    ).bfloat16()
-    model.save_pretrained(tmp_path)
+    model = models.adapted(r=2, target_modules=["q_proj"], modules_to_save=["up_proj"])
+    model.bfloat16().save_pretrained(tmp_path)
     weights = open_weights(models.base, tmp_path)
     factors, whole = weights.pair(QUERY), weights.pair(Projection(0, "up_proj"))
     assert (factors.stored_dtype, factors.rounding_norm) == ("float32", 0.0)
@@ -255,8 +252,7 @@ def test_lengths_in_bfloat16_are_noise_of_the_size_of_the_base(
     models: Any, tmp_path: Path, target: str
 ) -> None:
     """Untrained, DoRA has moved nothing; its rounded lengths say 0.0017 of ||W0||, of full rank."""
-    settings = LoraConfig(r=2, use_dora=True, target_modules=["q_proj", "embed_tokens"])
-    model = get_peft_model(LlamaForCausalLM.from_pretrained(models.base), settings)
+    model = models.adapted(r=2, use_dora=True, target_modules=["q_proj", "embed_tokens"])
     projection = QUERY if target == "q_proj" else Projection(-1, "embed_tokens")
     # PEFT's norms in float32 are off by a few roundings, not by one
     for dtype, share, most in ((torch.float32, 2e-7, 4), (torch.bfloat16, 2e-3, 1.3)):

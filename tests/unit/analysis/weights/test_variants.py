@@ -10,13 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import (
-    AdaLoraConfig,
-    LoraConfig,
-    LoraGAConfig,
-    PeftModel,
-    get_peft_model,
-)
+from peft import AdaLoraConfig, LoraConfig, LoraGAConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
@@ -51,6 +45,14 @@ def train(model: PeftModel, scale: float = 0.05) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(scale * torch.randn_like(parameter))
+
+
+def saved_twice(model: PeftModel, folder: Path) -> tuple[Path, Path]:
+    """Return an adapter after training, and before it."""
+    model.save_pretrained(folder / "before")
+    train(model)
+    model.save_pretrained(folder / "after")
+    return folder / "after", folder / "before"
 
 
 def assert_merges_as_peft(weights: TunedWeights, model: PeftModel, tolerance: float = 2e-6) -> None:
@@ -107,10 +109,7 @@ def biased(tmp_path: Path) -> tuple[Path, Callable[..., tuple[Path, PeftModel]]]
     def make(**settings: Any) -> tuple[Path, PeftModel]:
         base = Qwen2ForCausalLM.from_pretrained(tmp_path / "base")
         adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], **settings))
-        with torch.no_grad():
-            for parameter in adapted.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * torch.randn_like(parameter))
+        train(adapted)
         adapted.save_pretrained(tmp_path / "adapter")
         return tmp_path / "adapter", adapted
 
@@ -204,10 +203,7 @@ def subtracted(models: Any, tmp_path: Path) -> Callable[[str], tuple[Path, Path,
         torch.manual_seed(3)
         base = LlamaForCausalLM.from_pretrained(models.base)
         model = get_peft_model(base, settings_of(start, base, tmp_path))
-        model.save_pretrained(tmp_path / "before")
-        train(model)
-        model.save_pretrained(tmp_path / "after")
-        return tmp_path / "after", tmp_path / "before", model
+        return *saved_twice(model, tmp_path), model
 
     return make
 
@@ -246,10 +242,7 @@ def test_the_start_is_found_beside_the_adapter(models: Any, subtracted: Any) -> 
 
 
 def test_adapters_that_peft_converted_are_plain(models: Any, tmp_path: Path) -> None:
-    model = get_peft_model(
-        LlamaForCausalLM.from_pretrained(models.base),
-        LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS, init_lora_weights="pissa"),
-    )
+    model = models.adapted(r=3, lora_alpha=6, target_modules=TARGETS, init_lora_weights="pissa")
     model.peft_config["default"].init_lora_weights = True  # as PEFT's documentation has it
     model.save_pretrained(tmp_path / "before")
     model.peft_config["default"].init_lora_weights = "pissa"
@@ -265,12 +258,9 @@ def test_adapters_that_peft_converted_are_plain(models: Any, tmp_path: Path) -> 
 
 
 def test_dora_may_start_from_pissa(models: Any, tmp_path: Path) -> None:
-    settings = LoraConfig(r=3, target_modules=TARGETS, init_lora_weights="pissa", use_dora=True)
-    model = get_peft_model(LlamaForCausalLM.from_pretrained(models.base), settings)
-    model.save_pretrained(tmp_path / "before")
-    train(model)
-    model.save_pretrained(tmp_path / "after")
-    weights = open_weights(models.base, tmp_path / "after", initial=tmp_path / "before")
+    model = models.adapted(r=3, target_modules=TARGETS, init_lora_weights="pissa", use_dora=True)
+    after, before = saved_twice(model, tmp_path)
+    weights = open_weights(models.base, after, initial=before)
     assert isinstance(weights.pair(QUERY).update, DenseUpdate)
     assert_merges_as_peft(weights, model, tolerance=1e-5)
 
@@ -299,8 +289,7 @@ def test_the_start_of_another_adapter_is_refused(
 ) -> None:
     after, before, _ = subtracted("pissa")
     shutil.rmtree(before)
-    other = get_peft_model(LlamaForCausalLM.from_pretrained(models.base), LoraConfig(r=3, **settings))
-    other.save_pretrained(before)
+    models.adapted(r=3, **settings).save_pretrained(before)
     with pytest.raises(UserError, match=message):
         open_weights(models.base, after, initial=before).pair(QUERY)
 
@@ -317,14 +306,8 @@ def test_pissa_of_transposed_and_fused_weights_is_that_of_peft(tmp_path: Path) -
         r=3, target_modules=["c_attn", "mlp.c_proj"], init_lora_weights="pissa", fan_in_fan_out=True
     )
     model = get_peft_model(tiny_gpt2(tmp_path / "base"), settings)
-    model.save_pretrained(tmp_path / "before")
-    train(model)
-    model.save_pretrained(tmp_path / "after")
-    weights = open_weights(tmp_path / "base", tmp_path / "after", initial=tmp_path / "before")
-    assert_merges_as_peft_by_parts(weights, model)
-
-
-def assert_merges_as_peft_by_parts(weights: TunedWeights, model: PeftModel) -> None:
+    after, before = saved_twice(model, tmp_path)
+    weights = open_weights(tmp_path / "base", after, initial=before)
     merged = model.merge_and_unload().state_dict()
     assert len(weights.factored) == 4  # q, k, v of c_attn, and down_proj
     for projection, place in weights.base.places.items():

@@ -89,8 +89,7 @@ def test_fewer_than_four_rows_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("base", "tuned", "who"),
-    [(False, True, "tuned"), (True, False, "base"), (True, True, "base and tuned")],
+    ("base", "tuned", "who"), [(False, True, "tuned"), (True, False, "base"), (True, True, "base and tuned")]
 )
 def test_a_constant_representation_says_so(base: bool, tuned: bool, who: str):
     constant = torch.full((40, 12), 0.1)

@@ -137,9 +137,7 @@ def test_the_update_is_shrunk_by_an_edit_of_the_same_norm(
     np.testing.assert_allclose(found["shrunk"], base + share * update, atol=1e-12)
 
 
-def test_the_rescaled_update_has_the_norm_left(
-    matrices: tuple[np.ndarray, np.ndarray],
-) -> None:
+def test_the_rescaled_update_has_the_norm_left(matrices: tuple[np.ndarray, np.ndarray]) -> None:
     found, (base, update) = edited(matrices, 0.0, [0, 4], [1, 2]), matrices
     change = found["rescaled"] - base
     assert np.linalg.norm(change) == pytest.approx(np.linalg.norm(found["intruders"] - base), rel=1e-12)
