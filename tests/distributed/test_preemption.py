@@ -185,9 +185,8 @@ def start(tiny: Path, ended: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     def begin(launcher: str) -> Started:
         run, output = run_of(ended), folder / f"{len(started)}.log"
         with output.open("wb") as handle:
-            process = subprocess.Popen(
-                [*LAUNCHERS[launcher], *common, *overrides], stdout=handle, stderr=subprocess.STDOUT
-            )
+            command = [*LAUNCHERS[launcher], *common, *overrides]
+            process = subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT)
         started.append(Started(process, run, output, last_step(run)))
         return started[-1]
 

@@ -31,9 +31,8 @@ ARMS: dict[str, tuple[int, list[str]]] = {
     "lora-z3-classifier": (3, [*LORA, "model.head=classifier"]),  # its head is saved whole
 }
 MEASURED = ("svd_analysis_results", "singular_values", "drift_metrics")
-TABLES = sorted(
-    table for name in registry.names("analysis") for table in registry.load("analysis", name).tables
-)
+ANALYSES = [registry.load("analysis", name) for name in registry.names("analysis")]
+TABLES = sorted(table for analysis in ANALYSES for table in analysis.tables)
 Tables = dict[str, pd.DataFrame]
 
 
@@ -76,9 +75,8 @@ def test_tables_are_the_same(from_checkpoints: Tables, from_exports: Tables, nam
 def test_tables_hold_every_step_of_every_run(from_checkpoints: Tables, name: str) -> None:
     rows = from_checkpoints[name]
     tuned = rows[rows["run"] != "base"]
-    assert set(zip(tuned["run"], tuned["step"], strict=True)) == {
-        (f"{arm}-seed42", step) for arm in ARMS for step in (1, 2)
-    }
+    expected = {(f"{arm}-seed42", step) for arm in ARMS for step in (1, 2)}
+    assert set(zip(tuned["run"], tuned["step"], strict=True)) == expected
 
 
 def test_every_run_moved(from_checkpoints: Tables) -> None:

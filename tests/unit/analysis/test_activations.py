@@ -8,20 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertModel,
-    LlamaConfig,
-    LlamaModel,
-    OPTConfig,
-    OPTModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaModel,
-)
+import transformers as hf
 
 from rankdrift.analysis.sources import activations
 from rankdrift.analysis.sources.activations import States, TokenRows
@@ -72,14 +59,14 @@ def test_batches_hold_every_row_once_within_the_budget(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("architecture", "config"),
     [
-        (LlamaModel, LlamaConfig(**SIZES)),
-        (BertModel, BertConfig(**SIZES)),
-        (RobertaModel, RobertaConfig(**SIZES, pad_token_id=1)),
-        (OPTModel, OPTConfig(**SIZES, word_embed_proj_dim=WIDTH, ffn_dim=48, pad_token_id=1)),
+        (hf.LlamaModel, hf.LlamaConfig(**SIZES)),
+        (hf.BertModel, hf.BertConfig(**SIZES)),
+        (hf.RobertaModel, hf.RobertaConfig(**SIZES, pad_token_id=1)),
+        (hf.OPTModel, hf.OPTConfig(**SIZES, word_embed_proj_dim=WIDTH, ffn_dim=48, pad_token_id=1)),
     ],
 )
 def test_padding_moves_no_positions(
-    tmp_path: Path, architecture: type[PreTrainedModel], config: PreTrainedConfig
+    tmp_path: Path, architecture: type[hf.PreTrainedModel], config: hf.PreTrainedConfig
 ) -> None:
     """The library's own states of each row alone; RoBERTa counts positions from behind its padding token."""
     torch.manual_seed(0)
@@ -98,10 +85,10 @@ def test_padding_moves_no_positions(
 
 @pytest.mark.parametrize(
     ("architecture", "config"),
-    [(BertForMaskedLM, BertConfig(**SIZES)), (RobertaForMaskedLM, RobertaConfig(**SIZES))],
+    [(hf.BertForMaskedLM, hf.BertConfig(**SIZES)), (hf.RobertaForMaskedLM, hf.RobertaConfig(**SIZES))],
 )
 def test_an_encoder_needs_no_pooler(
-    tmp_path: Path, architecture: type[PreTrainedModel], config: PreTrainedConfig
+    tmp_path: Path, architecture: type[hf.PreTrainedModel], config: hf.PreTrainedConfig
 ) -> None:
     """Its hidden states are the library's own, of the model that was saved, which has none."""
     torch.manual_seed(0)

@@ -110,12 +110,9 @@ def test_arms_that_forget_alike_at_equal_size_do_not_differ_there(tmp_path: Path
 
 def test_the_difference_at_equal_size_is_found_seed_by_seed(tmp_path: Path) -> None:
     """Full forgets 5 x, LoRA 2 x, whatever the size: at size x the difference is 3 x for every seed."""
-    found = compute(
-        curves(
-            lambda m, seed, step: 0.01 * step * (1 + seed / 50), lambda m, x: {"full": 5, "lora": 2}[m] * x
-        ),
-        tmp_path,
-    )
+    share = {"full": 5, "lora": 2}
+    made = curves(lambda m, seed, step: 0.01 * step * (1 + seed / 50), lambda m, x: share[m] * x)
+    found = compute(made, tmp_path)
     seeds = found[SEEDS]
     assert sorted(seeds["seed"].unique()) == [1, 2]  # seed 3 has no partner
     assert seeds["difference"].to_numpy() == pytest.approx(3 * seeds["level"].to_numpy())

@@ -155,7 +155,7 @@ def test_a_new_checkpoint_costs_only_itself_and_an_old_one_can_leave(study: Stud
 
 
 @pytest.mark.parametrize("change", ["parameter", "input file", "version", "lost table"])
-def test_whatever_numbers_depend_on_computes_them_anew(
+def test_whatever_numbers_depend_on_renews_them(
     study: Study, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = study.root / "inputs"
@@ -212,9 +212,8 @@ def test_a_run_is_one_part_and_states_its_own_steps(study: Study, monkeypatch: p
 
 
 def test_undeclared_columns_are_a_defect(study: Study) -> None:
-    study.analysis = Analysis(
-        "odd", {"odd": {"one": ""}}, "checkpoint", lambda *_: {"odd": pd.DataFrame({"other": [1]})}
-    )
+    odd = {"odd": pd.DataFrame({"other": [1]})}
+    study.analysis = Analysis("odd", {"odd": {"one": ""}}, "checkpoint", lambda *_: odd)
     with pytest.raises(AssertionError, match="not as declared"):
         study.run()
 
@@ -304,9 +303,8 @@ def test_ranks_divide_the_work_and_rank_0_writes_the_table(study: Study, count: 
     seen = {}
     for rank in reversed(range(count)):  # rank 0 last: it waits for the others
         before = len(measured(study))
-        written = engine.run_analyses(
-            ["sizes"], study.subjects, shared, params, lambda *_: None, Share(rank, count)
-        )
+        share = Share(rank, count)
+        written = engine.run_analyses(["sizes"], study.subjects, shared, params, lambda *_: None, share)
         seen[rank] = measured(study)[before:]
         assert bool(written) == (rank == 0)
     pd.testing.assert_frame_equal(pd.read_parquet(shared / "matrices.parquet"), alone, check_exact=True)

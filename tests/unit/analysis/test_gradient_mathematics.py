@@ -204,9 +204,8 @@ def test_shards_of_unequal_size_are_unbiased_too() -> None:
 def rows_of_unequal_length(generator: np.random.Generator) -> tuple[Array, Array]:
     """32 rows of 1 to 40 targets: each target's gradient is the truth and noise of its own."""
     targets = generator.integers(1, 41, size=32).astype(float)
-    return targets[:, None] * TRUTH["i"] + np.sqrt(targets)[:, None] * generator.normal(
-        0, 1.0, (32, 40)
-    ), targets
+    noisy = np.sqrt(targets)[:, None] * generator.normal(0, 1.0, (32, 40))
+    return targets[:, None] * TRUTH["i"] + noisy, targets
 
 
 def ratio_sample(summed: Array, targets: Array) -> noise.Sample:

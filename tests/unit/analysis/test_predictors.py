@@ -106,7 +106,7 @@ def test_few_arms_have_no_interval_and_say_so(make_tables: Callable[..., Tables]
     assert set(table["scope"]) == {"pooled"}  # one method alone is what is pooled
 
 
-def test_checkpoints_that_forgot_nothing_are_counted_where_logarithms_leave_them_out(
+def test_checkpoints_that_forgot_nothing_are_counted_out_of_logarithms(
     tables: Tables, tmp_path: Path
 ) -> None:
     scores = tables["performance_metrics"]

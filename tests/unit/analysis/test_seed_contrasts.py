@@ -121,9 +121,8 @@ def test_last_checkpoints_are_one_family_at_any_step(performance: pd.DataFrame, 
     contrasts = compute(pd.concat([performance, more]), tmp_path)[CONTRASTS]
     accuracy, nll = (pick(contrasts, metric) for metric in ("accuracy", "nll"))
     assert (accuracy["step"], accuracy["seeds"], nll["step"], nll["seeds"]) == (12, 2, 18, 3)
-    assert [accuracy["p_holm"], nll["p_holm"]] == pytest.approx(
-        sorted([2 * accuracy["p_value"], nll["p_value"]]), rel=1e-12
-    )
+    expected = sorted([2 * accuracy["p_value"], nll["p_value"]])
+    assert [accuracy["p_holm"], nll["p_holm"]] == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_control_is_between_seeds_of_one_arm(found: Tables) -> None:

@@ -110,7 +110,7 @@ class FullDisk(io.FileIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_what_the_system_refused_is_said_whatever_the_serialiser_says(
+def test_what_the_system_refused_is_said_in_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a write fails, torch raises RuntimeError about positions in its own file."""

@@ -246,9 +246,7 @@ def test_a_manifest_removed_is_no_damage_but_no_checkpoint(run: RunLayout) -> No
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_ranks_swapped_are_found_by_the_index(
-    tmp_path: Path, zero: Any, tensors: Tensors, stage: int
-) -> None:
+def test_swapped_ranks_are_found_by_index(tmp_path: Path, zero: Any, tensors: Tensors, stage: int) -> None:
     even = {"weight": tensors["up"].repeat(2, 2)}  # both ranks' files have the same size
     run = RunLayout(tmp_path)
     save(zero, run.checkpoint(2), even, stage)

@@ -13,18 +13,9 @@ from typing import Any
 import families
 import pytest
 import torch
+import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    PreTrainedModel,
-    set_seed,
-)
 
 from rankdrift import files
 from rankdrift.errors import IntegrityError, UserError
@@ -40,18 +31,18 @@ TOKENS = torch.arange(2 * 9).view(2, 9) % 31
 MERGE = Options(merge=True)
 
 
-def llama(tied: bool = False, model_class: Any = LlamaForCausalLM) -> PreTrainedModel:
+def llama(tied: bool = False, model_class: Any = hf.LlamaForCausalLM) -> hf.PreTrainedModel:
     return model_class(families.llama(num_hidden_layers=2, tie_word_embeddings=tied))
 
 
-def gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=31, n_embd=8, n_layer=1, n_head=2, n_positions=16))
+def gpt2() -> hf.PreTrainedModel:
+    return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=31, n_embd=8, n_layer=1, n_head=2, n_positions=16))
 
 
 class Trained:
     """A LoRA run with one stage-0 checkpoint of an adapter with random weights, and its live model."""
 
-    def __init__(self, folder: Path, zero: Any, model: PreTrainedModel, **options: Any) -> None:
+    def __init__(self, folder: Path, zero: Any, model: hf.PreTrainedModel, **options: Any) -> None:
         self.run, self.base = RunLayout(folder / "run"), folder / "base"
         base_options = options.pop("base_options", {})
         if model.can_generate():
@@ -84,11 +75,11 @@ Train = Callable[..., Trained]
 
 @pytest.fixture
 def train(tmp_path: Path, zero: Any, cache: Path) -> Train:
-    set_seed(11)
+    hf.set_seed(11)
     return lambda model=None, **options: Trained(tmp_path, zero, model or llama(), **options)
 
 
-CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
+CASES: dict[str, tuple[Callable[[], hf.PreTrainedModel], dict[str, Any]]] = {
     "plain": (llama, {}),
     "tied": (lambda: llama(tied=True), {}),
     "rslora": (llama, {"use_rslora": True}),
@@ -100,7 +91,7 @@ CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
     "embedding": (llama, {"target_modules": ["embed_tokens", "q_proj"]}),
     "head": (llama, {"target_modules": ["lm_head", "v_proj"]}),
     "transposed": (gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
-    "classifier": (lambda: llama(model_class=LlamaForSequenceClassification), {}),
+    "classifier": (lambda: llama(model_class=hf.LlamaForSequenceClassification), {}),
     "rank 1, negative": (llama, {"r": 1, "lora_alpha": -3}),
 }
 UNTIED: dict[str, dict[str, Any]] = {
@@ -112,8 +103,8 @@ UNTIED: dict[str, dict[str, Any]] = {
 
 
 def loaded(
-    folder: Path, auto: Any = AutoModelForCausalLM, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+    folder: Path, auto: Any = hf.AutoModelForCausalLM, dtype: torch.dtype = torch.float32
+) -> hf.PreTrainedModel:
     """The folder as plain transformers loads it, having found all that it needs and nothing more."""
     model, found = auto.from_pretrained(folder, output_loading_info=True)
     assert not {kind: names for kind, names in found.items() if names}  # missing, unexpected, mismatched
@@ -128,7 +119,7 @@ def test_a_merged_model_is_the_adapted_one(train: Train, name: str) -> None:
     folder = consolidate(trained.run, 1, MERGE)
     assert folder == trained.run.merged(1)
     classifier = name == "classifier"
-    model = loaded(folder, AutoModelForSequenceClassification if classifier else AutoModelForCausalLM)
+    model = loaded(folder, hf.AutoModelForSequenceClassification if classifier else hf.AutoModelForCausalLM)
     peft = copy.deepcopy(trained.model).merge_and_unload()
     weights = dict(model.named_parameters())
     for key, expected in peft.named_parameters():
@@ -224,7 +215,7 @@ def test_the_adapter_stays_beside_the_merged_model(train: Train) -> None:
     consolidate(trained.run, 1, progress=lines.append)
     assert lines == ["step-000001: up to date"] * 2
     assert (adapter / "adapter_model.safetensors").stat().st_mtime_ns == before
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(trained.base), adapter).eval()
+    model = PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(trained.base), adapter).eval()
     with torch.no_grad():
         assert torch.equal(model(TOKENS).logits, trained.logits())
 

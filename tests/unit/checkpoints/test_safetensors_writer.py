@@ -89,7 +89,7 @@ def test_splitting_keeps_order_and_the_limit(tmp_path: Path, zero: Any) -> None:
     assert list(part) == list(sizes)
 
 
-def test_a_part_is_not_overwritten_while_it_is_written(
+def test_a_part_is_not_overwritten_meanwhile(
     tmp_path: Path, zero: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next part is read meanwhile: many small tensors on two ranks, a slow disk."""

@@ -231,9 +231,8 @@ def trained(tensors: Tensors) -> dict[str, Tensors]:
 def torch_state(vectors: dict[str, list[torch.Tensor]], step: float = STEP) -> Tree:
     """What torch's AdamW gives as its state, a vector of moments a parameter, a parameter a group."""
     number = len(vectors["exp_avg"])
-    entries = [
-        {"step": torch.tensor(step), **{key: vectors[key][i] for key in MOMENTS}} for i in range(number)
-    ]
+    moments = [{key: vectors[key][i] for key in MOMENTS} for i in range(number)]
+    entries = [{"step": torch.tensor(step), **each} for each in moments]
     return {
         "state": dict(enumerate(entries)),
         "param_groups": [{"lr": 0.1, "params": [i]} for i in range(number)],
@@ -315,9 +314,7 @@ def test_stage_3(tmp_path: Path, zero: Any, trained: dict[str, Tensors], ranks: 
     check(save_zero(zero, tmp_path, 3, ranks, trained), trained, 3, ranks)
 
 
-def test_stage_0_goes_by_the_names_the_optimizer_was_given(
-    tmp_path: Path, zero: Any, trained: dict[str, Tensors]
-) -> None:
+def test_stage_0_goes_by_the_optimizers_names(tmp_path: Path, zero: Any, trained: dict[str, Tensors]) -> None:
     """Matrices come first there, so the order is not the module's; "up" and "down" have as many elements."""
     order = ["embed", "down", "up", "norm", "scale"]
     check(save_stage_0(zero, tmp_path, trained, order), trained, 0, 1)

@@ -158,9 +158,8 @@ def test_a_hostile_pickle_executes_nothing(tmp_path: Path, function: Any, protoc
 def test_names_that_no_checkpoint_holds_are_refused(tmp_path: Path, name: str) -> None:
     module, _, attribute = name.partition(" ")
     text = f"\x80\x02c{module}\n{attribute}\n)R.".encode("latin-1")
-    with pytest.raises(
-        IntegrityError, match=rf"nothing was run: .*Unsupported global: GLOBAL {module}\.{attribute} was"
-    ):
+    message = rf"nothing was run: .*Unsupported global: GLOBAL {module}\.{attribute} was"
+    with pytest.raises(IntegrityError, match=message):
         read_archive(archive(tmp_path / "x.pt", text))
 
 

@@ -24,10 +24,12 @@ from rankdrift.spec import parse_spec
 
 UP = "model.layers.1.mlp.up_proj.weight"
 WEIGHTS = "model.safetensors"
+Said = pytest.CaptureFixture[str]
+Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(capsys: Said) -> Refused:
     """Run a command that is to fail, and return its message."""
 
     def run(*arguments: object, status: int = 2) -> str:
@@ -97,18 +99,18 @@ def folders(base: object, *tuned: Path) -> list[object]:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_an_option_that_would_be_ignored_is_refused(
-    refused: Callable[..., str], arguments: list[str], part: str
+    refused: Refused, arguments: list[str], part: str
 ) -> None:
     assert part in refused(*arguments)
 
 
-def test_a_folder_in_place_of_an_analysis(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_folder_in_place_of_an_analysis(refused: Refused, tmp_path: Path) -> None:
     assert f"{tmp_path} is a folder, not an analysis: give --study {tmp_path}" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["training", "comparisons"])
 def test_an_analysis_of_runs_says_nothing_of_folders(
-    refused: Callable[..., str], tuned: Path, tmp_path: Path, name: str
+    refused: Refused, tuned: Path, tmp_path: Path, name: str
 ) -> None:
     message = refused(name, *folders("tiny", tuned), "--output", tmp_path / "out")
     assert f"{name}: is made of a study's runs, not of folders" in message
@@ -118,22 +120,20 @@ def test_an_analysis_of_runs_says_nothing_of_folders(
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_an_output_that_cannot_be_written_to(
-    refused: Callable[..., str], tuned: Path, tmp_path: Path, place: str
+    refused: Refused, tuned: Path, tmp_path: Path, place: str
 ) -> None:
     (tmp_path / "file").touch()
     message = refused("spectra", *folders("tiny", tuned), "--output", tmp_path / place)
     assert f"--output {tmp_path / place}: nothing can be written there" in message
 
 
-def test_a_studys_tables_are_not_replaced(
-    refused: Callable[..., str], tuned: Path, runs: list[RunLayout]
-) -> None:
+def test_a_studys_tables_are_not_replaced(refused: Refused, tuned: Path, runs: list[RunLayout]) -> None:
     study = runs[0].root.parent.parent
     message = refused(*folders("tiny", tuned), "--output", study)
     assert f"--output {study}: a study, whose tables would be lost" in message
 
 
-def test_a_base_that_is_no_model_of_its_own(refused: Callable[..., str], tuned: Path, tmp_path: Path) -> None:
+def test_a_base_that_is_no_model_of_its_own(refused: Refused, tuned: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "checkpoint").mkdir()
@@ -146,7 +146,7 @@ def test_a_base_that_is_no_model_of_its_own(refused: Callable[..., str], tuned: 
         assert part in refused(*folders(tmp_path / name, tuned))
 
 
-def test_base_and_tuned_the_wrong_way_round(refused: Callable[..., str], tuned: Path, tiny: Path) -> None:
+def test_base_and_tuned_the_wrong_way_round(refused: Refused, tuned: Path, tiny: Path) -> None:
     base = {"folder": str(tiny), "digest": files.weights_digest(tiny)}
     (tuned / "provenance.json").write_text(json.dumps({"base": base}))
     assert f"--base {tuned}: was tuned from --tuned {tiny}; swap the two" in refused(*folders(tuned, tiny))
@@ -156,9 +156,7 @@ def test_base_and_tuned_the_wrong_way_round(refused: Callable[..., str], tuned: 
     ("name", "part"), [("nowhere", "no such folder"), (WEIGHTS, "a file; give the folder it lies in")]
 )
 @pytest.mark.parametrize("option", ["--tuned", "--initial"])
-def test_what_is_no_folder(
-    refused: Callable[..., str], tuned: Path, option: str, name: str, part: str
-) -> None:
+def test_what_is_no_folder(refused: Refused, tuned: Path, option: str, name: str, part: str) -> None:
     given = folders("tiny", tuned) if option == "--initial" else ["--base", "tiny"]
     assert f"{option} {tuned / name}: {part}" in refused(*given, option, tuned / name)
 
@@ -178,7 +176,7 @@ def rename(folder: Path, **settings: object) -> None:
     ids=["a matrix is missing", "another architecture", "no weights"],
 )
 def test_what_does_not_fit_is_said_before_anything_is_measured(
-    refused: Callable[..., str], tuned: Path, tmp_path: Path, damage: Callable[[Path], None], part: str
+    refused: Refused, tuned: Path, tmp_path: Path, damage: Callable[[Path], None], part: str
 ) -> None:
     damage(tuned)
     message = refused(*folders("tiny", tuned), "--output", tmp_path / "out")
@@ -187,9 +185,7 @@ def test_what_does_not_fit_is_said_before_anything_is_measured(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_done_before_a_failure_is_said(
-    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_done_before_a_failure_is_said(tuned: Path, tmp_path: Path, capsys: Said) -> None:
     """A norm's weight is no matrix: the spectra do not read it, the passes through the model do."""
     edit(tuned, lambda weights: weights["model.norm.weight"].fill_(torch.nan))
     out = StudyLayout(tmp_path / "out")
@@ -211,7 +207,7 @@ def mute(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_matrices_need_no_tokenizer(
-    refused: Callable[..., str], mute: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refused: Refused, mute: Path, tuned: Path, tmp_path: Path, capsys: Said
 ) -> None:
     out = StudyLayout(tmp_path / "out")
     given = [*folders(mute, tuned), "--output", out.root]
@@ -246,7 +242,7 @@ def encoders(tmp_path: Path) -> list[Path]:
 def test_what_encoders_cannot_have_is_left_out_unless_it_is_named(
     encoders: list[Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Said,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -292,18 +288,18 @@ def test_settings_are_the_same_with_and_without_text(
     ],
 )
 def test_runs_that_cannot_be_compared(
-    refused: Callable[..., str], runs: list[RunLayout], names: list[int], part: str
+    refused: Refused, runs: list[RunLayout], names: list[int], part: str
 ) -> None:
     assert part in refused("compare", *(runs[number].root for number in names))
 
 
-def test_a_folder_that_is_no_run(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run(refused: Refused, tmp_path: Path) -> None:
     assert f"{tmp_path}: not a run's folder (no spec.json)" in refused("interpolate", tmp_path)
 
 
 @pytest.mark.parametrize("action", ["intervene", "interpolate"])
 def test_a_step_that_is_not_stored(
-    refused: Callable[..., str], runs: list[RunLayout], action: str, monkeypatch: pytest.MonkeyPatch
+    refused: Refused, runs: list[RunLayout], action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "x-seed1: step 7 is not stored (there: 3)" in refused(action, runs[0].root, "--step", 7)
     assert "z-seed1: no step of it is stored; train it first" in refused(action, runs[3].root)
@@ -325,13 +321,13 @@ def test_a_step_that_is_not_stored(
     ],
 )
 def test_numbers_that_are_no_edit(
-    refused: Callable[..., str], runs: list[RunLayout], option: str, values: list[object], part: str
+    refused: Refused, runs: list[RunLayout], option: str, values: list[object], part: str
 ) -> None:
     action = "interpolate" if option == "at" else "intervene"
     assert part in refused(action, runs[0].root, f"--{option}", *values)
 
 
-def test_help_names_every_analysis_and_every_other_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_analysis_and_every_other_use(capsys: Said) -> None:
     with pytest.raises(SystemExit):
         main(["analyze", "--help"])
     words = set(pd.Series([capsys.readouterr().out]).str.findall(r"[-\w]+")[0])
@@ -340,14 +336,14 @@ def test_help_names_every_analysis_and_every_other_use(capsys: pytest.CaptureFix
     assert {f"--{option.replace('_', '-')}" for options in OPTIONS.values() for option in options} <= words
 
 
-def test_an_unknown_source(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_source(capsys: Said) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["analyze", "--study", "x", "--source", "shards"])
     assert stopped.value.code == 2
     assert "'auto', 'exports', 'checkpoints'" in capsys.readouterr().err
 
 
-def test_a_checkpoint_outside_a_run(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_checkpoint_outside_a_run(refused: Refused, tmp_path: Path) -> None:
     checkpoint = RunLayout(tmp_path).checkpoint(3)
     checkpoint.mkdir(parents=True)
     (checkpoint / "mp_rank_00_model_states.pt").touch()

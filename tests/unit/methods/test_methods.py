@@ -96,9 +96,8 @@ def test_all_adapts_tied_embeddings_once(tiny: Path) -> None:
 
 def test_targets_that_match_nothing_are_refused(tiny: Path) -> None:
     model = load_model(tiny, ModelSpec())
-    with pytest.raises(
-        UserError, match=r"'q_prj' matches no module of LlamaForCausalLM: did you mean 'q_proj'"
-    ):
+    message = r"'q_prj' matches no module of LlamaForCausalLM: did you mean 'q_proj'"
+    with pytest.raises(UserError, match=message):
         target_modules(model, ["q_prj"])
     with pytest.raises(UserError, match="empty list"):
         target_modules(model, [])

@@ -118,9 +118,7 @@ def test_groups_adapt_all_that_they_stand_for(folder_of: Callable, family: str) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_queries_and_values_alone_are_refused_where_keys_are_in_the_same_weight(
-    folder_of: Callable, family: str
-) -> None:
+def test_queries_and_values_alone_are_refused_where_keys_are_fused(folder_of: Callable, family: str) -> None:
     model = opened(folder_of(family), "classifier" if family in ENCODERS else "lm")
     if family.split()[0] in FUSED:
         with pytest.raises(UserError, match=r"'qv': '.*' of \w+ computes k_proj as well, which the group"):

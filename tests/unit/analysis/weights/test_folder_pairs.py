@@ -35,6 +35,7 @@ from rankdrift.layout import RunLayout
 
 EMBED, HEAD, SCORE = (Projection(-1, module) for module in ("embed_tokens", "lm_head", "score"))
 QUERY = Projection(0, "q_proj")
+Edit = Callable[..., Path]
 NAME = "model.layers.0.self_attn.q_proj.weight"
 Q_PROJ = NAME.replace(".", "__")  # as a keyword
 
@@ -57,7 +58,7 @@ def test_another_type_of_model_is_refused_by_name(models: Any, tmp_path: Path) -
         open_weights(models.base, tmp_path / "mistral")
 
 
-def test_a_model_of_other_depth_is_refused(models: Any, edited: Callable[..., Path]) -> None:
+def test_a_model_of_other_depth_is_refused(models: Any, edited: Edit) -> None:
     names = load_file(models.full / "model.safetensors")
     gone = {name.replace(".", "__"): None for name in names if ".layers.1." in name}
     with pytest.raises(UserError, match=r"layer 1 q_proj, layer 1 k_proj, layer 1 v_proj .of 7. in only one"):
@@ -65,9 +66,7 @@ def test_a_model_of_other_depth_is_refused(models: Any, edited: Callable[..., Pa
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_named(
-    models: Any, lora: Path, edited: Callable[..., Path], value: float
-) -> None:
+def test_what_is_not_finite_is_named(models: Any, lora: Path, edited: Edit, value: float) -> None:
     base = edited(models.base, **{Q_PROJ: torch.full((32, 32), value)})
     with pytest.raises(IntegrityError, match=r"edited/model.safetensors: .*q_proj.weight holds NaN"):
         open_weights(base, models.full).pair(QUERY)
@@ -202,7 +201,7 @@ def test_another_base_than_an_export_records_is_refused(models: Any, lora: Path,
         open_weights(tmp_path / "other", export)
 
 
-def test_another_base_than_a_checkpoint_records_is_refused(
+def test_another_base_than_recorded_is_refused(
     models: Any, zero: ModuleType, lora: Path, tmp_path: Path
 ) -> None:
     run = RunLayout(tmp_path / "run")
@@ -212,9 +211,8 @@ def test_another_base_than_a_checkpoint_records_is_refused(
     trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     zero.save_stage_0(run.checkpoint(4), trained)
     zero.record_of(4, base="/models/first", base_digest="f" * 64).write(run.checkpoint(4))
-    with pytest.raises(
-        IntegrityError, match=r"step-000004: trained from /models/first \(digest ffffffffffff"
-    ):
+    message = r"step-000004: trained from /models/first \(digest ffffffffffff"
+    with pytest.raises(IntegrityError, match=message):
         open_weights(models.base, run.checkpoint(4))
 
 

@@ -275,8 +275,6 @@ def test_a_checkpoint_of_another_model_is_refused(models: Any, one_matrix: Any, 
         open_weights(base, full())
 
 
-def test_the_run_is_found_from_the_checkpoint(
-    models: Any, full: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_is_found_from_within(models: Any, full: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(full())
     assert open_weights(models.base, Path()).pair(QUERY).update.dense().any()

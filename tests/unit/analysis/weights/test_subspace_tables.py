@@ -177,9 +177,7 @@ def test_rows_that_never_train_are_no_part_of_the_noise(measured: Measured) -> N
         (np.r_[np.linspace(3, 1, 50), np.zeros(COLUMNS - 50)], "onset_ratio: half of W0's singular values"),
     ],
 )
-def test_what_a_spectrum_without_order_or_bulk_leaves_undefined(
-    measured: Measured, values: np.ndarray, reason: str
-) -> None:
+def test_what_has_no_order_or_bulk_is_undefined(measured: Measured, values: np.ndarray, reason: str) -> None:
     base = np.zeros((ROWS, COLUMNS))
     base[:COLUMNS] = np.diag(values)
     tuned = base + 0.01 * gaussian(ROWS, COLUMNS, seed=1)

@@ -22,6 +22,7 @@ from rankdrift.analysis.sources.weights import MODULES, BaseWeights, DenseUpdate
 from rankdrift.errors import IntegrityError, UserError
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+Edit = Callable[..., Path]
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"r": 4, "lora_alpha": 10, "target_modules": list(MODULES)},
     "rank-stabilised": {"r": 4, "lora_alpha": 10, "use_rslora": True, "target_modules": ATTENTION},
@@ -54,9 +55,7 @@ def test_updates_and_merged_weights_are_those_of_peft(models: Any, name: str) ->
         torch.testing.assert_close(value, expected[key])
 
 
-def test_fan_in_fan_out_is_not_believed_of_layers_that_are_not_transposed(
-    models: Any, edited: Callable[..., Path]
-) -> None:
+def test_fan_in_fan_out_is_not_believed_of_plain_layers(models: Any, edited: Edit) -> None:
     """PEFT ignores the setting for a Linear as well, with a warning."""
     folder, _ = models.adapter("square", r=2, target_modules=["q_proj"])
     said = edited(folder, config={"fan_in_fan_out": True})
@@ -163,7 +162,7 @@ NO_OBJECT = r"edited/config\.json: not a JSON object"
 def test_damaged_folders_are_named(
     models: Any,
     lora: Path,
-    edited: Callable[..., Path],
+    edited: Edit,
     kind: str,
     damage: Callable[[Path], Any],
     message: str,
@@ -203,7 +202,7 @@ def test_a_shard_that_is_absent_is_named(
         ),
     ],
 )
-def test_a_folder_without_weights_is_named(
+def test_folders_without_weights_are_named(
     models: Any, tmp_path: Path, files: list[str], remedy: str
 ) -> None:
     for name in files:
@@ -234,7 +233,7 @@ FACTOR = "base_model__model__model__layers__0__self_attn__q_proj__lora_{}"
     ],
 )
 def test_models_that_do_not_fit_their_base_are_refused(
-    models: Any, edited: Callable[..., Path], tensors: dict[str, torch.Tensor | None], message: str
+    models: Any, edited: Edit, tensors: dict[str, torch.Tensor | None], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         open_weights(models.base, edited(models.full, **tensors)).pair(Projection(1, "up_proj"))
@@ -252,7 +251,7 @@ def test_models_that_do_not_fit_their_base_are_refused(
     ],
 )
 def test_adapters_whose_update_is_another_are_refused(
-    models: Any, lora: Path, edited: Callable[..., Path], config: dict[str, Any], message: str
+    models: Any, lora: Path, edited: Edit, config: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=f"edited.*{message}"):
         open_weights(models.base, edited(lora, config=config)).pair(Projection(0, "q_proj"))
@@ -273,7 +272,7 @@ def test_adapters_whose_update_is_another_are_refused(
 def test_adapters_that_do_not_fit_their_base_are_refused(
     models: Any,
     lora: Path,
-    edited: Callable[..., Path],
+    edited: Edit,
     tensors: dict[str, torch.Tensor | None],
     message: str,
 ) -> None:
@@ -281,9 +280,7 @@ def test_adapters_that_do_not_fit_their_base_are_refused(
         open_weights(models.base, edited(lora, **tensors)).pair(Projection(0, "q_proj"))
 
 
-def test_an_adapter_of_no_known_matrix_is_refused(
-    models: Any, lora: Path, edited: Callable[..., Path]
-) -> None:
+def test_an_adapter_of_no_matrix_is_refused(models: Any, lora: Path, edited: Edit) -> None:
     """Its rows would all say that nothing was adapted, which is not so."""
     stored = load_file(lora / "adapter_model.safetensors")
     gone: dict[str, torch.Tensor | None] = {name.replace(".", "__"): None for name in stored}
@@ -319,9 +316,7 @@ def pickled(folder: Path, target: Path, shards: int = 1) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "shards"), [("full", 1), ("full", 2), ("lora", 1)])
-def test_files_of_torch_save_hold_the_same_update(
-    models: Any, lora: Path, tmp_path: Path, kind: str, shards: int
-) -> None:
+def test_torch_files_hold_the_update(models: Any, lora: Path, tmp_path: Path, kind: str, shards: int) -> None:
     folder = lora if kind == "lora" else models.full
     stored, found = (
         open_weights(models.base, folder),

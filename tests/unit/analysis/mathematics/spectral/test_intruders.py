@@ -8,6 +8,8 @@ import pytest
 from rankdrift.analysis.mathematics.spectral import interventions, intruders, linalg
 from rankdrift.analysis.mathematics.spectral.linalg import SingularSystem
 
+Pair = tuple[np.ndarray, np.ndarray]
+
 
 def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
@@ -78,7 +80,7 @@ def test_a_random_direction_is_an_intruder_at_any_usual_threshold() -> None:
 
 
 @pytest.fixture(params=[(40, 24), (24, 40)], ids=["tall", "wide"])
-def matrices(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]:
+def matrices(request: pytest.FixtureRequest) -> Pair:
     """W0 and dW, of full rank."""
     generator = np.random.default_rng(3)
     return generator.standard_normal(request.param), 0.3 * generator.standard_normal(request.param)
@@ -89,9 +91,7 @@ def system_of(matrix: np.ndarray) -> SingularSystem:
     return SingularSystem(sigma, left, right.T)
 
 
-def edited(
-    matrices: tuple[np.ndarray, np.ndarray], strength: float, chosen: list[int], others: list[int]
-) -> dict[str, np.ndarray]:
+def edited(matrices: Pair, strength: float, chosen: list[int], others: list[int]) -> dict[str, np.ndarray]:
     base, update = matrices
     system = system_of(base + update)
     made = interventions.edits(system, update, chosen, others, strength, np.random.default_rng(0))
@@ -100,9 +100,7 @@ def edited(
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.7])
-def test_chosen_singular_values_are_scaled_and_nothing_else(
-    matrices: tuple[np.ndarray, np.ndarray], strength: float
-) -> None:
+def test_chosen_singular_values_are_scaled_and_nothing_else(matrices: Pair, strength: float) -> None:
     system = system_of(sum(matrices))
     for arm, indices in (("intruders", [0, 3]), ("neighbours", [1, 2])):
         sigma = system.sigma.copy()
@@ -112,15 +110,13 @@ def test_chosen_singular_values_are_scaled_and_nothing_else(
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-def test_strength_one_changes_nothing(matrices: tuple[np.ndarray, np.ndarray]) -> None:
+def test_strength_one_changes_nothing(matrices: Pair) -> None:
     for found in edited(matrices, 1.0, [0, 1], [2, 3]).values():
         np.testing.assert_allclose(found, sum(matrices), atol=1e-12)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.7])
-def test_random_directions_are_an_edit_of_the_same_norm(
-    matrices: tuple[np.ndarray, np.ndarray], strength: float
-) -> None:
+def test_random_directions_are_an_edit_of_the_same_norm(matrices: Pair, strength: float) -> None:
     found, tuned = edited(matrices, strength, [0, 4], [1, 2]), sum(matrices)
     sizes = {arm: np.linalg.norm(matrix - tuned) for arm, matrix in found.items()}
     assert sizes["random"] == pytest.approx(sizes["intruders"], rel=1e-12)
@@ -128,16 +124,14 @@ def test_random_directions_are_an_edit_of_the_same_norm(
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.7, 0.95])
-def test_the_update_is_shrunk_by_an_edit_of_the_same_norm(
-    matrices: tuple[np.ndarray, np.ndarray], strength: float
-) -> None:
+def test_the_update_is_shrunk_by_an_edit_of_the_same_norm(matrices: Pair, strength: float) -> None:
     found, (base, update) = edited(matrices, strength, [0, 4], [1, 2]), matrices
     edit = np.linalg.norm(found["intruders"] - base - update)
     share = max(0, 1 - edit / np.linalg.norm(update))  # at strength 0 the edit is larger than the update
     np.testing.assert_allclose(found["shrunk"], base + share * update, atol=1e-12)
 
 
-def test_the_rescaled_update_has_the_norm_left(matrices: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_rescaled_update_has_the_norm_left(matrices: Pair) -> None:
     found, (base, update) = edited(matrices, 0.0, [0, 4], [1, 2]), matrices
     change = found["rescaled"] - base
     assert np.linalg.norm(change) == pytest.approx(np.linalg.norm(found["intruders"] - base), rel=1e-12)
