@@ -155,9 +155,7 @@ def test_a_new_checkpoint_costs_only_itself_and_an_old_one_can_leave(study: Stud
 
 
 @pytest.mark.parametrize("change", ["parameter", "input file", "version", "lost table"])
-def test_whatever_numbers_depend_on_renews_them(
-    study: Study, change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_numbers_depend_on_renews_them(study: Study, change: str) -> None:
     inputs = study.root / "inputs"
     inputs.write_text("some")
     settings: dict[str, Any] = {"drift_inputs": inputs}
@@ -176,7 +174,7 @@ def test_whatever_numbers_depend_on_renews_them(
     assert study.computed == ["base", "step-1", "step-2"]
 
 
-def test_a_killed_analysis_continues(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_analysis_continues(study: Study) -> None:
     def killed(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
         if subject.step == 2:
             raise KeyboardInterrupt
@@ -198,7 +196,7 @@ def test_a_table_without_rows_has_its_columns(study: Study) -> None:
     assert table.empty
 
 
-def test_a_run_is_one_part_and_states_its_own_steps(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_one_part_and_states_its_own_steps(study: Study) -> None:
     def per_run(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
         study.computed.append(subject.run)
         return {"losses": pd.DataFrame({"loss": [3.0, 2.0, 1.0], "step": [1, 2, 3]})}

@@ -106,9 +106,7 @@ def test_few_arms_have_no_interval_and_say_so(make_tables: Callable[..., Tables]
     assert set(table["scope"]) == {"pooled"}  # one method alone is what is pooled
 
 
-def test_checkpoints_that_forgot_nothing_are_counted_out_of_logarithms(
-    tables: Tables, tmp_path: Path
-) -> None:
+def test_checkpoints_that_forgot_nothing_have_no_logarithms(tables: Tables, tmp_path: Path) -> None:
     scores = tables["performance_metrics"]
     better = (scores["metric"] == "nll") & (scores["run"] != "base") & (scores["step"] == STEPS[0])
     tables["performance_metrics"] = scores.assign(value=scores["value"].mask(better, 1.0))

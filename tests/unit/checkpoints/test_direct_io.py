@@ -112,9 +112,7 @@ def test_what_may_be_read_again_goes_through_the_page_cache(stored: Stored, firs
     assert found == [first <= block < first + 3 for block in range(10)]
 
 
-def test_what_is_in_the_page_cache_is_read_from_there(
-    stored: Stored, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_in_the_page_cache_is_read_there(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
     path, data = stored
     assert path.read_bytes() == data
     assert cached(path, 1, len(data))

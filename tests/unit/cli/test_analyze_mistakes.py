@@ -109,7 +109,7 @@ def test_a_folder_in_place_of_an_analysis(refused: Refused, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["training", "comparisons"])
-def test_an_analysis_of_runs_says_nothing_of_folders(
+def test_an_analysis_of_runs_is_not_of_folders(
     refused: Refused, tuned: Path, tmp_path: Path, name: str
 ) -> None:
     message = refused(name, *folders("tiny", tuned), "--output", tmp_path / "out")
@@ -119,9 +119,7 @@ def test_an_analysis_of_runs_says_nothing_of_folders(
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
-def test_an_output_that_cannot_be_written_to(
-    refused: Refused, tuned: Path, tmp_path: Path, place: str
-) -> None:
+def test_an_output_that_is_not_writable(refused: Refused, tuned: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     message = refused("spectra", *folders("tiny", tuned), "--output", tmp_path / place)
     assert f"--output {tmp_path / place}: nothing can be written there" in message
@@ -287,7 +285,7 @@ def test_settings_are_the_same_with_and_without_text(
         ([0, 4], "loose/x-seed1: not in a study; a run's folder lies in STUDY/runs"),
     ],
 )
-def test_runs_that_cannot_be_compared(
+def test_runs_that_do_not_compare(
     refused: Refused, runs: list[RunLayout], names: list[int], part: str
 ) -> None:
     assert part in refused("compare", *(runs[number].root for number in names))

@@ -131,17 +131,13 @@ def test_signals_reach_every_rank_once(number: signal.Signals, starter: Starter,
     assert [(tmp_path / f"{rank}.signals").read_text().split() for rank in range(2)] == [[number.name]] * 2
 
 
-def test_what_a_terminal_sends_reaches_the_ranks_through_the_starter(
-    starter: Starter, tmp_path: Path
-) -> None:
+def test_what_a_terminal_sends_reaches_ranks_through_the_starter(starter: Starter, tmp_path: Path) -> None:
     process = starter(LISTENING + "time.sleep(100)")
     groups = [os.getpgid(pid) for pid in pids(tmp_path)]
     assert os.getpgid(process.pid) not in groups
 
 
-def test_a_rank_that_does_not_listen_yet_is_stopped_and_is_no_failure(
-    starter: Starter, tmp_path: Path
-) -> None:
+def test_a_rank_that_does_not_listen_yet_is_stopped_and_no_failure(starter: Starter, tmp_path: Path) -> None:
     process = starter("Path(f'{rank}.pid').write_text(str(os.getpid())); time.sleep(100)")
     pids(tmp_path)
     process.send_signal(signal.SIGUSR1)  # nothing to save yet

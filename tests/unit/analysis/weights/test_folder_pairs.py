@@ -201,9 +201,7 @@ def test_another_base_than_an_export_records_is_refused(models: Any, lora: Path,
         open_weights(tmp_path / "other", export)
 
 
-def test_another_base_than_recorded_is_refused(
-    models: Any, zero: ModuleType, lora: Path, tmp_path: Path
-) -> None:
+def test_another_base_than_recorded_fails(models: Any, zero: ModuleType, lora: Path, tmp_path: Path) -> None:
     run = RunLayout(tmp_path / "run")
     run.model.mkdir(parents=True)
     shutil.copy(lora / "adapter_config.json", run.model)

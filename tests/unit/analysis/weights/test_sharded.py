@@ -134,9 +134,7 @@ def test_full_gives_the_weights_and_states_of_its_export(models: Any, full: Any,
 
 @pytest.mark.parametrize("layout", ["stage 0", "aligned", "stage 3"])
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_lora_gives_the_updates_and_states_of_its_export(
-    models: Any, saved: Any, name: str, layout: str
-) -> None:
+def test_lora_gives_updates_and_states_of_its_export(models: Any, saved: Any, name: str, layout: str) -> None:
     export, model = models.adapter(name, **ADAPTERS[name])
     checkpoint = saved(trained(model), export, layout)
     assert is_adapter(checkpoint)

@@ -116,9 +116,7 @@ def test_spikes_of_an_update_are_counted_above_its_own_noise(measured: Measured)
 
 
 @pytest.mark.parametrize(("strength", "intruding"), [(0.7, 0), (3.0, 1)])
-def test_a_direction_intrudes_above_the_predicted_onset(
-    measured: Measured, strength: float, intruding: int
-) -> None:
+def test_a_direction_intrudes_above_the_onset(measured: Measured, strength: float, intruding: int) -> None:
     base = gaussian(ROWS, COLUMNS, seed=1)
     update = spike(3, strength * (ROWS * COLUMNS) ** 0.25)
     found, tables = measured(base, base + update)

@@ -48,9 +48,7 @@ def test_a_device_gives_the_sum_of_base_and_change_as_a_dense_svd_does(shape: tu
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("kind", "tolerance"), [(DenseSum, 1e-5), (DeviceSum, 1e-9)])
-def test_changes_are_along_the_vectors_of_a_dense_svd(
-    shape: tuple[int, int], kind: type, tolerance: float
-) -> None:
+def test_changes_are_along_a_dense_svds_vectors(shape: tuple[int, int], kind: type, tolerance: float) -> None:
     """u_i^T dW v_i from NumPy's SVD of W0: a pair of vectors has one sign, which drops out."""
     matrix, change = gaussian(*shape, seed=0).astype(np.float32), gaussian(*shape, seed=1)
     left, _, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
