@@ -35,7 +35,7 @@ test: $(READY)  ## run all tests
 	@HF_HUB_OFFLINE=1 python -m pytest --durations=15
 
 test-unit: $(READY)  ## run the tests that start no ranks
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m 'not distributed and not e2e'
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m 'not distributed and not e2e'
 
 faults: $(READY)  ## kill a run 200 times at random instants and see that nothing is lost (KILLS=, CONFIG=, METHOD=)
 	@folder=$$(mktemp -d) && HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu python tests/distributed/kill_campaign.py $$folder \

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,3 +176,16 @@ def test_the_rules_see_lazy_and_relative_imports(tmp_path: Path, monkeypatch: py
     module.write_text("\n    ".join(lines) + "\n")
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     assert imports(module) == {"peft.tuners", "rankdrift.analysis.report.build", "rankdrift.training"}
+
+
+def test_what_is_loaded_is_what_is_needed() -> None:
+    """In one process, one after the other: what third parties load counts as well."""
+    without = {
+        "rankdrift.cli.analyze": "torch",  # its help does not wait
+        "rankdrift.zero_checkpoint.manifest": "torch",  # a launcher may ask
+        "rankdrift.export.consolidate": "deepspeed",
+    }
+    checks = [
+        f"import sys, {module}; assert {absent!r} not in sys.modules" for module, absent in without.items()
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(checks)], check=True)

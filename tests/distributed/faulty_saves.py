@@ -1,6 +1,6 @@
 """One rank: save again and again, each time with one call to the operating system that fails.
 
-``python faulty_saves.py FOLDER DS_CONFIG`` as one of the ranks of a process group. Every call that a save
+``python faulty_saves.py FOLDER DS_CONFIG ...`` as one of the ranks of a process group. Every call that a save
 makes fails once on every rank, as on a full disk. Afterwards, on every rank, the save must have said so, and
 the newest checkpoint must be whole: the one before, or the new one.
 """
@@ -131,15 +131,18 @@ class Campaign:
             engine.barrier()
 
 
-def main(folder: Path, config: Path) -> None:
+def main(folder: Path, configs: list[Path]) -> None:
     checksums.open = Handle  # type: ignore[attr-defined]
     with engine.process_group():
-        campaign = Campaign(built(json.loads(config.read_text())), RunLayout(folder))
-        campaign.run_all()
+        failures = {}
+        for config in configs:
+            campaign = Campaign(built(json.loads(config.read_text())), RunLayout(folder / config.stem))
+            campaign.run_all()
+            failures[config.stem] = campaign.failures
         if engine.rank() == 0:
-            (folder / "failures.json").write_text(json.dumps(campaign.failures))
+            (folder / "failures.json").write_text(json.dumps(failures))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
     leave(0)

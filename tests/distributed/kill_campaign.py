@@ -25,16 +25,14 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-import yaml
+from ranks import free_port, interrupted
 
 from rankdrift import files
 from rankdrift.cli.main import main as command
@@ -51,25 +49,6 @@ PATIENCE = 60.0  # seconds until every process of a killed run must be gone
 # before anything is forked; the last one brings torch's compiler
 IMPORTED_ONCE = ("rankdrift.training.run", "peft", "deepspeed.runtime.zero.muon.muon_optimizer")
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-RECIPE: dict[str, Any] = {
-    "study": "s",
-    "arm": "a",
-    "model": {"name": "tiny"},
-    "data": {"tasks": ["topic", "describe"], "train_limit": 40, "validation_limit": 4},
-    "method": {"name": "full", "rank": 2, "dropout": 0.1},
-    "training": {
-        "steps": STEPS,
-        "global_batch": 4,
-        "micro_batch": 1,
-        "learning_rate": 2e-3,
-        "weight_decay": 0.01,
-        "warmup_steps": 2,
-        "precision": "fp32",
-        "eval_rows": 2,
-        "eval_every": 4,
-        "save_every": 1,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -94,9 +73,7 @@ def start(arguments: list[str], log: Path) -> tuple[int, list[int]]:
         with os.fdopen(reading) as pipe:
             return parent, [int(line) for line in pipe]
     os.close(reading)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = [fork_rank(rank, port, arguments, log, writing) for rank in range(RANKS)]
     os.write(writing, "".join(f"{rank}\n" for rank in ranks).encode())
     os.close(writing)
@@ -161,9 +138,7 @@ def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return what a checkpoint holds: masters and moments."""
     state = open_training_state(folder)
     parts = {"master": state.weights.tensors, **state.moments}
-    return {
-        f"{part} {name}": tensor.load() for part, found in parts.items() for name, tensor in found.items()
-    }
+    return {f"{part} {name}": t.load() for part, found in parts.items() for name, t in found.items()}
 
 
 def logged(run: RunLayout) -> dict[tuple[int, str], float]:
@@ -237,9 +212,7 @@ class Campaign:
             assert not different, f"step {step}: {different[:3]} differ from the uninterrupted run's"
             assert len(complete_steps(self.run.checkpoints)) <= 3  # two kept, one not yet removed
         for key, loss in logged(self.run).items():
-            assert loss == self.losses[key], (
-                f"{key}: {loss} where the uninterrupted run has {self.losses[key]}"
-            )
+            assert loss == self.losses[key], f"{key}: {loss} where there was {self.losses[key]}"
         if step == STEPS and files.read_json(self.run.status)["state"] == "finished":
             assert logged(self.run) == self.losses
             self.finished += 1
@@ -277,7 +250,7 @@ def main() -> None:
         importlib.import_module(name)
 
     recipe = arguments.folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
+    recipe.write_text(interrupted(steps=STEPS, weight_decay=0.01, eval_every=4, save_every=1))
     campaign = Campaign(arguments.folder, Job(recipe, arguments.config, arguments.method), arguments.seed)
     try:
         campaign.run_reference()

@@ -110,9 +110,8 @@ def official(case: dict[str, Any], checkpoints: Path) -> dict[str, torch.Tensor]
     """Return what DeepSpeed's own consolidation gives; None where it cannot read the checkpoint."""
     if case["stage"] == 0 or case["name"] == "bf16-optimizer":
         return None
-    return {
-        name: tensor.clone() for name, tensor in get_fp32_state_dict_from_zero_checkpoint(checkpoints).items()
-    }
+    found = get_fp32_state_dict_from_zero_checkpoint(checkpoints)
+    return {name: tensor.clone() for name, tensor in found.items()}
 
 
 def save(case: dict[str, Any], engine: deepspeed.DeepSpeedEngine, run: RunLayout, base: Path) -> None:

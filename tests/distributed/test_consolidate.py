@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from ranks import run_ranks
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -29,82 +25,48 @@ SCRIPT = Path(__file__).with_name("save_checkpoints.py")
 STEP = 2
 TOKENS = torch.arange(2 * 12).view(2, 12) % 67
 
-CASES: list[dict[str, Any]] = [
+CPU = {"device": "cpu"}
+
+
+def case(name: str, method: str, stage: int, precision: str = "fp32", **more: Any) -> dict[str, Any]:
+    return {"name": name, "method": method, "stage": stage, "precision": precision, **more}
+
+
+CASES = [
+    *(case(f"{method}-fp32-{stage}", method, stage) for method in ("full", "lora") for stage in range(4)),
+    *(case(f"full-bf16-{stage}", "full", stage, "bf16") for stage in (1, 2, 3)),
+    case("lora-bf16-2", "lora", 2, "bf16"),
+    case("untied", "full", 2, tied=False),
+    case("classifier", "full", 2, classifier=True),
+    *(case(f"lora-classifier-{stage}", "lora", stage, classifier=True) for stage in (0, 3)),
+    case("lora-embeddings", "lora", 2, lora={"target_modules": ["embed_tokens", "v_proj"]}),
+    case("dora", "lora", 1, lora={"use_dora": True}),
+    *(case(f"frozen-{stage}", "full", stage, freeze="mlp") for stage in range(4)),
     *(
-        {"name": f"{method}-fp32-{stage}", "method": method, "stage": stage}
-        for method in ("full", "lora")
-        for stage in range(4)
-    ),
-    *(
-        {"name": f"{method}-bf16-{stage}", "method": method, "stage": stage, "precision": "bf16"}
-        for method, stage in (("full", 1), ("full", 2), ("full", 3), ("lora", 2))
-    ),
-    {"name": "untied", "method": "full", "stage": 2, "tied": False},
-    {"name": "classifier", "method": "full", "stage": 2, "classifier": True},
-    *(
-        {"name": f"lora-classifier-{stage}", "method": "lora", "stage": stage, "classifier": True}
-        for stage in (0, 3)
-    ),
-    {
-        "name": "lora-embeddings",
-        "method": "lora",
-        "stage": 2,
-        "lora": {"target_modules": ["embed_tokens", "v_proj"]},
-    },
-    {"name": "dora", "method": "lora", "stage": 1, "lora": {"use_dora": True}},
-    *({"name": f"frozen-{stage}", "method": "full", "stage": stage, "freeze": "mlp"} for stage in range(4)),
-    *(
-        {
-            "name": f"offload-{method}-{stage}-{precision}",
-            "method": method,
-            "stage": stage,
-            "precision": precision,
-        }
-        | {"zero": {"offload_optimizer": {"device": "cpu"}}}
+        case(
+            f"offload-{method}-{stage}-{precision}", method, stage, precision, zero={"offload_optimizer": CPU}
+        )
         for method, stage, precision in (
-            ("full", 1, "fp32"),
-            ("full", 2, "bf16"),
-            ("full", 3, "bf16"),
-            ("lora", 2, "fp32"),
-            ("lora", 3, "fp32"),
+            *(("full", 1, "fp32"), ("full", 2, "bf16"), ("full", 3, "bf16")),
+            *(("lora", 2, "fp32"), ("lora", 3, "fp32")),
         )
     ),
     *(
-        {"name": f"offload-all-{method}-{precision}", "method": method, "stage": 3, "precision": precision}
-        | {"zero": {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}}
+        case(f"offload-all-{method}-{precision}", method, 3, precision)
+        | {"zero": {"offload_optimizer": CPU, "offload_param": CPU}}
         for method, precision in (("full", "fp32"), ("full", "bf16"), ("lora", "fp32"))
     ),
-    *(
-        {"name": f"round-robin-{stage}", "method": "full", "stage": stage}
-        | {"zero": {"round_robin_gradients": True}}
-        for stage in (1, 2)
+    *(case(f"round-robin-{stage}", "full", stage, zero={"round_robin_gradients": True}) for stage in (1, 2)),
+    case(
+        "round-robin-alignment", "full", 2, zero={"round_robin_gradients": True, "parameter_alignment": True}
     ),
-    {
-        "name": "round-robin-alignment",
-        "method": "full",
-        "stage": 2,
-        "zero": {"round_robin_gradients": True, "parameter_alignment": True},
-    },
-    {
-        "name": "alignment",
-        "method": "full",
-        "stage": 2,
-        "precision": "bf16",
-        "zero": {"parameter_alignment": True},
-    },
-    {
-        "name": "bf16-optimizer",
-        "method": "full",
-        "stage": 1,
-        "precision": "bf16",
-        "config": {"data_types": {"grad_accum_dtype": "fp32"}},
-    },
-    {"name": "sub-groups", "method": "full", "stage": 3, "zero": {"sub_group_size": 500}},
+    case("alignment", "full", 2, "bf16", zero={"parameter_alignment": True}),
+    case("bf16-optimizer", "full", 1, "bf16", config={"data_types": {"grad_accum_dtype": "fp32"}}),
+    case("sub-groups", "full", 3, zero={"sub_group_size": 500}),
 ]
-NAMES = [case["name"] for case in CASES]
-MERGED = [
-    case["name"] for case in CASES if case["method"] == "lora" and case["name"] not in ("dora", "lora-bf16-2")
-]
+NAMES = [each["name"] for each in CASES]
+MERGED = [each["name"] for each in CASES if each["method"] == "lora"]
+MERGED = [name for name in MERGED if name not in ("dora", "lora-bf16-2")]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1-rank", "2-ranks"])
@@ -112,37 +74,12 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Train and save every case once on this many ranks."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
     (folder / "cases.json").write_text(json.dumps(CASES))
-    common = {"WORLD_SIZE": request.param, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    common |= {"OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu"}
-    ranks = [start_rank(folder, rank, common) for rank in range(request.param)]
-    try:
-        deadline = time.monotonic() + 500
-        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
-            assert time.monotonic() < deadline, "the ranks hang"
-            time.sleep(0.2)
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert not any(rank.wait() for rank in ranks), (folder / "rank-0.log").read_text()[-4000:]
+    run_ranks(request.param, SCRIPT, str(folder), timeout=500)
     return folder
 
 
-def start_rank(folder: Path, rank: int, common: dict[str, Any]) -> subprocess.Popen[bytes]:
-    settings = {key: str(value) for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-    settings["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with (folder / f"rank-{rank}.log").open("w") as log:
-        command = [sys.executable, str(SCRIPT), str(folder)]
-        return subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=subprocess.STDOUT)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def case_of(name: str) -> dict[str, Any]:
-    return next(case for case in CASES if case["name"] == name)
+    return next(each for each in CASES if each["name"] == name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,10 +113,10 @@ def test_export_holds_the_trained_weights_and_nothing_else(saved: Path, name: st
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "bf16" not in name and "alignment" not in name])
 def test_export_reloads_to_the_trained_models_logits(saved: Path, name: str) -> None:
-    run, case = RunLayout(saved / name), case_of(name)
+    run, wanted = RunLayout(saved / name), case_of(name)
     export = consolidate(run, STEP)
-    auto = AutoModelForSequenceClassification if case.get("classifier") else AutoModelForCausalLM
-    if case["method"] == "lora":
+    auto = AutoModelForSequenceClassification if wanted.get("classifier") else AutoModelForCausalLM
+    if wanted["method"] == "lora":
         base = json.loads((export / "adapter_config.json").read_text())["base_model_name_or_path"]
         config = AutoConfig.from_pretrained(base, num_labels=3)
         model = PeftModel.from_pretrained(auto.from_pretrained(base, config=config), export)

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import yaml
+from ranks import CONFIGS, interrupted
 
 from rankdrift import files
 from rankdrift.layout import RunLayout, StudyLayout
@@ -31,27 +31,10 @@ from rankdrift.zero_checkpoint.shards import open_checkpoint
 pytestmark = pytest.mark.distributed
 
 HERE = Path(__file__).resolve().parent
-CONFIG = HERE.parent.parent / "ds_configs" / "zero2.json"
+CONFIG = CONFIGS / "zero2.json"
 SECONDS = 200.0  # until what must happen has happened
 STEPS = 60  # more than pass in all the starts and stops below
-RECIPE: dict[str, Any] = {
-    "study": "s",
-    "arm": "a",
-    "model": {"name": "tiny"},
-    "data": {"tasks": ["topic", "describe"], "train_limit": 40, "validation_limit": 4},
-    "method": {"name": "lora", "rank": 2, "dropout": 0.1},
-    "training": {
-        "steps": 6,
-        "global_batch": 4,
-        "micro_batch": 1,
-        "learning_rate": 2e-3,
-        "warmup_steps": 2,
-        "precision": "fp32",
-        "eval_rows": 2,
-        "eval_every": 3,
-        "probe_every": 2,
-    },
-}
+RECIPE = interrupted(steps=6, eval_every=3, probe_every=2)
 
 
 def asked(what: str, rank: int, when: str, step: int) -> dict[str, Any]:
@@ -194,7 +177,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(tiny: Path, ended: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start that run, or go on with it."""
     folder = tmp_path_factory.mktemp("starts")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (folder / "recipe.yaml").write_text(RECIPE)
     common = ["--config", str(CONFIG), "--experiment", str(folder / "recipe.yaml")]
     overrides = [f"output={ended}", f"training.steps={STEPS}"]
     started: list[Started] = []
@@ -202,9 +185,8 @@ def start(tiny: Path, ended: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     def begin(launcher: str) -> Started:
         run, output = run_of(ended), folder / f"{len(started)}.log"
         with output.open("wb") as handle:
-            process = subprocess.Popen(
-                [*LAUNCHERS[launcher], *common, *overrides], stdout=handle, stderr=subprocess.STDOUT
-            )
+            command = [*LAUNCHERS[launcher], *common, *overrides]
+            process = subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT)
         started.append(Started(process, run, output, last_step(run)))
         return started[-1]
 
@@ -299,7 +281,7 @@ def test_a_rank_does_not_wait_for_ever_for_one_that_hangs(start: Start) -> None:
 def jobs(tiny: Path, ended: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Every case and how it went on, and the run above, gone on with, beside one that nobody ended."""
     folder = tmp_path_factory.mktemp("asked")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (folder / "recipe.yaml").write_text(RECIPE)
     shared = {"recipe": str(folder / "recipe.yaml"), "config": str(CONFIG)}
     todo = []
     for name, (requests, end, _) in CASES.items():

@@ -6,18 +6,16 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
-from ranks import run_ranks
+from ranks import RECIPE, job, run_of, train_jobs
 from safetensors.torch import load_file, save_file
 
 from rankdrift import files
-from rankdrift.layout import RunLayout, steps_in
+from rankdrift.layout import steps_in
 from rankdrift.models.base import resolve
 from rankdrift.training.checkpointing import predicted_bytes
 from rankdrift.zero_checkpoint.manifest import Manifest
@@ -25,49 +23,20 @@ from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 pytestmark = pytest.mark.distributed
 
-HERE = Path(__file__).resolve().parent
-WORKER = HERE / "train_worker.py"
 STEPS = 10
-RECIPE: dict[str, Any] = {
-    "model": {"name": "tiny"},
-    "data": {"tasks": ["topic"], "train_limit": 60, "validation_limit": 12},
-    "method": {"name": "full"},
-    "training": {
-        "steps": STEPS,
-        "global_batch": 8,
-        "micro_batch": 2,
-        "warmup_steps": 2,
-        "learning_rate": 2e-3,
-        "weight_decay": 0.01,
-        "clip": 0.5,
-        "eval_rows": 5,  # on two ranks the second has a batch fewer
-        "save_every": 5,
-        "probe_every": 1,
-        "precision": "fp32",
-    },
+TRAINING = {
+    "steps": STEPS,
+    "global_batch": 8,
+    "micro_batch": 2,
+    "warmup_steps": 2,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.01,
+    "clip": 0.5,
+    "eval_rows": 5,  # on two ranks the second has a batch fewer
+    "save_every": 5,
+    "probe_every": 1,
+    "precision": "fp32",
 }
-
-
-def job(
-    root: Path, folder: Path, name: str, stage: int | str, *overrides: str, **more: Any
-) -> dict[str, Any]:
-    return {
-        "recipe": str(folder / "recipe.yaml"),
-        "config": str(root / "ds_configs" / f"zero{stage}.json"),
-        "overrides": [f"output={folder}", "study=s", f"arm={name}", *overrides],
-        **more,
-    }
-
-
-def train_all(folder: Path, ranks: int, jobs: list[dict[str, Any]]) -> None:
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    listed = folder / f"jobs-{ranks}.json"
-    listed.write_text(json.dumps(jobs))
-    run_ranks(ranks, WORKER, str(listed))
-
-
-def run_of(folder: Path, name: str) -> RunLayout:
-    return RunLayout(folder / "s" / "runs" / f"{name}-seed42")
 
 
 def column(folder: Path, name: str, key: str, split: str = "train") -> np.ndarray:
@@ -95,60 +64,53 @@ def saved_in_bf16(base: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     stages = range(4)
-    two = [job(root, folder, f"full-z{s}-r2", s) for s in stages]
-    two += [job(root, folder, f"full-z{s}-r2", f"{s[0]}_offload") for s in ("2o", "3o")]
-    two += [job(root, folder, f"full-z{s}-bf16", s, "training.precision=bf16") for s in stages]
+    two = [job(folder, f"full-z{s}-r2", s) for s in stages]
+    two += [job(folder, f"full-z{s}-r2", f"{s[0]}_offload") for s in ("2o", "3o")]
+    two += [job(folder, f"full-z{s}-bf16", s, "training.precision=bf16") for s in stages]
     # with this DeepSpeed uses yet another optimizer at stage 1, which adds gradients up in bf16
     accumulated = folder / "bf16-bf16.json"
     types = {"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16"}
     accumulated.write_text(json.dumps({"zero_optimization": {"stage": 1}, **types}))
-    two += [job(root, folder, "full-z1-acc16", 1, "training.precision=bf16", config=str(accumulated))]
-    two += [job(root, folder, f"lora-z{s}-r2", s, *LORA[:2]) for s in stages]
-    two += [job(root, folder, "dropout", 2, *LORA)]
-    two += [job(root, folder, "killed", 2, *LORA, stop_at=5), job(root, folder, "killed", 2, *LORA)]
+    two += [job(folder, "full-z1-acc16", accumulated, "training.precision=bf16")]
+    two += [job(folder, f"lora-z{s}-r2", s, *LORA[:2]) for s in stages]
+    two += [job(folder, "dropout", 2, *LORA)]
+    two += [job(folder, "killed", 2, *LORA, stop_at=5), job(folder, "killed", 2, *LORA)]
     # here steps 6 to 10 are logged, and lost with their checkpoint
-    two += [job(root, folder, "lost", 2, *LORA, stop_at=10, saved=False), job(root, folder, "lost", 2, *LORA)]
+    two += [job(folder, "lost", 2, *LORA, stop_at=10, saved=False), job(folder, "lost", 2, *LORA)]
     # the log of steps 6 to 10 is not what the run repeats: refused twice, then told to go on
-    two += [job(root, folder, "forged", 2, *LORA, stop_at=10, saved=False)]
-    two += [job(root, folder, "forged", 2, *LORA, forged=6, refused="first.txt")]
-    two += [job(root, folder, "forged", 2, *LORA, refused="second.txt")]
-    two += [job(root, folder, "forged", 2, *LORA, forget=True)]
-    keep = [
-        "training.save_every=2",
-        "training.save_steps=[3]",
-        "training.keep_last=1",
-        "training.keep_best=1",
-    ]
-    two += [job(root, folder, "kept", 2, *keep)]
+    two += [job(folder, "forged", 2, *LORA, stop_at=10, saved=False)]
+    two += [job(folder, "forged", 2, *LORA, forged=6, refused="first.txt")]
+    two += [job(folder, "forged", 2, *LORA, refused="second.txt")]
+    two += [job(folder, "forged", 2, *LORA, forget=True)]
+    keep = ["training.keep_last=1", "training.keep_best=1"]
+    two += [job(folder, "kept", 2, "training.save_every=2", "training.save_steps=[3]", *keep)]
     both = ["data.tasks=[topic,describe]", "training.steps=2", "training.warmup_steps=0"]
-    two += [job(root, folder, f"mixed-z{s}", s, *both, "training.save_every=null") for s in (0, 3)]
-    two += [job(root, folder, f"classifier-z{s}", s, "model.head=classifier") for s in (2, 3)]
+    two += [job(folder, f"mixed-z{s}", s, *both, "training.save_every=null") for s in (0, 3)]
+    two += [job(folder, f"classifier-z{s}", s, "model.head=classifier") for s in (2, 3)]
     still = ["training.learning_rate=1e-30", "training.weight_decay=0", "training.precision=bf16"]
     still += ["training.steps=1", "training.warmup_steps=0", "training.save_every=1"]
-    two += [job(root, folder, f"still-z{s}", s, *still, states=True) for s in (1, 2, 3)]
-    two += [job(root, folder, f"still-z{s[0]}o", s, *still, states=True) for s in ("2_offload", "3_offload")]
+    two += [job(folder, f"still-z{s}", s, *still, states=True) for s in (1, 2, 3)]
+    two += [job(folder, f"still-z{s[0]}o", s, *still, states=True) for s in ("2_offload", "3_offload")]
     halved = saved_in_bf16(tiny, folder / "halved")
     for s in (2, 3):
         brief_full = [f"model.name={halved}", "training.steps=3", "training.save_every=null"]
-        two += [job(root, folder, f"halved-z{s}", s, *brief_full)]
-        two += [job(root, folder, f"halved-lora-z{s}", s, *brief_full, *LORA[:2])]
-        two += [job(root, folder, f"halved-bf16-z{s}", s, *brief_full, "training.precision=bf16")]
-    one = [job(root, folder, f"full-z{s}-r1", s) for s in (0, 2)]
-    one += [job(root, folder, "six-z0-r1", 0, *SIX)]
+        two += [job(folder, f"halved-z{s}", s, *brief_full)]
+        two += [job(folder, f"halved-lora-z{s}", s, *brief_full, *LORA[:2])]
+        two += [job(folder, f"halved-bf16-z{s}", s, *brief_full, "training.precision=bf16")]
+    one = [job(folder, f"full-z{s}-r1", s) for s in (0, 2)]
+    one += [job(folder, "six-z0-r1", 0, *SIX)]
     brief = ["training.steps=1", "training.warmup_steps=0", "training.save_every=null"]
-    one += [job(root, folder, "slow-probe", 2, *brief, slow_probe=SLOW)]
-    one += [job(root, folder, "micro64-fp32", 2, *MICRO_64, states=True)]
+    one += [job(folder, "slow-probe", 2, *brief, slow_probe=SLOW)]
+    one += [job(folder, "micro64-fp32", 2, *MICRO_64, states=True)]
     bf16 = [*MICRO_64, "training.precision=bf16"]
-    one += [job(root, folder, f"micro64-z{s}", s, *bf16, states=True) for s in (1, 2, 3)]
-    one += [job(root, folder, "micro64-acc16", 1, *bf16, states=True, config=str(accumulated))]
+    one += [job(folder, f"micro64-z{s}", s, *bf16, states=True) for s in (1, 2, 3)]
+    one += [job(folder, "micro64-acc16", accumulated, *bf16, states=True)]
     # no parameter's size is a multiple of three, so that shards are padded and cut inside parameters
-    three = [job(root, folder, f"six-z{s}-r3", s, *SIX) for s in range(4)]
-    train_all(folder, 2, two)
-    train_all(folder, 1, one)
-    train_all(folder, 3, three)
+    three = [job(folder, f"six-z{s}-r3", s, *SIX) for s in range(4)]
+    train_jobs(folder, RECIPE | {"training": TRAINING}, [(2, two), (1, one), (3, three)])
     return folder
 
 
@@ -175,7 +137,7 @@ def test_losses_do_not_depend_on_stage_ranks_and_accumulation(runs: Path, name: 
 def test_gradient_norm_before_clipping_is_the_same_everywhere(runs: Path, name: str) -> None:
     norms = column(runs, name, "gradient_norm")
     np.testing.assert_allclose(norms, column(runs, REFERENCE, "gradient_norm"), rtol=1e-4)
-    assert (norms > RECIPE["training"]["clip"]).any(), "the test means nothing unless something is clipped"
+    assert (norms > TRAINING["clip"]).any(), "the test means nothing unless something is clipped"
 
 
 @pytest.mark.parametrize("place", ["z1", "z2", "z3", "z2o", "z3o"])

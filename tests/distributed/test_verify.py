@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pickletools
 import random
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from ranks import run_ranks
+from ranks import RECIPE, job, run_of, train_jobs
 
 from rankdrift.errors import IntegrityError
 from rankdrift.export.consolidate import Options, consolidate_run
@@ -22,47 +19,27 @@ from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 pytestmark = pytest.mark.distributed
 
-HERE = Path(__file__).resolve().parent
-RECIPE: dict[str, Any] = {
-    "model": {"name": "tiny"},
-    "data": {"tasks": ["topic"], "train_limit": 60, "validation_limit": 12},
-    "method": {"name": "full"},
-    "training": {
-        "steps": 4,
-        "global_batch": 4,
-        "micro_batch": 2,
-        "learning_rate": 2e-3,
-        "weight_decay": 0.01,
-        "eval_rows": 4,
-        "save_every": 2,
-        "precision": "fp32",
-    },
+TRAINING = {
+    **{"steps": 4, "global_batch": 4, "micro_batch": 2, "learning_rate": 2e-3, "weight_decay": 0.01},
+    **{"eval_rows": 4, "save_every": 2, "precision": "fp32"},
 }
-RUNS = {
+LORA, BF16 = ["method.name=lora", "method.targets=both"], "training.precision=bf16"
+RUNS: dict[str, tuple[int, list[str]]] = {
     "full-0": (0, []),
     "full-2": (2, []),
-    "full-3-bf16": (3, ["training.precision=bf16"]),
-    "lora-2-bf16": (2, ["method.name=lora", "method.targets=both", "training.precision=bf16"]),
-    "lora-3": (3, ["method.name=lora", "method.targets=both"]),
+    "full-3-bf16": (3, [BF16]),
+    "lora-2-bf16": (2, [*LORA, BF16]),
+    "lora-3": (3, LORA),
 }
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, root: Path, tiny: Path) -> dict[str, RunLayout]:
+def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunLayout]:
     """Every run, trained on two ranks and exported."""
     folder = tmp_path_factory.mktemp("verify")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    jobs = [
-        {
-            "recipe": str(folder / "recipe.yaml"),
-            "config": str(root / "ds_configs" / f"zero{stage}.json"),
-            "overrides": [f"output={folder}", "study=s", f"arm={name}", *overrides],
-        }
-        for name, (stage, overrides) in RUNS.items()
-    ]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks(2, HERE / "train_worker.py", str(folder / "jobs.json"))
-    return {name: RunLayout(folder / "s" / "runs" / f"{name}-seed42") for name in RUNS}
+    jobs = [job(folder, name, stage, *overrides) for name, (stage, overrides) in RUNS.items()]
+    train_jobs(folder, RECIPE | {"training": TRAINING}, [(2, jobs)])
+    return {name: run_of(folder, name) for name in RUNS}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -89,9 +66,8 @@ def names_in(path: Path) -> set[tuple[str, str]]:
 
 
 def test_the_stand_ins_are_for_the_classes_that_checkpoints_contain(runs: dict[str, RunLayout]) -> None:
-    found = {
-        name for run in runs.values() for path in run.checkpoints.rglob("*.pt") for name in names_in(path)
-    }
+    paths = [path for run in runs.values() for path in run.checkpoints.rglob("*.pt")]
+    found = set().union(*map(names_in, paths))
     stand_ins = {name for _, name in torch_file._STAND_INS}
     of_deepspeed = {f"{module}.{name}" for module, name in found if module.startswith("deepspeed")}
     of_fp16 = {"deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"}  # not trained on a CPU

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
-from ranks import run_ranks
+from ranks import RECIPE, job, train_jobs
 
 from rankdrift import registry
 from rankdrift.cli.main import main
@@ -17,20 +15,12 @@ from rankdrift.layout import StudyLayout
 
 pytestmark = pytest.mark.distributed
 
-HERE = Path(__file__).resolve().parent
-RECIPE = {
-    "model": {"name": "tiny"},
+STUDY = RECIPE | {
     "data": {"tasks": ["topic"], "train_limit": 16, "validation_limit": 8},
     "analysis": {"drift": {"rows": 6}, "workers": 1},
     "training": {
-        "steps": 2,
-        "global_batch": 4,
-        "micro_batch": 2,
-        "warmup_steps": 1,
-        "learning_rate": 5e-3,
-        "eval_rows": 2,
-        "save_every": 1,
-        "precision": "fp32",
+        **{"steps": 2, "global_batch": 4, "micro_batch": 2, "warmup_steps": 1, "learning_rate": 5e-3},
+        **{"eval_rows": 2, "save_every": 1, "precision": "fp32"},
     },
 }
 LORA = ["method.name=lora", "method.rank=4"]
@@ -41,27 +31,17 @@ ARMS: dict[str, tuple[int, list[str]]] = {
     "lora-z3-classifier": (3, [*LORA, "model.head=classifier"]),  # its head is saved whole
 }
 MEASURED = ("svd_analysis_results", "singular_values", "drift_metrics")
-TABLES = sorted(
-    table for name in registry.names("analysis") for table in registry.load("analysis", name).tables
-)
+ANALYSES = [registry.load("analysis", name) for name in registry.names("analysis")]
+TABLES = sorted(table for analysis in ANALYSES for table in analysis.tables)
 Tables = dict[str, pd.DataFrame]
 
 
 @pytest.fixture(scope="module")
-def study(root: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyLayout:
+def study(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyLayout:
     """Four runs on two ranks, two steps each."""
     folder = tmp_path_factory.mktemp("virtual")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    jobs = [
-        {
-            "recipe": str(folder / "recipe.yaml"),
-            "config": str(root / "ds_configs" / f"zero{stage}.json"),
-            "overrides": [f"output={folder}", "study=s", f"arm={arm}", *overrides],
-        }
-        for arm, (stage, overrides) in ARMS.items()
-    ]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks(2, HERE / "train_worker.py", str(folder / "jobs.json"))
+    jobs = [job(folder, arm, stage, *overrides) for arm, (stage, overrides) in ARMS.items()]
+    train_jobs(folder, STUDY, [(2, jobs)])
     return StudyLayout(folder / "s")
 
 
@@ -72,7 +52,11 @@ def analysed(study: StudyLayout, source: str) -> Tables:
 
 @pytest.fixture(scope="module")
 def from_checkpoints(study: StudyLayout) -> Tables:
-    return analysed(study, "checkpoints")
+    """The tables, and the runs left as they were."""
+    before = {path: path.stat().st_mtime_ns for path in study.runs.rglob("*")}
+    tables = analysed(study, "checkpoints")
+    assert {path: path.stat().st_mtime_ns for path in study.runs.rglob("*")} == before
+    return tables
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +75,8 @@ def test_tables_are_the_same(from_checkpoints: Tables, from_exports: Tables, nam
 def test_tables_hold_every_step_of_every_run(from_checkpoints: Tables, name: str) -> None:
     rows = from_checkpoints[name]
     tuned = rows[rows["run"] != "base"]
-    assert set(zip(tuned["run"], tuned["step"], strict=True)) == {
-        (f"{arm}-seed42", step) for arm in ARMS for step in (1, 2)
-    }
+    expected = {(f"{arm}-seed42", step) for arm in ARMS for step in (1, 2)}
+    assert set(zip(tuned["run"], tuned["step"], strict=True)) == expected
 
 
 def test_every_run_moved(from_checkpoints: Tables) -> None:
@@ -102,17 +85,13 @@ def test_every_run_moved(from_checkpoints: Tables) -> None:
     assert (norms > 0).all()
 
 
-def test_by_default_nothing_is_measured_again_once_there_are_exports(
-    study: StudyLayout, from_exports: Tables
-) -> None:
+def test_nothing_is_measured_again_once_there_are_exports(study: StudyLayout, from_exports: Tables) -> None:
     parts = {path: path.stat().st_mtime_ns for path in study.tables.rglob("*.parquet")}
     analysed(study, "auto")
     assert {path: path.stat().st_mtime_ns for path in study.tables.rglob("*.parquet")} == parts
 
 
-def test_checkpoints_may_be_named_one_by_one(
-    study: StudyLayout, from_exports: Tables, tmp_path: Path
-) -> None:
+def test_checkpoints_may_be_named(study: StudyLayout, from_exports: Tables, tmp_path: Path) -> None:
     runs = ["full-z2-seed42", "lora-z2-seed42"]
     tuned = [argument for run in runs for argument in ("--tuned", str(study.run(run).checkpoint(2)))]
     assert main(["analyze", "spectra", "--base", "tiny", *tuned, "--output", str(tmp_path)]) == 0

@@ -18,7 +18,6 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import sys
 import time
 import traceback
@@ -28,6 +27,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from ranks import free_port
 
 from rankdrift import files
 from rankdrift.cli.main import leave
@@ -155,10 +155,9 @@ def train(jobs: list[dict[str, Any]]) -> None:
 
 def fork_ranks(ranks: int, jobs: list[dict[str, Any]]) -> None:
     """Train every job's run on so many forked processes; exit where one fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    # LOCAL_SIZE as the launcher sets it: else DeepSpeed opens no shared memory
+    shared |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"), ranks)
     for rank in range(ranks):
         if os.fork() == 0:
             here = shared | {"RANK": rank, "LOCAL_RANK": rank}

@@ -65,9 +65,7 @@ def test_a_fingerprint_changes_with_contents_and_names(tmp_path: Path) -> None:
     assert len({before, changed, files.fingerprint(tmp_path)}) == 3
 
 
-def test_a_digest_of_contents_knows_neither_place_nor_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_digest_knows_neither_place_nor_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANKDRIFT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "f").write_text("abc")
@@ -94,9 +92,8 @@ def test_what_was_read_once_is_not_read_again(tmp_path: Path, monkeypatch: pytes
 def test_a_long_table_is_what_its_frames_are_together(tmp_path: Path) -> None:
     frames = [pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), pd.DataFrame({"a": [3], "b": ["z"]})]
     files.write_long_table(tmp_path / "t.parquet", iter(frames), {"analysis": "x"})
-    pd.testing.assert_frame_equal(
-        files.read_table(tmp_path / "t.parquet"), pd.concat(frames, ignore_index=True)
-    )
+    found = files.read_table(tmp_path / "t.parquet")
+    pd.testing.assert_frame_equal(found, pd.concat(frames, ignore_index=True))
     assert files.read_json(tmp_path / "t.meta.json")["rows"] == 3
 
 

@@ -12,441 +12,305 @@ import pytest
 from rankdrift.analysis.comparisons.comparisons import learning_forgetting
 from rankdrift.analysis.sources.checkpoint_summary import checkpoint_summaries
 
-Tables = dict[str, pd.DataFrame]
+Frame = pd.DataFrame
+Tables = dict[str, Frame]
 Who = tuple[str, int, int]
 """Method, rank, seed."""
 Row = dict[str, object]
+BASE = ("base", 0, 0)
+IDENTITY = ["run", "method", "rank", "tasks", "seed", "step"]
 TASKS = ("topic", "entailment", "general_text")
 """Whose gradients are taken."""
 EDITS = ("intruders", "neighbours", "random", "shrunk", "rescaled")
-PREDICTORS = (
-    "kl_from_base",
-    "relative_update_norm",
-    "sigma1_ratio",
-    "intruders_left",
-    "intruder_energy_left",
-    "drift",
-)
-MODULES = {
-    "q_proj": (64, 64),
-    "k_proj": (16, 64),
-    "v_proj": (16, 64),
-    "o_proj": (64, 64),
-    "gate_proj": (96, 64),
-    "up_proj": (96, 64),
-    "down_proj": (64, 96),
-}
-RANKS = (
-    "threshold_rank",
-    "numerical_rank",
-    "entropy_rank",
-    "energy_entropy_rank",
-    "stable_rank",
-    "participation_ratio",
-)
+PREDICTORS = ("kl_from_base", "relative_update_norm", "sigma1_ratio")
+PREDICTORS += ("intruders_left", "intruder_energy_left", "drift")
+MODULES = {"q_proj": (64, 64), "k_proj": (16, 64), "v_proj": (16, 64), "o_proj": (64, 64)}
+MODULES |= {"gate_proj": (96, 64), "up_proj": (96, 64), "down_proj": (64, 96)}
+RANKS = ("threshold_rank", "numerical_rank", "entropy_rank", "energy_entropy_rank", "stable_rank")
+RANKS += ("participation_ratio", "e90_energy", "e95_energy", "e90_nuclear", "e95_nuclear")
 REPRESENTATIONS = {"mean": 1, "last_token": 2, "token": 3}
 """Representation -> how much more it drifts than the mean."""
-ENERGIES = ("e90_energy", "e95_energy", "e90_nuclear", "e95_nuclear")
+SIDES = ("left", "right")
 
 
-def run_name(method: str, rank: int, seed: int) -> str:
-    arm = "full" if method == "full" else f"lora-r{rank}"
-    return f"{arm}-seed{seed}"
+def arm_name(method: str, rank: int) -> str:
+    return f"lora-r{rank}" if method == "lora" else method
 
 
-def _identity(method: str, rank: int, seed: int, step: int) -> Row:
-    run = "base" if method == "base" else run_name(method, rank, seed)
-    return {"run": run, "method": method, "rank": rank, "tasks": "topic", "seed": seed, "step": step}
-
-
-def _training(who: Who, last: int, generator: np.random.Generator) -> list[Row]:
-    rows = []
-    for step in range(1, last + 1):
-        shared = {"learning_rate": 5e-4 * (1 - step / last), "gradient_norm": 1 + generator.random()}
-        speed = {"tokens_per_second": 900 + 50 * generator.random(), "memory_gib": 2.5}
-        loss = 0.3 + 2.2 * np.exp(-3 * step / last)
-        rows.append(
-            {
-                **_identity(*who, step),
-                "split": "train",
-                "loss": loss + 0.1 * generator.random(),
-                **shared,
-                **speed,
-            }
+def _points(runs: Sequence[Who], steps: Sequence[int]) -> Frame:
+    """Return a row a run and step: its identity, and the share of all steps that it has made."""
+    rows = [
+        (
+            "base" if method == "base" else f"{arm_name(method, rank)}-seed{seed}",
+            method,
+            rank,
+            "topic",
+            seed,
+            s,
         )
-        if step % max(last // 6, 1) == 0:
-            rows.append({**_identity(*who, step), "split": "validation", "loss": loss + 0.05})
-    return rows
-
-
-def _performance(who: Who, step: int, progress: float) -> list[Row]:
-    identity = _identity(*who, step)
-    accuracy = 0.42 + 0.45 * progress
-    drop = (0.05 if who[0] == "full" else 0.02) * progress
-    values = [
-        ("topic", "accuracy", accuracy, (accuracy * (1 - accuracy) / 400) ** 0.5, 400, True),
-        ("general_text", "nll", 3.1 + drop, 0.05, 48, False),
-        ("general_text", "perplexity", float(np.exp(3.1 + drop)), np.nan, 48, False),
-        ("general_text", "kl_from_base", 1.4 * drop, 0.1 * drop, 48, False),
-        ("general_text", "top1_agreement", 1 - drop, 0.01, 48, True),
+        for method, rank, seed in runs
+        for s in steps
     ]
-    names = ("task", "metric", "value", "stderr", "n", "higher_is_better")
-    return [{**identity, **dict(zip(names, value, strict=True))} for value in values]
+    return Frame(rows, columns=IDENTITY).assign(progress=lambda t: t["step"] / max(steps[-1], 1))
 
 
-def _spectrum(who: Who, step: int, progress: float, layer: int, module: str) -> Row:
-    rows, columns = MODULES[module]
-    small = min(rows, columns)
-    bound = min(small, who[1]) if who[1] else small
-    size = (0.004 if who[0] == "full" else 0.02) * progress * (1 + 0.3 * np.sin(layer))
-    row = {**_identity(*who, step), "layer": layer, "module": module, "rows": rows, "columns": columns}
-    row |= {"update_rows": rows, "update_columns": columns}
-    for matrix, norm, rank in (
-        ("base", 8.0, 0.7 * small),
-        ("tuned", 8.0, 0.7 * small),
-        ("update", 8 * size, 0.6 * bound),
-    ):
-        row |= {
-            f"{matrix}_norm": norm,
-            f"{matrix}_sigma1": norm / 3,
-            f"{matrix}_nuclear_norm": norm * small**0.5,
-        }
-        row |= {f"{matrix}_{name}": rank for name in (*RANKS, *ENERGIES)}
+def _crossed(points: Frame, **values: Sequence[object]) -> Frame:
+    """Return every row with every combination of the values, the last of which varies fastest."""
+    return points.merge(Frame(itertools.product(*values.values()), columns=list(values)), how="cross")
+
+
+def _each(points: Frame, names: str, *rows: tuple[object, ...]) -> Frame:
+    """Return every row with each of the rows of values."""
+    return points.merge(Frame(rows, columns=names.split()), how="cross")
+
+
+def _matrices(points: Frame, layers: int, **values: Sequence[object]) -> Frame:
+    return _crossed(points, layer=range(layers), module=list(MODULES), **values)
+
+
+def _training(points: Frame, last: int, generator: np.random.Generator) -> Frame:
+    """Of every step; evaluated six times."""
+    loss = 0.3 + 2.2 * np.exp(-3 * points["progress"])
+    drawn = generator.random((3, len(points)))
+    train = points.assign(split="train", loss=loss + 0.1 * drawn[0])
+    train["learning_rate"] = 5e-4 * (1 - points["progress"])
+    train["gradient_norm"], train["tokens_per_second"] = 1 + drawn[1], 900 + 50 * drawn[2]
+    validation = points.assign(split="validation", loss=loss + 0.05)
+    every = points["step"] % max(last // 6, 1) == 0
+    return pd.concat([train.assign(memory_gib=2.5), validation[every]]).sort_index(kind="stable")
+
+
+def _performance(points: Frame) -> Frame:
+    """Accuracy .42 + .45 progress; full forgets .05 nats, others .02."""
+    table = _each(
+        points,
+        "task metric n higher_is_better",
+        ("topic", "accuracy", 400, True),
+        ("general_text", "nll", 48, False),
+        ("general_text", "perplexity", 48, False),
+        ("general_text", "kl_from_base", 48, False),
+        ("general_text", "top1_agreement", 48, True),
+    )
+    accuracy = 0.42 + 0.45 * points["progress"]
+    drop = np.where(points["method"] == "full", 0.05, 0.02) * points["progress"]
+    values = [accuracy, 3.1 + drop, np.exp(3.1 + drop), 1.4 * drop, 1 - drop]
+    errors = [
+        (accuracy * (1 - accuracy) / 400) ** 0.5,
+        0.05 + 0 * drop,
+        np.nan + drop,
+        0.1 * drop,
+        0.01 + 0 * drop,
+    ]
+    return table.assign(value=np.column_stack(values).ravel(), stderr=np.column_stack(errors).ravel())
+
+
+def _spectra(points: Frame, layers: int) -> Frame:
+    table = _matrices(points, layers)
+    shapes = np.array([MODULES[module] for module in table["module"]])
+    small, lora = shapes.min(axis=1), table["method"] == "lora"
+    bound = np.where(lora, np.minimum(small, table["rank"]), small)
+    size = np.where(lora, 0.02, 0.004) * table["progress"] * (1 + 0.3 * np.sin(table["layer"]))
+    columns = dict(zip(("rows", "columns"), shapes.T, strict=True))
+    columns |= {f"update_{name}": values for name, values in columns.items()}
+    ranks = {"base": (8.0, 0.7 * small), "tuned": (8.0, 0.7 * small), "update": (8 * size, 0.6 * bound)}
+    for matrix, (norm, rank) in ranks.items():
+        columns |= {f"{matrix}_norm": norm, f"{matrix}_sigma1": norm / 3}
+        columns |= {f"{matrix}_nuclear_norm": norm * small**0.5, **{f"{matrix}_{r}": rank for r in RANKS}}
         if matrix != "base":
-            row |= {
-                f"{matrix}_{name}_null": 0.8 * (bound if matrix == "update" else small)
-                for name in (*RANKS, *ENERGIES)
-            }
-    intruding = who[0] == "lora" and layer % 3 == 0
-    row |= {"relative_update_norm": size, "sigma1_ratio": 1.5 * size, "spearman_sigma": 1 - size / 100}
-    row |= {f"angle_{side}_{kind}": 4 * size for side in ("left", "right") for kind in ("mean", "max")}
-    row |= {"overlap_left": 1 - size, "overlap_right": 1 - size, "overlap_random": 10 / 64}
-    row |= {f"intruders_{side}": int(intruding) for side in ("left", "right")}
-    row |= {f"intruder_energy_{side}": 0.05 * intruding for side in ("left", "right")}
-    return row | {"bf16_floor_ratio": size / 0.0017}
+            null = 0.8 * (bound if matrix == "update" else small)
+            columns |= {f"{matrix}_{name}_null": null for name in RANKS}
+    intruding = lora & (table["layer"] % 3 == 0)
+    columns |= {"relative_update_norm": size, "sigma1_ratio": 1.5 * size, "spearman_sigma": 1 - size / 100}
+    columns |= {f"angle_{side}_{kind}": 4 * size for side in SIDES for kind in ("mean", "max")}
+    columns |= {"overlap_left": 1 - size, "overlap_right": 1 - size, "overlap_random": 10 / 64}
+    columns |= {f"intruders_{side}": intruding.astype(int) for side in SIDES}
+    columns |= {f"intruder_energy_{side}": 0.05 * intruding for side in SIDES}
+    return table.assign(**columns, bf16_floor_ratio=size / 0.0017)
 
 
-def _sigmas(who: Who, step: int, layer: int, module: str, matrix: str) -> Row:
-    small = min(MODULES[module])
-    count = min(small, who[1]) if matrix == "update" and who[1] else small
-    return {
-        **_identity(*who, step),
-        "layer": layer,
-        "module": module,
-        "matrix": matrix,
-        "index": range(count),
-    }
-
-
-def _singular_values(rows: list[Row]) -> pd.DataFrame:
-    table = pd.DataFrame(rows).explode("index", ignore_index=True).astype({"index": int})
+def _singular_values(points: Frame, layers: int) -> Frame:
+    base = _matrices(_points([BASE], [0]), layers, matrix=["base"])
+    table = pd.concat([base, _matrices(points, layers, matrix=["tuned", "update"])], ignore_index=True)
+    small = table["module"].map(lambda module: min(MODULES[module]))
+    bounded = (table["matrix"] == "update") & (table["method"] == "lora")
+    table["index"] = [range(n) for n in np.where(bounded, np.minimum(small, table["rank"]), small)]
+    table = table.explode("index", ignore_index=True).astype({"index": int})
     scale = table["matrix"].map({"base": 3.0, "tuned": 3.001, "update": 0.05})
     return table.assign(sigma=scale * (1 + table["index"]) ** -0.6)
 
 
-def _drift(
-    who: Who, step: int, progress: float, layers: int, representations: Sequence[str]
-) -> Iterator[Row]:
-    size = 0.06 if who[0] == "full" else 0.02
-    for layer, representation in itertools.product(range(layers + 1), representations):
-        change = size * progress * (layer / layers) ** 2 * REPRESENTATIONS[representation]
-        values = {"cka": 1 - change, "cka_stderr": change / 8, "cka_biased": 1 - change / 2}
-        values |= {
-            "cosine": 1 - change / 5,
-            "cosine_centered": 1 - change / 2,
-            "relative_l2": change**0.5,
-            "n": 64,
-        }
-        for features in ("all", "without_top") if len(representations) > 1 else ("all",):
-            place = {"layer": layer, "representation": representation, "features": features}
-            yield {**_identity(*who, step), **place, **values}
+def _drift(points: Frame, layers: int, names: Sequence[str]) -> Frame:
+    features = ("all", "without_top") if len(names) > 1 else ("all",)
+    table = _crossed(points, layer=range(layers + 1), representation=names, features=features)
+    size = np.where(table["method"] == "full", 0.06, 0.02) * table["progress"]
+    change = size * (table["layer"] / layers) ** 2 * table["representation"].map(REPRESENTATIONS)
+    values = {"cka": 1 - change, "cka_stderr": change / 8, "cka_biased": 1 - change / 2, "n": 64}
+    values |= {"cosine": 1 - change / 5, "cosine_centered": 1 - change / 2, "relative_l2": change**0.5}
+    return table.assign(**values)
 
 
-def _gradients(who: Who, step: int, layers: int, generator: np.random.Generator) -> list[Row]:
-    factors = ("A", "B") if who[0] == "lora" else ("",)
-    groups = ("attention", "mlp") if who[0] == "lora" else ("attention", "mlp", "embed", "norm")
-    places = [("layer", layer, "") for layer in range(layers)] + [("group", -1, group) for group in groups]
-    rows = []
-    for level, layer, group in [*places, ("global", -1, "")]:
-        for factor in factors:
-            place = {"level": level, "layer": layer, "group": group, "factor": factor, "numel": 4096}
-            size = 0.1 + 0.2 * generator.random()
-            values = {
-                "l2_norm": size,
-                "mean_abs": size / 80,
-                "std": size / 64,
-                "zero_fraction": 0.001 * (factor == "A"),
-            }
-            rows.append({**_identity(*who, step), **place, **values})
-    return rows
+def _gradients(points: Frame, layers: int, generator: np.random.Generator) -> Frame:
+    tables = []
+    for method, rows in points.groupby("method"):
+        groups = ("attention", "mlp") if method == "lora" else ("attention", "mlp", "embed", "norm")
+        places = [("layer", n, "") for n in range(layers)] + [("group", -1, group) for group in groups]
+        table = _each(rows, "level layer group", *places, ("global", -1, ""))
+        tables.append(_crossed(table, factor=("A", "B") if method == "lora" else ("",)))
+    table = pd.concat(tables, ignore_index=True).assign(numel=4096)
+    size = 0.1 + 0.2 * generator.random(len(table))
+    zeros = 0.001 * (table["factor"] == "A")
+    return table.assign(l2_norm=size, mean_abs=size / 80, std=size / 64, zero_fraction=zeros)
 
 
-def comparison_tables(runs: Sequence[Who], steps: Sequence[int], layers: int) -> Tables:
-    """The tables of subspaces, layer pairs, task gradients, edited models and comparisons of runs."""
-    points = [(who, step, step / steps[-1]) for who in runs for step in steps]
-    frames = {
-        "intruder_dimensions": [row for point in points for row in _intruder_grid(*point, layers)],
-        "subspace_drift": [row for point in points for row in _subspaces(*point, layers)],
-        "layer_similarity": [row for point in points for row in _layer_pairs(*point, layers)],
-        "task_gradients": [row for point in points for row in _task_gradients(*point)],
-        "gradient_noise": [row for point in points for row in _noise(*point)],
-        "task_vectors": [
-            _task_vector(*pair, steps[-1]) for pair in itertools.combinations_with_replacement(runs, 2)
-        ],
-        "variant_scores": [row for who in runs for row in _variants(who, steps[-1])],
-        "forgetting_predictors": [_predictor(name, number) for number, name in enumerate(PREDICTORS)],
-        "item_contrasts": list(_item_contrasts(runs, steps[-1])),
-        **_of_arms(runs, steps[-1]),
-    }
-    return {name: pd.DataFrame(rows) for name, rows in frames.items()}
-
-
-def _matrices(layers: int) -> itertools.product[tuple[int, str, str]]:
-    return itertools.product(range(layers), MODULES, ("left", "right"))
-
-
-def _intruder_grid(who: Who, step: int, progress: float, layers: int) -> Iterator[Row]:
+def _intruder_grid(points: Frame, layers: int) -> Frame:
     """One intruder in every third layer of LoRA, its cosine 0.45; random directions are all intruders."""
-    for (layer, module, side), threshold, k in itertools.product(
-        _matrices(layers), (0.3, 0.5, 0.9), (1, 10, 32)
-    ):
-        count = float(who[0] == "lora" and layer % 3 == 0 and threshold > 0.45)
-        place = {"layer": layer, "module": module, "side": side, "threshold": threshold, "k": k}
-        values = {
-            "count": count,
-            "energy_share": 0.05 * count,
-            "count_random": float(k),
-            "cosine_random": 0.3,
-        }
-        yield {**_identity(*who, step), **place, **values, "reason": ""}
+    table = _matrices(points, layers, side=SIDES, threshold=(0.3, 0.5, 0.9), k=(1, 10, 32))
+    planted = (table["method"] == "lora") & (table["layer"] % 3 == 0) & (table["threshold"] > 0.45)
+    count = planted.astype(float)
+    random = {"count_random": table["k"].astype(float), "cosine_random": 0.3}
+    return table.assign(count=count, energy_share=0.05 * count, **random, reason="")
 
 
-def _subspaces(who: Who, step: int, progress: float, layers: int) -> Iterator[Row]:
-    size = (0.1 if who[0] == "full" else 0.3) * progress
-    for (layer, module, side), k in itertools.product(_matrices(layers), (1, 10, 32)):
-        drift = size * (1 + layer / layers) / 2 * (k / 32) ** 0.2
-        angles = {
-            "angle_mean": drift,
-            "angle_max": 2 * drift,
-            "overlap": 1 - drift**2,
-            "overlap_random": k / 64,
-        }
-        values = {
-            "vector_drift": drift,
-            "naive_drift": 0.68,
-            "gap": 0.1,
-            "wedin_bound": 1.0,
-            "reliable": k == 1,
-        }
-        yield {
-            **_identity(*who, step),
-            "layer": layer,
-            "module": module,
-            "side": side,
-            "k": k,
-            **angles,
-            **values,
-            "reason": "",
-        }
+def _subspaces(points: Frame, layers: int) -> Frame:
+    table = _matrices(points, layers, side=SIDES, k=(1, 10, 32))
+    size = np.where(table["method"] == "full", 0.1, 0.3) * table["progress"]
+    drift = size * (1 + table["layer"] / layers) / 2 * (table["k"] / 32) ** 0.2
+    values = {"angle_mean": drift, "angle_max": 2 * drift, "overlap": 1 - drift**2, "vector_drift": drift}
+    values |= {"overlap_random": table["k"] / 64, "naive_drift": 0.68, "gap": 0.1, "wedin_bound": 1.0}
+    return table.assign(**values, reliable=table["k"] == 1, reason="")
 
 
-def _layer_pairs(who: Who, step: int, progress: float, layers: int) -> Iterator[Row]:
-    for i, j in itertools.product(range(layers + 1), repeat=2):
-        cka = 1 - 0.8 * abs(i - j) / layers - 0.1 * progress * j / layers
-        yield {**_identity(*who, step), "base_layer": i, "tuned_layer": j, "cka": cka, "n": 64, "reason": ""}
+def _layer_pairs(points: Frame, layers: int) -> Frame:
+    table = _crossed(points, base_layer=range(layers + 1), tuned_layer=range(layers + 1))
+    i, j = table["base_layer"], table["tuned_layer"]
+    change = 0.8 * abs(i - j) + 0.1 * table["progress"] * j
+    return table.assign(cka=1 - change / layers, n=64, reason="")
 
 
-def _task_gradients(who: Who, step: int, progress: float) -> Iterator[Row]:
+def _task_gradients(points: Frame) -> Frame:
     """Corrected cosines 1 - |i - j| progress, 0.6 of them as observed, at three levels."""
-    places = [("global", -1, ""), ("group", -1, "mlp"), ("layer", 0, "")]
-    for (i, one), (j, other), (level, layer, group) in itertools.product(
-        enumerate(TASKS), enumerate(TASKS), places
-    ):
-        cosine = 1 - abs(i - j) * progress
-        place = {
-            "task": one,
-            "other_task": other,
-            "space": "weight",
-            "level": level,
-            "layer": layer,
-            "group": group,
-        }
-        values = {
-            "inner_product": cosine,
-            "inner_product_stderr": 0.05,
-            "cosine": 0.6 * cosine,
-            "cosine_corrected": cosine,
-        }
-        values |= {"cosine_corrected_stderr": 0.05 * (i != j), "conflict": cosine < 0, "n": 32, "n_other": 32}
-        values["shards"] = 8
-        yield {**_identity(*who, step), **place, "factor": "", **values, "reason": ""}
+    table = _crossed(points, task=TASKS, other_task=TASKS)
+    table = _each(table, "level layer group", ("global", -1, ""), ("group", -1, "mlp"), ("layer", 0, ""))
+    apart = abs(table["task"].map(TASKS.index) - table["other_task"].map(TASKS.index))
+    cosine = 1 - apart * table["progress"]
+    values = {"inner_product": cosine, "cosine": 0.6 * cosine, "cosine_corrected": cosine}
+    values |= {"inner_product_stderr": 0.05, "cosine_corrected_stderr": 0.05 * (apart > 0)}
+    counts = {"n": 32, "n_other": 32, "shards": 8}
+    return table.assign(space="weight", factor="", **values, conflict=cosine < 0, **counts, reason="")
 
 
-def _noise(who: Who, step: int, progress: float) -> Iterator[Row]:
+def _noise(points: Frame) -> Frame:
     """Noise scales 8 to 80 rows; that of the last task cannot be told at the last step."""
-    for task in TASKS:
-        known = task != TASKS[-1] or progress < 1
-        scale = 8 * 10**progress if known else np.nan
-        place = {"task": task, "space": "weight", "level": "global", "layer": -1, "group": "", "factor": ""}
-        values = {
-            "gradient_square": 0.1 if known else -0.1,
-            "gradient_square_stderr": 0.02,
-            "noise_trace": 0.8,
-        }
-        values |= {
-            "noise_trace_stderr": 0.1,
-            "noise_scale": scale,
-            "noise_scale_stderr": scale / 5,
-            "n": 32,
-            "shards": 8,
-        }
-        yield {**_identity(*who, step), **place, **values, "reason": "" if known else "|G|² is not above 0"}
+    table = _crossed(points, task=TASKS).assign(space="weight", level="global", layer=-1, group="", factor="")
+    known = (table["task"] != TASKS[-1]) | (table["progress"] < 1)
+    scale = np.where(known, 8 * 10 ** table["progress"], np.nan)
+    values = {"gradient_square": np.where(known, 0.1, -0.1), "gradient_square_stderr": 0.02, "n": 32}
+    values |= {"noise_trace": 0.8, "noise_trace_stderr": 0.1, "noise_scale": scale, "shards": 8}
+    reason = np.where(known, "", "|G|² is not above 0")
+    return table.assign(**values, noise_scale_stderr=scale / 5, reason=reason)
 
 
-def _task_vector(one: Who, other: Who, step: int) -> Row:
+def _task_vectors(last: Frame) -> Frame:
     """Cosine 0.5 between seeds of an arm, 0.05 between arms; a run beside itself is two steps of it."""
-    alike = one[:2] == other[:2]
-    others = {f"other_{name}": value for name, value in _identity(*other, step).items()}
-    place = {
-        "pairing": "consecutive" if one == other else "last",
-        "level": "global",
-        "layer": -1,
-        "module": "",
-    }
-    values = {
-        "matrices": 7,
-        "inner_product": 0.1,
-        "norm": 1.0,
-        "other_norm": 2.0,
-        "cosine": 0.5 if alike else 0.05,
-    }
-    signs = {"cosine_null": 1e-3, "sign_conflict": 0.2 if alike else 0.45, "sign_entries": 99}
-    return {**_identity(*one, step), **others, **place, **values, **signs, "reason": ""}
+    pairs = list(itertools.combinations_with_replacement(range(len(last)), 2))
+    one, other = (last.iloc[list(index)].reset_index(drop=True) for index in zip(*pairs, strict=True))
+    alike = (one[["method", "rank"]] == other[["method", "rank"]]).all(axis=1)
+    place = {"pairing": np.where(one["run"] == other["run"], "consecutive", "last"), "level": "global"}
+    values = {"layer": -1, "module": "", "matrices": 7, "inner_product": 0.1, "norm": 1.0, "other_norm": 2.0}
+    values |= {"cosine": np.where(alike, 0.5, 0.05), "cosine_null": 1e-3, "sign_entries": 99}
+    table = pd.concat([one, other[IDENTITY].add_prefix("other_")], axis=1)
+    return table.assign(**place, **values, sign_conflict=np.where(alike, 0.2, 0.45), reason="")
 
 
-def _variants(who: Who, step: int) -> Iterator[Row]:
+def _variants(last: Frame) -> Frame:
     """Editing intruders lowers the NLL by 0.02, every control by 0.01."""
     edits = [("intervention", arm, 0.0, -0.02 if arm == "intruders" else -0.01, -0.004) for arm in EDITS]
-    edits += [
-        ("interpolation", "interpolation", t, 0.04 * t**2 - 0.04, 0.45 * (t**0.5 - 1))
-        for t in (0.0, 0.5, 1.0)
-    ]
-    for kind, arm, at, nll, score in edits:
-        what = {"variant": f"{arm}-{at:g}", "kind": kind, "arm": arm, "at": at, "matrices": 7, "vectors": 9}
-        sizes = {"relative_edit_norm": 0.01, "relative_update_norm": 0.02}
-        sizes |= {"top_k": 10.0, "threshold": 0.5, "first_only": 0.0}
-        for task, metric, trained, change, higher in (
-            ("topic", "accuracy", 0.87, score, True),
-            ("general_text", "nll", 3.14, nll, False),
-        ):
-            ends = {"difference": change, "difference_low": change - 0.003, "difference_high": change + 0.003}
-            values = {"value": trained + change, "stderr": 0.02, "n": 400, "trained_value": trained, **ends}
-            place = {**_identity(*who, step), **what, **sizes, "task": task, "metric": metric}
-            yield {**place, **values, "higher_is_better": higher, "reason": ""}
+    line = [(t, 0.04 * t**2 - 0.04, 0.45 * (t**0.5 - 1)) for t in (0.0, 0.5, 1.0)]
+    edits += [("interpolation", "interpolation", *changes) for changes in line]
+    table = _each(last, "kind arm at nll score", *edits)
+    table["variant"] = [f"{arm}-{at:g}" for arm, at in zip(table["arm"], table["at"], strict=True)]
+    sizes = {"matrices": 7, "vectors": 9, "relative_edit_norm": 0.01, "relative_update_norm": 0.02}
+    sizes |= {"top_k": 10.0, "threshold": 0.5, "first_only": 0.0, "stderr": 0.02, "n": 400, "reason": ""}
+    measured = (("topic", "accuracy", 0.87, True), ("general_text", "nll", 3.14, False))
+    table = _each(table, "task metric trained_value higher_is_better", *measured).assign(**sizes)
+    change = np.where(table["metric"] == "nll", table.pop("nll"), table.pop("score"))
+    ends = {"difference": change, "difference_low": change - 0.003, "difference_high": change + 0.003}
+    return table.assign(value=table["trained_value"] + change, **ends)
 
 
 def _predictor(name: str, number: int) -> Row:
     rho = 0.9 - 0.1 * number
-    values = {"spearman": rho, "spearman_low": rho - 0.2, "spearman_high": rho + 0.05, "pearson_log": rho}
-    values |= {"pearson_log_low": rho - 0.2, "pearson_log_high": rho + 0.05, "r2_log": rho**2}
-    counts = {"runs": 12, "arms": 6, "checkpoints": 24, "log_checkpoints": 24}
-    return {"scope": "pooled", "points": "all", "predictor": name, **values, **counts, "reason": ""}
+    values = {"r2_log": rho**2, "runs": 12, "arms": 6, "checkpoints": 24, "log_checkpoints": 24, "reason": ""}
+    for statistic in ("spearman", "pearson_log"):
+        values |= {statistic: rho, f"{statistic}_low": rho - 0.2, f"{statistic}_high": rho + 0.05}
+    return {"scope": "pooled", "points": "all", "predictor": name, **values}
 
 
-def _item_contrasts(runs: Sequence[Who], step: int) -> Iterator[Row]:
+def _item_contrasts(last: Frame) -> Frame:
     """Accuracy 0.45 ± 0.05 above the base, 0 ± 0.02 between arms; the NLL that of `_performance` ± 0.01."""
-    rises = {who: 0.05 if who[0] == "full" else 0.02 for who in runs}
-    for who in runs:
-        yield from _over_items(who, ("base", 0, 0), step, (0.45, 0.05, 1e-9, 200), rises[who])
-    for one, other in itertools.combinations(sorted(runs), 2):
-        if one[:2] != other[:2] and one[2] == other[2]:
-            yield from _over_items(one, other, step, (0.0, 0.02, 1.0, 20), rises[one] - rises[other])
+    runs = sorted(last.itertuples(), key=lambda run: (run.method, run.rank, run.seed))
+    rises = {run.run: 0.05 if run.method == "full" else 0.02 for run in runs} | {"base": 0.0}
+    pairs = [(run, "base", 0) for run in last.itertuples()]
+    for one, other in itertools.combinations(runs, 2):
+        if (one.method, one.rank) != (other.method, other.rank) and one.seed == other.seed:
+            pairs.append((one, other.run, other.step))
+    rows = []
+    for one, other, step in pairs:
+        # of a score: difference, half its interval, p, items gained of 400; 48 windows of 12 documents
+        middle, half, p_value, gained = (0.45, 0.05, 1e-9, 200) if other == "base" else (0.0, 0.02, 1.0, 20)
+        place = ("base" if other == "base" else "arms", one.run, one.step, one.seed, other, step)
+        ends, right = (middle, middle - half, middle + half), (gained, gained - round(400 * middle), p_value)
+        rows.append((*place, "topic", "accuracy", 400, 400, *ends, *right, ""))
+        nll = rises[one.run] - rises[other]
+        nothing = (np.nan, np.nan, np.nan, "")
+        rows.append((*place, "general_text", "nll", 48, 12, nll, nll - 0.01, nll + 0.01, *nothing))
+    names = "contrast run step seed other_run other_step task metric items resampled difference low high"
+    return Frame(rows, columns=[*names.split(), "gained", "lost", "mcnemar_p", "reason"])
 
 
-def _over_items(
-    one: Who, other: Who, step: int, score: tuple[float, float, float, int], nll: float
-) -> Iterator[Row]:
-    """Of a score: difference, half its interval, p, items gained of 400; 48 windows of 12 documents."""
-    difference, half, p_value, gained = score
-    of_base = other[0] == "base"
-    place = {"contrast": "base" if of_base else "arms", "run": run_name(*one), "step": step, "seed": one[2]}
-    place |= {"other_run": "base" if of_base else run_name(*other), "other_step": 0 if of_base else step}
-    counts = {"gained": gained, "lost": gained - round(400 * difference), "mcnemar_p": p_value}
-    for task, metric, items, resampled, middle, reach, right in (
-        ("topic", "accuracy", 400, 400, difference, half, counts),
-        ("general_text", "nll", 48, 12, nll, 0.01, dict.fromkeys(counts, np.nan)),
-    ):
-        ends = {"difference": middle, "low": middle - reach, "high": middle + reach}
-        sizes = {"items": items, "resampled": resampled}
-        yield {**place, "task": task, "metric": metric, **sizes, **ends, **right, "reason": ""}
-
-
-def _seed_means(runs: Sequence[Who], step: int) -> Iterator[Row]:
+def _seed_means(arms: dict[tuple[str, int], int], step: int) -> Iterator[Row]:
     """Accuracy 0.87 ± 0.03 and NLL 3.15 ± 0.02 in every arm."""
     nll, perplexity = ("general_text", "nll", 3.15, 0.02), ("general_text", "perplexity", 23.3, 0.5)
     scores = (("topic", "accuracy", 0.87, 0.03), nll, perplexity)
-    for method, rank in sorted({who[:2] for who in runs}):
-        seeds = sorted(seed for *arm, seed in runs if arm == [method, rank])
-        name = run_name(method, rank, seeds[0]).removesuffix(f"-seed{seeds[0]}")
-        several = len(seeds) > 1
-        for task, metric, mean, half in scores:
-            ends = {"low": mean - half, "high": mean + half} if several else {"low": np.nan, "high": np.nan}
-            place = {"checkpoint": "last", "step": step, "task": task, "metric": metric, "seeds": len(seeds)}
-            reason = "" if several else "one seed: no interval over seeds"
-            arm = {"arm": name, "method": method, "rank": rank, "tasks": "topic"}
-            yield {**arm, **place, "mean": mean, "stdev": half / 2, **ends, "reason": reason}
+    for ((method, rank), seeds), (task, metric, mean, half) in itertools.product(arms.items(), scores):
+        arm = {"arm": arm_name(method, rank), "method": method, "rank": rank, "tasks": "topic"}
+        place = {"checkpoint": "last", "step": step, "task": task, "metric": metric, "seeds": seeds}
+        reach, reason = (half, "") if seeds > 1 else (np.nan, "one seed: no interval over seeds")
+        ends = {"stdev": half / 2, "low": mean - reach, "high": mean + reach}
+        yield {**arm, **place, "mean": mean, **ends, "reason": reason}
 
 
 def _of_arms(runs: Sequence[Who], step: int) -> dict[str, list[Row]]:
     """The first arm forgets 0.03 more than the second, and scores 0.02 more."""
     seeds = sorted({seed for _, _, seed in runs})
-    arms = [
-        run_name(*who, seeds[0]).removesuffix(f"-seed{seeds[0]}") for who in sorted({who[:2] for who in runs})
-    ]
-    pairs = [{"arm": one, "other_arm": other} for one, other in itertools.combinations(arms or ["full"], 2)]
+    arms = {arm: sum(who[:2] == arm for who in runs) for arm in sorted({who[:2] for who in runs})}
+    names = [arm_name(*arm) for arm in arms]
+    pairs = [{"arm": one, "other_arm": other} for one, other in itertools.combinations(names, 2)]
     pairs = pairs or [{"arm": "full", "other_arm": "lora-r8"}]
     several = len(seeds) > 1
 
     def interval(middle: float, half: float) -> Row:
-        low, high = (middle - half, middle + half) if several else (np.nan, np.nan)
-        return {
-            "difference": middle,
-            "low": low,
-            "high": high,
-            "reason": "" if several else "one seed: no interval",
-        }
+        reach, reason = (half, "") if several else (np.nan, "one seed: no interval")
+        return {"difference": middle, "low": middle - reach, "high": middle + reach, "reason": reason}
 
+    levels = (("task_loss", 2.5, 0.5), ("relative_update_norm", 0.001, 0.004))
+    sides = {"forgetting": 0.05, "other_forgetting": 0.02}
     matched = [
-        {**pair, "matched": name, "position": position, "level": first + position * (last - first)}
-        for pair, (name, first, last) in itertools.product(
-            pairs, (("task_loss", 2.5, 0.5), ("relative_update_norm", 0.001, 0.004))
-        )
+        {**pair, "matched": name, "position": position, "level": first + position * (last - first), **sides}
+        for pair, (name, first, last) in itertools.product(pairs, levels)
         for position in (0.0, 0.5, 1.0)
     ]
-    sides = {"forgetting": 0.05, "other_forgetting": 0.02}
     last = {"checkpoint": "last", "step": step, "seeds": len(seeds), "stdev": 0.004 if several else np.nan}
-    chance = {
-        "p_value": 0.01 if several else np.nan,
-        "p_holm": 0.02 if several else np.nan,
-        "minimum_detectable": 0.01,
-        "minimum_detectable_low": 0.005,
-        "minimum_detectable_high": 0.06,
-    }
-    control = {"control_pairs": 3, "control_median": 0.005, "control_largest": 0.01, "control_share": 0.0}
+    last |= {"p_value": 0.01 if several else np.nan, "p_holm": 0.02 if several else np.nan}
+    last |= {"minimum_detectable": 0.01, "minimum_detectable_low": 0.005, "minimum_detectable_high": 0.06}
+    last |= {"control_pairs": 3, "control_median": 0.005, "control_largest": 0.01, "control_share": 0.0}
     scores = (("topic", "accuracy", 0.02), ("general_text", "nll", 0.03), ("general_text", "perplexity", 0.4))
     return {
-        "seed_means": list(_seed_means(runs, step)),
-        "matched_comparison": [row | sides | {"seeds": len(seeds)} | interval(0.03, 0.01) for row in matched],
-        "matched_seeds": [
-            row | sides | {"seed": seed, "difference": 0.03} for row in matched for seed in seeds
-        ],
+        "seed_means": list(_seed_means(arms, step)),
+        "matched_comparison": [row | {"seeds": len(seeds)} | interval(0.03, 0.01) for row in matched],
+        "matched_seeds": [row | {"seed": seed, "difference": 0.03} for row in matched for seed in seeds],
         "seed_contrasts": [
-            pair
-            | last
-            | {"task": task, "metric": metric}
-            | chance
-            | control
-            | interval(difference, difference / 3)
+            pair | last | {"task": task, "metric": metric} | interval(difference, difference / 3)
             for pair, (task, metric, difference) in itertools.product(pairs, scores)
         ],
     }
@@ -456,33 +320,32 @@ def _make(
     runs: Sequence[Who], steps: Sequence[int], layers: int, representations: Sequence[str] = ("mean",)
 ) -> Tables:
     generator = np.random.default_rng(0)
-    base = ("base", 0, 0)
-    modules = [(layer, module) for layer in range(layers) for module in MODULES]
-    points = [(who, step, step / steps[-1]) for who in runs for step in steps]
-    sigmas = [_sigmas(base, 0, *place, "base") for place in modules]
-    sigmas += [
-        _sigmas(who, step, *place, m)
-        for who, step, _ in points
-        for place in modules
-        for m in ("tuned", "update")
-    ]
+    points, last, every = (
+        _points(runs, steps),
+        _points(runs, steps[-1:]),
+        _points(runs, range(1, steps[-1] + 1)),
+    )
     frames = {
-        "training_metrics": [row for who in runs for row in _training(who, steps[-1], generator)],
-        "performance_metrics": _performance(base, 0, 0.0)
-        + [row for who, step, progress in points for row in _performance(who, step, progress)],
-        "svd_analysis_results": [_spectrum(*point, *place) for point in points for place in modules],
-        "drift_metrics": [row for point in points for row in _drift(*point, layers, representations)],
-        "gradient_analysis_results": [
-            row
-            for who in runs
-            for step in range(1, steps[-1] + 1)
-            for row in _gradients(who, step, layers, generator)
-        ],
+        "training_metrics": _training(every, steps[-1], generator),
+        "performance_metrics": _performance(pd.concat([_points([BASE], [0]), points], ignore_index=True)),
+        "svd_analysis_results": _spectra(points, layers),
+        "singular_values": _singular_values(points, layers),
+        "drift_metrics": _drift(points, layers, representations),
+        "gradient_analysis_results": _gradients(every, layers, generator),
+        "intruder_dimensions": _intruder_grid(points, layers),
+        "subspace_drift": _subspaces(points, layers),
+        "layer_similarity": _layer_pairs(points, layers),
+        "task_gradients": _task_gradients(points),
+        "gradient_noise": _noise(points),
+        "task_vectors": _task_vectors(last),
+        "variant_scores": _variants(last),
+        "forgetting_predictors": Frame([_predictor(name, n) for n, name in enumerate(PREDICTORS)]),
+        "item_contrasts": _item_contrasts(last),
+        **{name: Frame(rows) for name, rows in _of_arms(runs, steps[-1]).items()},
     }
-    tables = {name: pd.DataFrame(rows) for name, rows in frames.items()}
-    plane = learning_forgetting(checkpoint_summaries(tables), tables["performance_metrics"])
-    tables |= {"singular_values": _singular_values(sigmas), "learning_forgetting": plane}
-    return tables | comparison_tables(runs, steps, layers)
+    tables = {name: frame.drop(columns="progress", errors="ignore") for name, frame in frames.items()}
+    summaries = checkpoint_summaries(tables)
+    return tables | {"learning_forgetting": learning_forgetting(summaries, tables["performance_metrics"])}
 
 
 @pytest.fixture(scope="session")

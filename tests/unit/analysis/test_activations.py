@@ -1,4 +1,4 @@
-"""Which tokens' states are kept, how rows are batched, and whose rows they are; models are in test_drift."""
+"""Which tokens' states are kept, how rows are batched, whose rows they are; and models without their head."""
 
 from __future__ import annotations
 
@@ -8,31 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertModel,
-    LlamaConfig,
-    LlamaModel,
-    OPTConfig,
-    OPTModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaModel,
-)
+import transformers as hf
 
 from rankdrift.analysis.sources import activations
 from rankdrift.analysis.sources.activations import States, TokenRows
+from rankdrift.analysis.sources.models import load_backbone
 
 WIDTH = 32
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 40,
-}
+SIZES = {"vocab_size": 60, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"intermediate_size": 48, "max_position_embeddings": 40}
 
 
 @pytest.mark.parametrize(
@@ -75,14 +59,14 @@ def test_batches_hold_every_row_once_within_the_budget(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("architecture", "config"),
     [
-        (LlamaModel, LlamaConfig(**SIZES)),
-        (BertModel, BertConfig(**SIZES)),
-        (RobertaModel, RobertaConfig(**SIZES, pad_token_id=1)),
-        (OPTModel, OPTConfig(**SIZES, word_embed_proj_dim=WIDTH, ffn_dim=48, pad_token_id=1)),
+        (hf.LlamaModel, hf.LlamaConfig(**SIZES)),
+        (hf.BertModel, hf.BertConfig(**SIZES)),
+        (hf.RobertaModel, hf.RobertaConfig(**SIZES, pad_token_id=1)),
+        (hf.OPTModel, hf.OPTConfig(**SIZES, word_embed_proj_dim=WIDTH, ffn_dim=48, pad_token_id=1)),
     ],
 )
 def test_padding_moves_no_positions(
-    tmp_path: Path, architecture: type[PreTrainedModel], config: PreTrainedConfig
+    tmp_path: Path, architecture: type[hf.PreTrainedModel], config: hf.PreTrainedConfig
 ) -> None:
     """The library's own states of each row alone; RoBERTa counts positions from behind its padding token."""
     torch.manual_seed(0)
@@ -97,3 +81,23 @@ def test_padding_moves_no_positions(
         found = states.rows(1, "token")[start : start + len(positions)]
         torch.testing.assert_close(found, alone[positions], rtol=1e-4, atol=1e-5)
         start += len(positions)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [(hf.BertForMaskedLM, hf.BertConfig(**SIZES)), (hf.RobertaForMaskedLM, hf.RobertaConfig(**SIZES))],
+)
+def test_an_encoder_needs_no_pooler(
+    tmp_path: Path, architecture: type[hf.PreTrainedModel], config: hf.PreTrainedConfig
+) -> None:
+    """Its hidden states are the library's own, of the model that was saved, which has none."""
+    torch.manual_seed(0)
+    model, ids = architecture(config).eval(), torch.tensor([[5, 9, 17, 30, 8]])
+    assert not any("pooler" in name for name, _ in model.named_parameters())
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected, found = (
+            each(input_ids=ids, output_hidden_states=True).hidden_states
+            for each in (model, load_backbone(tmp_path))
+        )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,11 +31,11 @@ from rankdrift.errors import UserError
 from rankdrift.models.families import cell_of
 
 VOCABULARY, IGNORED = 101, -100
-PADDING = (
-    3  # of the configuration; no row holds it, because transformers keeps its embedding without gradient
-)
+PADDING = 3
+"""Of the configuration. No row holds it, because transformers keeps its embedding without gradient."""
 SPACES = ("weight", "factor", "image")
 ADAPTED = ["q_proj", "v_proj", "down_proj"]
+CAUSAL: dict[str, Any] = {"task_type": "CAUSAL_LM"}
 Tables = dict[str, pd.DataFrame]
 
 
@@ -46,16 +45,15 @@ def config(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**{**sizes, **depth, "initializer_range": 0.2, **changes})
 
 
-def language_rows() -> pd.DataFrame:
+def language_rows(vocabulary: int = VOCABULARY) -> pd.DataFrame:
     """Two tasks: short answers after a prompt, and whole texts, in which the first label has no loss."""
     generator = np.random.default_rng(0)
     rows = []
     for length in (9, 4, 17, 6, 5, 11, 8, 12, 3, 7):
-        ids = generator.integers(PADDING + 1, VOCABULARY, size=length).tolist()
+        ids = generator.integers(PADDING + 1, vocabulary, size=length).tolist()
         answer = int(generator.integers(1, 3))
-        rows.append(
-            {"task": "answer", "input_ids": ids, "labels": [IGNORED] * (length - answer) + ids[-answer:]}
-        )
+        labels = [IGNORED] * (length - answer) + ids[-answer:]
+        rows.append({"task": "answer", "input_ids": ids, "labels": labels})
         rows.append({"task": "text", "input_ids": ids[::-1], "labels": ids[::-1]})
     return pd.DataFrame(rows)
 
@@ -85,9 +83,8 @@ def written(rows: pd.DataFrame, folder: Path) -> Path:
 
 
 def tables(base: Path, tuned: Path | None, inputs: Path | None) -> Tables:
-    subject = (
-        Subject("run", "lora", 4, ("text",), 1, 5, base=base, tuned=tuned) if tuned else base_subject(base)
-    )
+    run = Subject("run", "lora", 4, ("text",), 1, 5, base=base, tuned=tuned)
+    subject = run if tuned else base_subject(base)
     return ANALYSIS.compute(subject, Params(cache=base / "cache", gradient_inputs=inputs))
 
 
@@ -135,9 +132,7 @@ def value(table: pd.DataFrame, column: str, **where: Any) -> float:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_whole_models_gradients_are_those_of_transformers_own_loss(
-    tmp_path: Path, inputs: Path, tied: bool
-) -> None:
+def test_a_models_gradients_are_those_of_transformers_loss(tmp_path: Path, inputs: Path, tied: bool) -> None:
     torch.manual_seed(1)
     model = LlamaForCausalLM(config(tie_word_embeddings=tied)).eval()
     model.save_pretrained(tmp_path / "model")
@@ -181,43 +176,36 @@ def test_how_rows_are_put_together_changes_nothing(
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("held", [1, 4 * 18 * 5000])
+NARROW = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("held", "sizes", "vocabulary"), [(1, NARROW, 24), (4 * 18 * 5000, {}, VOCABULARY)], ids=["row", "part"]
+)
 def test_how_many_passes_there_are_changes_nothing(
-    base: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch, held: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, sizes: dict[str, int], vocabulary: int
 ) -> None:
-    expected = tables(base, None, inputs)
+    """One a row of a parameter, and one for several parameters."""
+    torch.manual_seed(0)
+    model, inputs = tmp_path / "model", written(language_rows(vocabulary), tmp_path)
+    LlamaForCausalLM(config(tie_word_embeddings=True, vocab_size=vocabulary, **sizes)).save_pretrained(model)
+    expected = tables(model, None, inputs)
     monkeypatch.setattr(loss_gradients, "HELD_BYTES", held)
-    found = tables(base, None, inputs)
+    found = tables(model, None, inputs)
     for name, table in expected.items():  # float32 gradients, and estimates that cancel some digits
         pd.testing.assert_frame_equal(found[name], table, rtol=1e-5, atol=1e-6)
 
 
-def test_pitfall_padding_counted_as_targets_is_another_gradient(base: Path, inputs: Path) -> None:
-    rows, model = language_rows(), LlamaForCausalLM.from_pretrained(base).eval()
-    texts = rows[rows["task"] == "text"]["input_ids"]
-    width = max(map(len, texts))
-    ids = torch.tensor([[0] * (width - len(text)) + text for text in texts])
-    model(input_ids=ids, labels=ids).loss.backward()
-    naive = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
-    right = torch.cat([g.flatten() for g in gradients(model, rows, "text").values()]).norm()
-    found = value(tables(base, None, inputs)["checkpoint_gradients"], "l2_norm", task="text")
-    assert found == pytest.approx(float(right), rel=1e-4)
-    assert abs(naive / float(right) - 1) > 0.05
-
-
-def test_pitfall_dropout_is_off(tmp_path: Path, inputs: Path) -> None:
+def test_dropout_is_off(tmp_path: Path, inputs: Path) -> None:
     torch.manual_seed(1)
-    model = LlamaForCausalLM(config(attention_dropout=0.5))
+    model = LlamaForCausalLM(config(attention_dropout=0.5)).eval()
     model.save_pretrained(tmp_path / "model")
-    first, second = (tables(tmp_path / "model", None, inputs)["checkpoint_gradients"] for _ in range(2))
-    pd.testing.assert_frame_equal(first, second)
-    norms = {}
-    for training in (True, False):
-        model.train(training)
-        parts = gradients(model, language_rows(), "answer")
-        norms[training] = float(torch.cat([g.flatten() for g in parts.values()]).norm())
-    assert value(first, "l2_norm", task="answer") == pytest.approx(norms[False], rel=1e-4)
-    assert abs(norms[True] / norms[False] - 1) > 0.02
+    table = tables(tmp_path / "model", None, inputs)["checkpoint_gradients"]
+    compare(table, "answer", "weight", cells(gradients(model, language_rows(), "answer")))
+    model.train()
+    parts = gradients(model, language_rows(), "answer")
+    norm = float(torch.cat([g.flatten() for g in parts.values()]).norm())
+    assert abs(norm / value(table, "l2_norm", task="answer") - 1) > 0.02
 
 
 def perturbed(model: PeftModel, seed: int = 1) -> PeftModel:
@@ -231,9 +219,7 @@ def perturbed(model: PeftModel, seed: int = 1) -> PeftModel:
 
 def saved(base: Path, folder: Path, **settings: Any) -> tuple[Path, PeftModel]:
     """Save an adapter with random factors on a causal model; return its folder and the model it is in."""
-    lora = LoraConfig(
-        **{"r": 4, "lora_alpha": 12, "target_modules": ADAPTED, "task_type": "CAUSAL_LM", **settings}
-    )
+    lora = LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": ADAPTED, **CAUSAL, **settings})
     model = perturbed(get_peft_model(LlamaForCausalLM.from_pretrained(base), lora))
     model.save_pretrained(folder)
     return folder, model
@@ -282,9 +268,7 @@ def rescaled(folder: Path, copy: Path, factor: float) -> Path:
     return copy
 
 
-def test_pitfall_factor_gradients_depend_on_how_the_factors_are_scaled(
-    base: Path, tmp_path: Path, inputs: Path
-) -> None:
+def test_factor_gradients_depend_on_the_factors_scales(base: Path, tmp_path: Path, inputs: Path) -> None:
     folder, _ = saved(base, tmp_path / "lora")
     first = tables(base, folder, inputs)
     second = tables(base, rescaled(folder, tmp_path / "rescaled", 4.0), inputs)
@@ -326,13 +310,11 @@ def test_matrices_saved_whole_are_the_same_in_every_space(base: Path, tmp_path: 
 
 def test_gpt2_whose_weights_are_stored_transposed(tmp_path: Path, inputs: Path) -> None:
     torch.manual_seed(2)
-    settings = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=32, pad_token_id=PADDING
-    )
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
+    settings = GPT2Config(vocab_size=VOCABULARY, pad_token_id=PADDING, **sizes)
     GPT2LMHeadModel(settings).save_pretrained(tmp_path / "gpt2")
-    lora = LoraConfig(
-        r=4, lora_alpha=12, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, task_type="CAUSAL_LM"
-    )
+    targets = ["c_attn", "c_fc"]
+    lora = LoraConfig(r=4, lora_alpha=12, target_modules=targets, fan_in_fan_out=True, **CAUSAL)
     model = perturbed(get_peft_model(GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2"), lora))
     model.save_pretrained(tmp_path / "lora")
     table = tables(tmp_path / "gpt2", tmp_path / "lora", inputs)["checkpoint_gradients"]
@@ -364,9 +346,7 @@ def class_gradients(model: nn.Module, rows: pd.DataFrame) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("padding", [PADDING, None])
-def test_a_classification_heads_loss_has_one_target_a_row(
-    base: Path, tmp_path: Path, padding: int | None
-) -> None:
+def test_a_classifiers_loss_has_one_target_a_row(base: Path, tmp_path: Path, padding: int | None) -> None:
     inputs = written(class_rows(), tmp_path)
     model = classifier(tmp_path / "model", pad_token_id=padding)
     found = tables(base, tmp_path / "model", inputs)
@@ -442,9 +422,7 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path, inputs: Path) ->
     assert str(tmp_path / "model") in str(caught.value)
 
 
-def test_an_adapter_on_a_head_that_is_the_embedding_is_refused(
-    base: Path, tmp_path: Path, inputs: Path
-) -> None:
+def test_an_adapter_on_a_tied_head_is_refused(base: Path, tmp_path: Path, inputs: Path) -> None:
     folder, _ = saved(base, tmp_path / "lora", target_modules=["q_proj", "lm_head"])
     with pytest.raises(UserError, match=r"lm_head.weight.*of its own"):
         tables(base, folder, inputs)

@@ -110,12 +110,9 @@ def test_arms_that_forget_alike_at_equal_size_do_not_differ_there(tmp_path: Path
 
 def test_the_difference_at_equal_size_is_found_seed_by_seed(tmp_path: Path) -> None:
     """Full forgets 5 x, LoRA 2 x, whatever the size: at size x the difference is 3 x for every seed."""
-    found = compute(
-        curves(
-            lambda m, seed, step: 0.01 * step * (1 + seed / 50), lambda m, x: {"full": 5, "lora": 2}[m] * x
-        ),
-        tmp_path,
-    )
+    share = {"full": 5, "lora": 2}
+    made = curves(lambda m, seed, step: 0.01 * step * (1 + seed / 50), lambda m, x: share[m] * x)
+    found = compute(made, tmp_path)
     seeds = found[SEEDS]
     assert sorted(seeds["seed"].unique()) == [1, 2]  # seed 3 has no partner
     assert seeds["difference"].to_numpy() == pytest.approx(3 * seeds["level"].to_numpy())
@@ -126,10 +123,7 @@ def test_the_difference_at_equal_size_is_found_seed_by_seed(tmp_path: Path) -> N
 
 
 def test_intervals_are_paired_over_seeds(tmp_path: Path) -> None:
-    found = compute(
-        curves(lambda m, seed, step: 0.01 * step, lambda m, x: x),
-        tmp_path,
-    )
+    found = compute(curves(lambda m, seed, step: 0.01 * step, lambda m, x: x), tmp_path)
     assert found[MEANS]["reason"].str.contains("same value").sum() == 5  # seeds agree: no interval
     noisy = curves(lambda m, seed, step: 0.01 * step, lambda m, x: x)
     performance = noisy["performance_metrics"]
@@ -154,9 +148,7 @@ def test_without_a_common_value_there_is_a_reason_and_no_number(tmp_path: Path) 
     assert "no value of task_loss" in found[MEANS].set_index("matched").loc["task_loss", "reason"]
 
 
-def test_arms_that_share_no_checkpoint_s_value_are_compared_on_their_way_from_the_base(
-    tmp_path: Path,
-) -> None:
+def test_arms_that_share_no_value_are_compared_on_their_way_from_the_base(tmp_path: Path) -> None:
     """LoRA's first checkpoint lies beyond full's last; both start at the base, of loss 2 and no update."""
     far = {"full": 0.01, "lora": 0.1}
     tables = curves(lambda m, seed, step: far[m] * step, lambda m, x: {"full": 3, "lora": 1}[m] * x)
@@ -195,9 +187,7 @@ def test_the_plane_joins_every_table(tables: Tables, tmp_path: Path) -> None:
     assert row["score_gain"] == pytest.approx(0.45)  # conftest: .42 + .45 progress
     assert row["nll_increase"] == pytest.approx(0.02)
     training = tables["training_metrics"]
-    here = (
-        (training["run"] == "lora-r4-seed2") & (training["step"] == 18) & (training["split"] == "validation")
-    )
+    here = training.eval("run == 'lora-r4-seed2' and step == 18 and split == 'validation'")
     assert row["task_loss"] == training.loc[here, "loss"].item()
     drift = tables["drift_metrics"]
     cka = drift.loc[(drift["run"] == "lora-r4-seed2") & (drift["step"] == 18), "cka"]

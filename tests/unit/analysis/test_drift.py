@@ -107,11 +107,21 @@ def assert_same_states(got: dict[str, Tensor], expected: dict[str, Tensor]) -> N
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_states_are_those_of_unpadded_rows_one_at_a_time(base: Path, tmp_path: Path):
+@pytest.mark.parametrize("budget", [1, 20, activations.BATCH_TOKENS])
+def test_states_are_those_of_unpadded_rows_one_at_a_time(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+):
+    """Whatever is put together, in whatever order, and whatever is padded."""
     model = models_of.load_backbone(base)
+    monkeypatch.setattr(activations, "BATCH_TOKENS", budget)
     got = recorded(model, tmp_path)
     assert got["mean"].shape == (LAYERS + 1, len(ROWS), WIDTH)
     assert_same_states(got, states_of(model))
+    turned = recorded(model, tmp_path, ROWS[::-1])
+    for name in ("mean", "last_token"):
+        torch.testing.assert_close(turned[name].flip(1), got[name], atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(activations, "PAD_ID", 57)
+    torch.testing.assert_close(recorded(model, tmp_path), got, atol=0, rtol=0)
 
 
 def test_absolute_positions_are_counted_without_the_padding(tmp_path: Path):
@@ -119,26 +129,6 @@ def test_absolute_positions_are_counted_without_the_padding(tmp_path: Path):
     sizes = GPT2Config(n_embd=WIDTH, n_layer=2, n_head=4, vocab_size=VOCABULARY, initializer_range=0.2)
     model = GPT2Model(sizes).eval()
     assert_same_states(recorded(model, tmp_path), states_of(model, "ln_f"))
-
-
-def test_what_is_padded_changes_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    model = models_of.load_backbone(base)
-    before = recorded(model, tmp_path)
-    monkeypatch.setattr(activations, "PAD_ID", 57)
-    torch.testing.assert_close(recorded(model, tmp_path), before, atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("budget", [1, 20, 10_000])
-def test_neither_batches_nor_order_change_the_states(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
-):
-    model = models_of.load_backbone(base)
-    expected = recorded(model, tmp_path)
-    monkeypatch.setattr(activations, "BATCH_TOKENS", budget)
-    assert_same_states(recorded(model, tmp_path), expected)
-    turned = recorded(model, tmp_path, ROWS[::-1])
-    for name in ("mean", "last_token"):
-        torch.testing.assert_close(turned[name].flip(1), expected[name], atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_is_off(base: Path, tmp_path: Path):
@@ -149,13 +139,13 @@ def test_dropout_is_off(base: Path, tmp_path: Path):
 
 
 def test_the_base_itself_has_not_drifted(base: Path, tmp_path: Path, inputs: Path):
-    found = tables(base, changed(base, tmp_path / "same", lambda model: None), inputs)
+    same = changed(base, tmp_path / "same", lambda model: None)
+    assert set(drift(base, same, inputs, rows=6)["n"]) == {6}  # the first of them
+    found = tables(base, same, inputs)
     rows = found[TABLE]
     assert list(rows.columns) == list(ANALYSIS.columns[TABLE])
     places = itertools.product(range(LAYERS + 1), REPRESENTATIONS, ("all", "without_top"))
-    assert list(rows[["layer", "representation", "features"]].itertuples(index=False, name=None)) == list(
-        places
-    )
+    assert rows[["layer", "representation", "features"]].to_numpy().tolist() == [*map(list, places)]
     tokens = sum(min(len(row), 12) for row in ROWS)
     assert set(rows["n"][rows["representation"] == "token"]) == {tokens}
     assert set(rows["n"][rows["representation"] != "token"]) == {len(ROWS)}
@@ -214,9 +204,7 @@ def test_without_top_is_of_the_bases_largest_dimension(base: Path, tmp_path: Pat
         assert found.loc[(representation, "without_top"), "relative_l2"] == 0
 
 
-def test_without_top_leaves_in_what_is_largest_in_the_tuned_model_alone(
-    base: Path, tmp_path: Path, inputs: Path
-):
+def test_without_top_leaves_in_what_is_large_in_the_tuned_alone(base: Path, tmp_path: Path, inputs: Path):
     found = tables(base, changed(base, tmp_path / "t", massive(9)), inputs)[TABLE]
     found = found[(found["layer"] == 0) & (found["features"] == "without_top")]
     assert (found["relative_l2"] > 10).all()
@@ -262,9 +250,7 @@ def test_nothing_of_the_tuned_model_is_left_in_the_cache(base: Path, tmp_path: P
     assert {path.name for path in folder.iterdir()} == expected | {"states.npy", "states.lock"}
 
 
-def test_representations_are_kept_on_request_in_the_order_of_the_inputs(
-    base: Path, tmp_path: Path, inputs: Path
-):
+def test_representations_are_kept_on_request_in_the_inputs_order(base: Path, tmp_path: Path, inputs: Path):
     tuned = changed(base, tmp_path / "t", lambda model: model.model.embed_tokens.weight.mul_(1.5))
     drift(base, tuned, inputs, keep_representations=True)
     for name, folder in (("base", base), ("run-step-000005", tuned)):
@@ -295,9 +281,7 @@ def test_an_adapter_gives_the_states_peft_gives(base: Path, tmp_path: Path, inpu
     expected = states_of(unmerged.base_model.model.model)
     got = recorded(models_of.load_tuned(base, tmp_path / "adapter"), tmp_path)
     torch.testing.assert_close(got["mean"], expected["mean"], atol=1e-5, rtol=1e-5)
-    for (
-        name
-    ) in REPRESENTATIONS:  # merging rounds every weight once: relative to the states, not to each number
+    for name in REPRESENTATIONS:  # merging rounds every weight once: relative to the states, not each number
         assert torch.dist(got[name], expected[name]) < 1e-5 * expected[name].norm()
     assert not torch.allclose(got["mean"], states_of(models_of.load_backbone(base))["mean"], atol=1e-2)
     assert drift(base, tmp_path / "adapter", inputs)["relative_l2"].iloc[-1] > 0.1
@@ -332,11 +316,6 @@ def test_a_classifier_is_compared_by_its_backbone(base: Path, tmp_path: Path):
     torch.testing.assert_close(states_of(loaded), states_of(models_of.load_backbone(base)))
 
 
-def test_only_the_first_rows_are_used(base: Path, tmp_path: Path, inputs: Path):
-    tuned = changed(base, tmp_path / "t", lambda model: None)
-    assert set(drift(base, tuned, inputs, rows=6)["n"]) == {6}
-
-
 def test_the_base_model_has_no_drift_table(base: Path, tmp_path: Path):
     assert ANALYSIS.compute(base_subject(base), Params(cache=tmp_path)) == {}
 
@@ -350,10 +329,7 @@ def test_the_base_model_has_no_drift_table(base: Path, tmp_path: Path):
         (pd.DataFrame({"input_ids": [[1, 2]] * 4 + [None]}), "row 4: input_ids"),
         (pd.DataFrame({"input_ids": ["1 2"] * 5}), "row 0: input_ids"),
         (pd.DataFrame({"input_ids": [[0.5, 2.0]] * 5}), "row 0: input_ids"),
-        (
-            pd.DataFrame({"input_ids": [[1, VOCABULARY]] * 5}),
-            f"token id {VOCABULARY} is not in the",
-        ),
+        (pd.DataFrame({"input_ids": [[1, VOCABULARY]] * 5}), f"token id {VOCABULARY} is not in the"),
     ],
 )
 def test_inputs_that_cannot_be_used_are_named(base: Path, tmp_path: Path, table: pd.DataFrame, message: str):
@@ -371,31 +347,24 @@ def test_absent_inputs_are_asked_for(base: Path, tmp_path: Path):
         drift(base, tmp_path / "t", tmp_path / "absent.parquet")
 
 
-def narrow(folder: Path) -> None:
-    LlamaForCausalLM(config(hidden_size=16)).save_pretrained(folder)
+def of_config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: LlamaForCausalLM(config(**changes)).save_pretrained(folder)
 
 
-def overflowing(folder: Path) -> None:
-    model = LlamaForCausalLM(config())
-    nn.init.constant_(model.model.layers[1].mlp.down_proj.weight, 3e38)
-    model.save_pretrained(folder)
+def of_value(name: str, value: float) -> Callable[[Path], None]:
+    """Save a model with a weight of one value."""
 
+    def save(folder: Path) -> None:
+        model = LlamaForCausalLM(config())
+        nn.init.constant_(model.get_parameter(name), value)
+        model.save_pretrained(folder)
 
-def unlike(folder: Path) -> None:
-    LlamaForCausalLM(config(num_hidden_layers=2)).save_pretrained(folder)
+    return save
 
 
 def incomplete(folder: Path) -> None:
-    model = LlamaForCausalLM(config(num_hidden_layers=2))
-    model.save_pretrained(folder)
-    model.config.num_hidden_layers = 3
-    model.config.save_pretrained(folder)
-
-
-def diverged(folder: Path) -> None:
-    model = LlamaForCausalLM(config())
-    nn.init.constant_(model.model.layers[0].mlp.up_proj.weight, float("nan"))
-    model.save_pretrained(folder)
+    LlamaForCausalLM(config(num_hidden_layers=2)).save_pretrained(folder)
+    config().save_pretrained(folder)
 
 
 def truncated(folder: Path) -> None:
@@ -407,18 +376,16 @@ def truncated(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (unlike, "2 blocks of width 32"),
-        (narrow, "3 blocks of width 16"),
-        (overflowing, "hidden states are not finite"),
+        (of_config(num_hidden_layers=2), "2 blocks of width 32"),
+        (of_config(hidden_size=16), "3 blocks of width 16"),
+        (of_value("model.layers.1.mlp.down_proj.weight", 3e38), "hidden states are not finite"),
+        (of_value("model.layers.0.mlp.up_proj.weight", torch.nan), "up_proj.weight holds NaN or infinity"),
         (incomplete, "weights are missing"),
-        (diverged, "up_proj.weight holds NaN or infinity"),
         (truncated, "not a complete safetensors file"),
         (Path.mkdir, "no model.safetensors there"),
     ],
 )
-def test_models_that_cannot_be_compared_are_named(
-    base: Path, tmp_path: Path, inputs: Path, make, message: str
-):
+def test_models_that_do_not_compare_are_named(base: Path, tmp_path: Path, inputs: Path, make, message: str):
     make(tmp_path / "bad")
     with pytest.raises(UserError, match=message) as caught:
         drift(base, tmp_path / "bad", inputs)

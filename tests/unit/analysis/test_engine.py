@@ -165,9 +165,7 @@ def test_a_new_checkpoint_costs_only_itself_and_an_old_one_can_leave(study: Stud
 
 
 @pytest.mark.parametrize("change", ["setting", "input file", "version", "lost table"])
-def test_whatever_numbers_depend_on_computes_them_anew(
-    study: Study, change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_numbers_depend_on_renews_them(study: Study, change: str) -> None:
     inputs = study.root / "inputs"
     inputs.write_text("some")
     settings: dict[str, Any] = {"drift_inputs": inputs}
@@ -186,7 +184,7 @@ def test_whatever_numbers_depend_on_computes_them_anew(
     assert study.computed == ["base", "step-1", "step-2"]
 
 
-def test_a_killed_analysis_continues(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_analysis_continues(study: Study) -> None:
     def killed(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
         if subject.step == 2:
             raise KeyboardInterrupt
@@ -208,7 +206,7 @@ def test_a_table_without_rows_has_its_columns(study: Study) -> None:
     assert table.empty
 
 
-def test_a_run_is_one_part_and_states_its_own_steps(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_one_part_and_states_its_own_steps(study: Study) -> None:
     def per_run(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
         study.computed.append(subject.run)
         return {"losses": pd.DataFrame({"loss": [3.0, 2.0, 1.0], "step": [1, 2, 3]})}
@@ -222,9 +220,8 @@ def test_a_run_is_one_part_and_states_its_own_steps(study: Study, monkeypatch: p
 
 
 def test_undeclared_columns_are_a_defect(study: Study) -> None:
-    study.analysis = Analysis(
-        "odd", {"odd": {"one": ""}}, "checkpoint", lambda *_: {"odd": pd.DataFrame({"other": [1]})}
-    )
+    odd = {"odd": pd.DataFrame({"other": [1]})}
+    study.analysis = Analysis("odd", {"odd": {"one": ""}}, "checkpoint", lambda *_: odd)
     with pytest.raises(AssertionError, match="not as declared"):
         study.run()
 
@@ -314,9 +311,8 @@ def test_ranks_divide_the_work_and_rank_0_writes_the_table(study: Study, count: 
     seen = {}
     for rank in reversed(range(count)):  # rank 0 last: it waits for the others
         before = len(measured(study))
-        written = engine.run_analyses(
-            ["sizes"], study.subjects, shared, params, lambda *_: None, Share(rank, count)
-        )
+        share = Share(rank, count)
+        written = engine.run_analyses(["sizes"], study.subjects, shared, params, lambda *_: None, share)
         seen[rank] = measured(study)[before:]
         assert bool(written) == (rank == 0)
     pd.testing.assert_frame_equal(pd.read_parquet(shared / "matrices.parquet"), alone, check_exact=True)

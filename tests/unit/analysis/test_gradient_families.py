@@ -11,22 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import (
-    BartConfig,
-    BartForCausalLM,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertForMaskedLM,
-    BertForSequenceClassification,
-    BertLMHeadModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaForSequenceClassification,
-    XLMConfig,
-    XLMWithLMHeadModel,
-)
+import transformers as hf
 
 from rankdrift.analysis.contract import Params
 from rankdrift.analysis.measures.checkpoint_gradients import ANALYSIS
@@ -46,7 +31,7 @@ def class_rows() -> pd.DataFrame:
     return pd.DataFrame({"task": "topic", "input_ids": ids, "labels": [[i % 3] for i in range(len(ids))]})
 
 
-def mean_loss_gradient(model: PreTrainedModel, rows: pd.DataFrame) -> torch.Tensor:
+def mean_loss_gradient(model: hf.PreTrainedModel, rows: pd.DataFrame) -> torch.Tensor:
     """Autograd of transformers' own loss, a row at a time, so that nothing is padded."""
     for row in rows.itertuples():
         loss = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor(row.labels)).loss
@@ -57,12 +42,12 @@ def mean_loss_gradient(model: PreTrainedModel, rows: pd.DataFrame) -> torch.Tens
 @pytest.mark.parametrize(
     ("architecture", "config"),
     [
-        (BertForSequenceClassification, BertConfig(**SIZES, initializer_range=0.2)),
-        (RobertaForSequenceClassification, RobertaConfig(**SIZES, initializer_range=0.2)),
+        (hf.BertForSequenceClassification, hf.BertConfig(**SIZES, initializer_range=0.2)),
+        (hf.RobertaForSequenceClassification, hf.RobertaConfig(**SIZES, initializer_range=0.2)),
     ],
 )
 def test_a_head_on_the_first_token_is_given_no_padding(
-    tmp_path: Path, architecture: type[PreTrainedModel], config: PreTrainedConfig
+    tmp_path: Path, architecture: type[hf.PreTrainedModel], config: hf.PreTrainedConfig
 ) -> None:
     """Padded on the left, BERT's head would read padding; RoBERTa counts positions from its padding token."""
     torch.manual_seed(0)
@@ -83,7 +68,7 @@ BART_SIZES |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_
 XLM_SIZES = {"vocab_size": 60, "emb_dim": 32, "n_layers": 2, "n_heads": 4}
 
 
-def depends_on_what_follows(model: PreTrainedModel) -> bool:
+def depends_on_what_follows(model: hf.PreTrainedModel) -> bool:
     """Whether the first token's logits change with the last token: the definition of not being causal."""
     with torch.no_grad():
         one, other = (model(input_ids=torch.tensor([[5, 9, 17, last]])).logits[0, 0] for last in (20, 21))
@@ -93,13 +78,13 @@ def depends_on_what_follows(model: PreTrainedModel) -> bool:
 @pytest.mark.parametrize(
     ("model", "name"),
     [
-        (lambda: BertForMaskedLM(BertConfig(**SIZES)), "bert"),
-        (lambda: RobertaForMaskedLM(RobertaConfig(**SIZES)), "roberta"),
-        (lambda: XLMWithLMHeadModel(XLMConfig(**XLM_SIZES)), "xlm"),
+        (lambda: hf.BertForMaskedLM(hf.BertConfig(**SIZES)), "bert"),
+        (lambda: hf.RobertaForMaskedLM(hf.RobertaConfig(**SIZES)), "roberta"),
+        (lambda: hf.XLMWithLMHeadModel(hf.XLMConfig(**XLM_SIZES)), "xlm"),
     ],
 )
 def test_a_model_that_sees_what_follows_has_no_next_token_gradients(
-    tmp_path: Path, model: Callable[[], PreTrainedModel], name: str
+    tmp_path: Path, model: Callable[[], hf.PreTrainedModel], name: str
 ) -> None:
     made = model().eval()
     assert depends_on_what_follows(made)
@@ -111,14 +96,14 @@ def test_a_model_that_sees_what_follows_has_no_next_token_gradients(
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: BertLMHeadModel(BertConfig(**SIZES, is_decoder=True)),
-        lambda: XLMWithLMHeadModel(XLMConfig(**XLM_SIZES, causal=True)),
-        lambda: BartForCausalLM(BartConfig(**BART_SIZES)),
+        lambda: hf.BertLMHeadModel(hf.BertConfig(**SIZES, is_decoder=True)),
+        lambda: hf.XLMWithLMHeadModel(hf.XLMConfig(**XLM_SIZES, causal=True)),
+        lambda: hf.BartForCausalLM(hf.BartConfig(**BART_SIZES)),
     ],
     ids=["bert", "xlm", "bart"],
 )
-def test_families_with_a_masked_head_may_be_causal(
-    tmp_path: Path, model: Callable[[], PreTrainedModel]
+def test_families_of_masked_heads_may_be_causal(
+    tmp_path: Path, model: Callable[[], hf.PreTrainedModel]
 ) -> None:
     model().save_pretrained(tmp_path)
     assert not depends_on_what_follows(open_model(tmp_path, None, classifies=False).model)
@@ -126,7 +111,7 @@ def test_families_with_a_masked_head_may_be_causal(
 
 def test_a_whole_sequence_to_sequence_model_is_not_said_to_see_what_follows(tmp_path: Path) -> None:
     """Its decoder is causal; transformers finds no embedding for it, which lies outside it."""
-    BartForConditionalGeneration(BartConfig(**BART_SIZES)).save_pretrained(tmp_path)
+    hf.BartForConditionalGeneration(hf.BartConfig(**BART_SIZES)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"lm_head\.weight, model\.decoder\.embed_tokens\.weight missing"):
         open_model(tmp_path, None, classifies=False)
 

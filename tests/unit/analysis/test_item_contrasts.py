@@ -28,9 +28,8 @@ class Study:
         self.correct: dict[str, np.ndarray] = {}
         for number, run in enumerate(self.names):
             self.correct[run] = np.arange(N) % (number + 2) > 0
-            self.write(
-                run, "topic", accuracy=self.correct[run].astype(float), prompt=[f"p{i}" for i in range(N)]
-            )
+            prompts = [f"p{i}" for i in range(N)]
+            self.write(run, "topic", accuracy=self.correct[run].astype(float), prompt=prompts)
             generator = np.random.default_rng(number)
             tokens = np.arange(N) + 20
             self.write(run, "general_text", tokens=tokens, nll=tokens * (3 + generator.random(N)))

@@ -100,9 +100,8 @@ def test_gradients_of_factors_add_up_once(with_sum: bool) -> None:
 
 
 def test_rows_that_are_one_a_layer() -> None:
-    drift = pd.DataFrame(
-        {"representation": ["mean", "mean", "token"], "features": ["all", "without_top", "all"]}
-    )
+    rows = [("mean", "all"), ("mean", "without_top"), ("token", "all")]
+    drift = pd.DataFrame(rows, columns=["representation", "features"])
     assert observations.mean_states(drift).index.tolist() == [0]
     matrices = pd.DataFrame({"layer": [-1, 0, 1], "module": ["embed_tokens", "q_proj", "q_proj"]})
     assert observations.of_blocks(matrices)["layer"].tolist() == [0, 1]

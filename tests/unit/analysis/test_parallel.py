@@ -24,9 +24,7 @@ from rankdrift.analysis.worklist import GPU_PROCESSES, Share
 
 def test_every_result_is_computed_on_one_thread() -> None:
     with threadpool_limits(limits=2):
-        (threads,) = map_unordered(
-            lambda _: {library["num_threads"] for library in threadpool_info()}, [0], 1
-        )
+        (threads,) = map_unordered(lambda _: {each["num_threads"] for each in threadpool_info()}, [0], 1)
     assert threads == {1}
 
 
@@ -126,9 +124,7 @@ while not Path(__file__).with_name("imported").exists():
 
 
 @pytest.mark.parametrize(("moment", "processes"), [("importing", 1), ("computing", 2)])
-def test_an_interrupt_ends_all_processes_without_a_word_of_theirs(
-    tmp_path: Path, moment: str, processes: int
-) -> None:
+def test_an_interrupt_silently_ends_all_processes(tmp_path: Path, moment: str, processes: int) -> None:
     """A terminal's Ctrl-C is a signal to the command and to all its processes."""
     for name, text in INTERRUPTED.items():
         (tmp_path / name).write_text(text)

@@ -25,8 +25,8 @@ def compute(tables: Tables, folder: Path) -> pd.DataFrame:
     return compute_all([], Params(cache=folder), folder)[TABLE]
 
 
-@pytest.fixture
-def tables(make_tables: Callable[..., Tables]) -> Tables:
+@pytest.fixture(scope="module")
+def study(make_tables: Callable[..., Tables]) -> Tables:
     """A study whose runs forget in proportion to the step, each by its factor, as KL does and sigma_1 not."""
     made = make_tables(RUNS, STEPS, 2)
     performance, spectra = made["performance_metrics"], made["svd_analysis_results"]
@@ -41,31 +41,41 @@ def tables(make_tables: Callable[..., Tables]) -> Tables:
     return made
 
 
+@pytest.fixture
+def tables(study: Tables) -> Tables:
+    """That study's tables, some of which a test may leave out."""
+    return dict(study)
+
+
+@pytest.fixture(scope="module")
+def found(study: Tables, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    return compute(study, tmp_path_factory.mktemp("found"))
+
+
 def pick(table: pd.DataFrame, predictor: str, scope: str = "pooled", points: str = "all") -> pd.Series:
     rows = table.set_index(["scope", "points", "predictor"])
     return rows.loc[(scope, points, predictor)]
 
 
-def test_a_power_law_is_found(tables: Tables, tmp_path: Path) -> None:
+def test_a_power_law_is_found(found: pd.DataFrame) -> None:
     """KL proportional to the increase of the NLL: every correlation is 1, whichever runs are drawn."""
-    row = pick(compute(tables, tmp_path), "kl_from_base")
+    row = pick(found, "kl_from_base")
     assert row[["spearman", "pearson_log", "r2_log"]].tolist() == pytest.approx([1, 1, 1])
     assert row[["spearman_low", "pearson_log_low"]].tolist() == pytest.approx([1, 1])
     assert (row["runs"], row["arms"], row["checkpoints"], row["log_checkpoints"]) == (12, 6, 36, 36)
     assert row["reason"] == ""
 
 
-def test_what_only_grows_with_the_step_shows_at_the_last_checkpoints(tables: Tables, tmp_path: Path) -> None:
+def test_what_only_grows_with_the_step_shows_at_the_last_checkpoints(found: pd.DataFrame) -> None:
     """The sigma_1 ratio's factor has nothing to do with forgetting's; along a run both grow."""
-    table = compute(tables, tmp_path)
-    every, last = pick(table, "sigma1_ratio"), pick(table, "sigma1_ratio", points="last")
+    every, last = pick(found, "sigma1_ratio"), pick(found, "sigma1_ratio", points="last")
     assert every["spearman"] > 0.2
     assert last["spearman_low"] < 0 < last["spearman_high"]
     assert (last["runs"], last["checkpoints"]) == (12, 12)
 
 
-def test_values_are_those_of_scipy(tables: Tables, tmp_path: Path) -> None:
-    row = pick(compute(tables, tmp_path), "sigma1_ratio", scope="lora")
+def test_values_are_those_of_scipy(tables: Tables, found: pd.DataFrame) -> None:
+    row = pick(found, "sigma1_ratio", scope="lora")
     performance, spectra = tables["performance_metrics"], tables["svd_analysis_results"]
     lora = performance[(performance["method"] == "lora") & (performance["metric"] == "nll")]
     nll = lora.set_index(["run", "step"])["value"] - 3.1
@@ -76,13 +86,12 @@ def test_values_are_those_of_scipy(tables: Tables, tmp_path: Path) -> None:
     assert row["r2_log"] == pytest.approx(row["pearson_log"] ** 2)
 
 
-def test_every_scope_has_every_predictor(tables: Tables, tmp_path: Path) -> None:
-    table = compute(tables, tmp_path)
-    assert len(table) == 3 * 2 * len(PREDICTORS)
-    assert not table.duplicated(["scope", "points", "predictor"]).any()
-    assert list(table.columns) == list(ANALYSIS.columns[TABLE])
+def test_every_scope_has_every_predictor(found: pd.DataFrame) -> None:
+    assert len(found) == 3 * 2 * len(PREDICTORS)
+    assert not found.duplicated(["scope", "points", "predictor"]).any()
+    assert list(found.columns) == list(ANALYSIS.columns[TABLE])
     # conftest's full fine-tuning has no intruders at all
-    constant = pick(table, "intruders_left", scope="full")
+    constant = pick(found, "intruders_left", scope="full")
     assert np.isnan(constant["spearman"])
     assert "undefined: a constant" in constant["reason"]
 
@@ -97,10 +106,7 @@ def test_few_arms_have_no_interval_and_say_so(make_tables: Callable[..., Tables]
     assert set(table["scope"]) == {"pooled"}  # one method alone is what is pooled
 
 
-def test_checkpoints_that_forgot_nothing_are_counted_where_logarithms_leave_them_out(
-    make_tables: Callable[..., Tables], tmp_path: Path
-) -> None:
-    tables = make_tables(RUNS, STEPS, 2)
+def test_checkpoints_that_forgot_nothing_have_no_logarithms(tables: Tables, tmp_path: Path) -> None:
     scores = tables["performance_metrics"]
     better = (scores["metric"] == "nll") & (scores["run"] != "base") & (scores["step"] == STEPS[0])
     tables["performance_metrics"] = scores.assign(value=scores["value"].mask(better, 1.0))

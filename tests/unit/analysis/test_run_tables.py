@@ -68,16 +68,6 @@ def table(name: str, run: RunLayout) -> pd.DataFrame:
     return analysis.compute(subject(run), Params(cache=run.root / "cache"))[TABLES[name]]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_tables_have_their_columns_and_the_steps_of_their_rows(name: str, run: RunLayout):
-    analysis = registry.load("analysis", name)
-    found = table(name, run)
-    assert analysis.per == "run"
-    assert analysis.tables == (TABLES[name],)
-    assert list(found.columns) == ["step", *analysis.columns[TABLES[name]]]
-    assert set(found["step"]) == {10, 20}
-
-
 def test_in_a_study_steps_come_from_the_rows_not_from_the_checkpoints(run: RunLayout, tmp_path: Path):
     checkpoints = [subject(run, step) for step in (15, 20)]
     params = Params(cache=tmp_path / "cache")
@@ -120,9 +110,8 @@ def test_scores_of_the_base_come_from_its_own_folder(tmp_path: Path):
     base.scores.mkdir(parents=True)
     base.score(0).write_text(json.dumps(scores(0, 0.25)))
     analysis = registry.load("analysis", "performance")
-    found = analysis.compute(base_subject(Path("m"), base.root), Params(cache=tmp_path))[
-        TABLES["performance"]
-    ]
+    tables = analysis.compute(base_subject(Path("m"), base.root), Params(cache=tmp_path))
+    found = tables[TABLES["performance"]]
     assert set(found["step"]) == {0}
     assert found["value"].tolist() == [0.25, 12.0]
 

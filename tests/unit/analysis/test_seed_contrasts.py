@@ -23,8 +23,8 @@ LORA = {"accuracy": [0.70, 0.75, 0.77], "nll": [3.21, 3.29, 3.12]}
 NOT_LEADING = {"perplexity", "kl_from_base", "top1_agreement"}
 
 
-@pytest.fixture
-def performance(make_tables: Callable[..., Tables]) -> pd.DataFrame:
+@pytest.fixture(scope="module")
+def study(make_tables: Callable[..., Tables]) -> pd.DataFrame:
     """Two arms of three seeds and two steps; at the second step the values above."""
     table = make_tables(RUNS, [6, 12], 1)["performance_metrics"]
     for arm, values in (("full", FULL), ("lora-r4", LORA)):
@@ -40,6 +40,18 @@ def compute(performance: pd.DataFrame, folder: Path) -> Tables:
     return compute_all([], Params(cache=folder), folder)
 
 
+@pytest.fixture
+def performance(study: pd.DataFrame) -> pd.DataFrame:
+    """A copy of it, to be changed."""
+    return study.copy()
+
+
+@pytest.fixture(scope="module")
+def found(study: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    """The tables of that study as it is."""
+    return compute(study, tmp_path_factory.mktemp("found"))
+
+
 def pick(table: pd.DataFrame, metric: str, checkpoint: str = "last", **wanted: object) -> pd.Series:
     rows = table[(table["metric"] == metric) & (table["checkpoint"] == checkpoint)]
     for name, value in wanted.items():
@@ -48,16 +60,16 @@ def pick(table: pd.DataFrame, metric: str, checkpoint: str = "last", **wanted: o
     return rows.iloc[0]
 
 
-def test_means_have_t_intervals_over_seeds(performance: pd.DataFrame, tmp_path: Path) -> None:
-    row = pick(compute(performance, tmp_path)[MEANS], "accuracy", arm="lora-r4")
+def test_means_have_t_intervals_over_seeds(found: Tables) -> None:
+    row = pick(found[MEANS], "accuracy", arm="lora-r4")
     low, high = stats.t.interval(0.95, 2, np.mean(LORA["accuracy"]), stats.sem(LORA["accuracy"]))
     assert row[["mean", "low", "high"]].tolist() == pytest.approx([np.mean(LORA["accuracy"]), low, high])
     assert row["stdev"] == pytest.approx(np.std(LORA["accuracy"], ddof=1))
     assert (row["seeds"], row["step"], row["method"], row["rank"]) == (3, 12, "lora", 4)
 
 
-def test_contrasts_are_paired_by_seed(performance: pd.DataFrame, tmp_path: Path) -> None:
-    row = pick(compute(performance, tmp_path)[CONTRASTS], "accuracy")
+def test_contrasts_are_paired_by_seed(found: Tables) -> None:
+    row = pick(found[CONTRASTS], "accuracy")
     test = stats.ttest_rel(FULL["accuracy"], LORA["accuracy"])
     assert (row["arm"], row["other_arm"], row["seeds"]) == ("full", "lora-r4", 3)
     assert row["difference"] == pytest.approx(0.09)
@@ -67,20 +79,20 @@ def test_contrasts_are_paired_by_seed(performance: pd.DataFrame, tmp_path: Path)
     assert row["minimum_detectable"] == pytest.approx(spread * minimum_detectable_difference(3))
     # of chi-squared with two degrees, whose distribution is 1 - exp(-x / 2)
     ends = [math.sqrt(1 / -math.log(share)) for share in (0.025, 0.975)]
-    found = row[["minimum_detectable_low", "minimum_detectable_high"]].tolist()
-    assert found == pytest.approx([end * row["minimum_detectable"] for end in ends])
+    ends_found = row[["minimum_detectable_low", "minimum_detectable_high"]].tolist()
+    assert ends_found == pytest.approx([end * row["minimum_detectable"] for end in ends])
 
 
-def test_the_order_of_rows_does_not_matter(performance: pd.DataFrame, tmp_path: Path) -> None:
+def test_the_order_of_rows_does_not_matter(performance: pd.DataFrame, found: Tables, tmp_path: Path) -> None:
     """Seeds are paired by their number, not by where they stand."""
-    wanted = pick(compute(performance, tmp_path)[CONTRASTS], "accuracy")
+    wanted = pick(found[CONTRASTS], "accuracy")
     shuffled = performance.sample(frac=1, random_state=1)
     assert pick(compute(shuffled, tmp_path)[CONTRASTS], "accuracy")["p_value"] == wanted["p_value"]
 
 
-def test_p_values_are_adjusted_over_the_tasks(performance: pd.DataFrame, tmp_path: Path) -> None:
+def test_p_values_are_adjusted_over_the_tasks(found: Tables) -> None:
     """The family is the task's accuracy and general text's NLL: the smaller p doubles, the larger stays."""
-    contrasts = compute(performance, tmp_path)[CONTRASTS]
+    contrasts = found[CONTRASTS]
     accuracy, nll = (pick(contrasts, metric) for metric in ("accuracy", "nll"))
     assert accuracy["p_value"] < nll["p_value"]
     assert accuracy["p_holm"] == pytest.approx(2 * accuracy["p_value"])
@@ -102,31 +114,28 @@ def test_runs_of_other_tasks_leave_a_comparison_alone(performance: pd.DataFrame,
     assert pick(found[MEANS], "nll", arm="full")["step"] == 12
 
 
-def test_last_checkpoints_are_one_family_whatever_their_steps(
-    performance: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_last_checkpoints_are_one_family_at_any_step(performance: pd.DataFrame, tmp_path: Path) -> None:
     """At a run's last step its accuracy is undefined: the others' are of step 12, general text's of 18."""
     more = performance[(performance["run"] == "full-seed1") & (performance["step"] == 12)].assign(step=18)
     more.loc[more["metric"] == "accuracy", "value"] = np.nan
     contrasts = compute(pd.concat([performance, more]), tmp_path)[CONTRASTS]
     accuracy, nll = (pick(contrasts, metric) for metric in ("accuracy", "nll"))
     assert (accuracy["step"], accuracy["seeds"], nll["step"], nll["seeds"]) == (12, 2, 18, 3)
-    assert [accuracy["p_holm"], nll["p_holm"]] == pytest.approx(
-        sorted([2 * accuracy["p_value"], nll["p_value"]]), rel=1e-12
-    )
+    expected = sorted([2 * accuracy["p_value"], nll["p_value"]])
+    assert [accuracy["p_holm"], nll["p_holm"]] == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_control_is_between_seeds_of_one_arm(performance: pd.DataFrame, tmp_path: Path) -> None:
+def test_the_control_is_between_seeds_of_one_arm(found: Tables) -> None:
     """Accuracies differ by .04, .05, .01 between full's seeds and by .05, .07, .02 between LoRA's."""
-    contrasts = compute(performance, tmp_path)[CONTRASTS]
+    contrasts = found[CONTRASTS]
     accuracy, nll = (pick(contrasts, metric) for metric in ("accuracy", "nll"))
     assert (accuracy["control_pairs"], accuracy["control_share"]) == (6, 0)
     assert (accuracy["control_median"], accuracy["control_largest"]) == pytest.approx((0.045, 0.07))
     assert nll["control_share"] == 1  # -.007 is less than any two seeds differ
 
 
-def test_every_step_and_the_last_are_compared(performance: pd.DataFrame, tmp_path: Path) -> None:
-    contrasts = compute(performance, tmp_path)[CONTRASTS]
+def test_every_step_and_the_last_are_compared(found: Tables) -> None:
+    contrasts = found[CONTRASTS]
     steps = contrasts[contrasts["metric"] == "accuracy"][["checkpoint", "step"]].to_numpy().tolist()
     assert steps == [["step", 6], ["step", 12], ["last", 12]]
     same = [pick(contrasts, "accuracy", at, step=12)["p_value"] for at in ("step", "last")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from rankdrift.layout import RunLayout
+from rankdrift.zero_checkpoint.direct_io import BLOCK, is_cached
 from rankdrift.zero_checkpoint.manifest import Manifest
 
 Tensors = Mapping[str, torch.Tensor]
@@ -151,3 +154,29 @@ def make_run(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Callable[..., 
         return run
 
     return make
+
+
+def evicted(path: Path) -> None:
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.fixture
+def evict() -> Callable[[Path], None]:
+    """Return a function that asks for a file to leave the page cache."""
+    return evicted
+
+
+@pytest.fixture
+def uncached() -> Callable[[Path], None]:
+    """Return a function that makes a file leave the page cache; the test is skipped where it does not."""
+
+    def leave(path: Path) -> None:
+        evicted(path)
+        with open(path, "rb") as handle:
+            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        if any(is_cached(mapped, at, at + 1) for at in range(0, len(mapped), BLOCK)):
+            pytest.skip(f"{path} is on a file system that does not leave the page cache")
+
+    return leave

@@ -1,9 +1,10 @@
-"""Checksums: what passes through the writer is what lies in the file, by the xxhash library itself."""
+"""Sums of what is written and read: files by xxhash itself, storages by zlib's CRC-32 of all their bytes."""
 
 from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 import xxhash
 
+from rankdrift.errors import IntegrityError
 from rankdrift.zero_checkpoint import checksums
 from rankdrift.zero_checkpoint.checksums import (
     StoredFile,
@@ -20,6 +22,65 @@ from rankdrift.zero_checkpoint.checksums import (
     stored_file,
     writing,
 )
+from rankdrift.zero_checkpoint.storage_sums import StorageSums
+from rankdrift.zero_checkpoint.torch_file import StoredTensor, read_archive
+from rankdrift.zero_checkpoint.zero_layouts import Span
+
+COUNT = 1000
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> StoredTensor:
+    torch.save({"a": torch.arange(COUNT, dtype=torch.float32)}, tmp_path / "x.pt")
+    tensor: StoredTensor = read_archive(tmp_path / "x.pt")["a"]
+    return tensor
+
+
+def read(stored: StoredTensor, sums: StorageSums, *runs: tuple[int, int]) -> None:
+    buffer = torch.empty(512, dtype=torch.uint8)  # 128 elements: several parts a run
+    for start, count in runs:
+        chunks = Span(stored, start, count).chunks(itertools.repeat(buffer), sums)
+        values = [chunk.clone() for chunk in chunks]
+        assert torch.equal(torch.cat(values), torch.arange(start, start + count, dtype=torch.float32))
+
+
+RUNS = [
+    ((0, COUNT),),
+    ((0, 10), (10, COUNT - 10)),
+    ((0, 10), (17, 300), (400, COUNT - 401)),  # padding between and behind
+    ((0, 600), (300, 500)),  # shared parameters are read twice
+    ((500, 100), (0, 500)),
+    (),  # nothing of it is asked for
+]
+
+
+@pytest.mark.parametrize("runs", RUNS)
+def test_a_whole_storage_is_accepted(stored: StoredTensor, runs: tuple[tuple[int, int], ...]) -> None:
+    sums = StorageSums([stored])
+    read(stored, sums, *runs)
+    sums.check()
+
+
+@pytest.mark.parametrize("runs", RUNS)
+@pytest.mark.parametrize("place", [0, 12, 350, COUNT - 1])
+def test_an_altered_bit_is_found(stored: StoredTensor, runs: tuple[tuple[int, int], ...], place: int) -> None:
+    with stored.path.open("r+b") as file:
+        file.seek(stored.offset + 4 * place)
+        byte = file.read(1)[0]
+        file.seek(stored.offset + 4 * place)
+        file.write(bytes([byte ^ 1]))
+    sums = StorageSums([stored])
+    buffer = torch.empty(512, dtype=torch.uint8)
+    for start, count in runs:
+        chunks = Span(stored, start, count).chunks(itertools.repeat(buffer), sums)
+        assert sum(map(len, chunks)) == count
+    with pytest.raises(IntegrityError, match=r"x\.pt: its weights are not those that were written"):
+        sums.check()
+
+
+def test_what_is_not_read_from_is_not_checked(stored: StoredTensor) -> None:
+    stored.path.write_bytes(b"")
+    StorageSums().check()
 
 
 def test_a_file_of_torch_is_summed_as_it_is_written(tmp_path: Path) -> None:
@@ -49,7 +110,7 @@ class FullDisk(io.FileIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_what_the_system_refused_is_said_whatever_the_serialiser_says(
+def test_what_the_system_refused_is_said_in_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a write fails, torch raises RuntimeError about positions in its own file."""

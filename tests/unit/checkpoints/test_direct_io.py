@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 
 from rankdrift.zero_checkpoint import direct_io
 from rankdrift.zero_checkpoint.direct_io import BLOCK, BlockReader, DirectFile, is_cached
+
+Evict = Callable[[Path], None]
+Stored = tuple[Path, bytes]
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def test_a_file_holds_what_was_written(
 
 
 @pytest.mark.usefixtures("refuse_to_open")
-def test_a_file_system_without_direct_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_direct_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evict: Evict) -> None:
     monkeypatch.setattr(direct_io, "_BUFFER", 2 * BLOCK)
     data = random.Random(3).randbytes(7 * BLOCK + 1)
     write(tmp_path / "x", [data])
@@ -68,12 +72,6 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         DirectFile(tmp_path / "absent" / "x")
 
 
-def evict(path: Path) -> None:
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
-        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def cached(path: Path, start: int, stop: int) -> bool:
     with open(path, "rb") as handle:
         return is_cached(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY), start, stop)
@@ -90,17 +88,15 @@ def read(path: Path, offset: int, needed: int, space: int = 0, at: int = 0, dire
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> tuple[Path, bytes]:
+def stored(tmp_path: Path, uncached: Evict) -> Stored:
     """A file of nine and a bit blocks that is not in the page cache."""
     path, data = tmp_path / "x", random.Random(9).randbytes(9 * BLOCK + 100)
     path.write_bytes(data)
-    evict(path)
-    if cached(path, 0, len(data)):
-        pytest.skip(f"{tmp_path} is on a file system that does not leave the page cache")
+    uncached(path)
     return path, data
 
 
-def test_what_is_read_directly_stays_out_of_the_page_cache(stored: tuple[Path, bytes]) -> None:
+def test_what_is_read_directly_stays_out_of_the_page_cache(stored: Stored) -> None:
     path, data = stored
     assert read(path, 2 * BLOCK, 3 * BLOCK) == data[2 * BLOCK : 5 * BLOCK]
     assert read(path, 8 * BLOCK, BLOCK + 100, 2 * BLOCK) == data[8 * BLOCK :]  # up to the end
@@ -108,7 +104,7 @@ def test_what_is_read_directly_stays_out_of_the_page_cache(stored: tuple[Path, b
 
 
 @pytest.mark.parametrize("first", [0, 2])  # from a file's start the system would read ahead
-def test_what_may_be_read_again_goes_through_the_page_cache(stored: tuple[Path, bytes], first: int) -> None:
+def test_what_may_be_read_again_goes_through_the_page_cache(stored: Stored, first: int) -> None:
     path, data = stored
     wanted = slice(first * BLOCK, (first + 3) * BLOCK)
     assert read(path, wanted.start, 3 * BLOCK, direct=False) == data[wanted]
@@ -116,9 +112,7 @@ def test_what_may_be_read_again_goes_through_the_page_cache(stored: tuple[Path, 
     assert found == [first <= block < first + 3 for block in range(10)]
 
 
-def test_what_is_in_the_page_cache_is_read_from_there(
-    stored: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_in_the_page_cache_is_read_there(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
     path, data = stored
     assert path.read_bytes() == data
     assert cached(path, 1, len(data))
@@ -126,14 +120,14 @@ def test_what_is_in_the_page_cache_is_read_from_there(
     assert read(path, 2 * BLOCK, 3 * BLOCK) == data[2 * BLOCK : 5 * BLOCK]
 
 
-def test_memory_that_does_not_lie_at_a_blocks_start_is_filled_too(stored: tuple[Path, bytes]) -> None:
+def test_memory_that_starts_within_a_block_is_filled_too(stored: Stored, evict: Evict) -> None:
     path, data = stored
     assert read(path, 2 * BLOCK, 3 * BLOCK, at=1) == data[2 * BLOCK : 5 * BLOCK]
     evict(path)
     assert read(path, 17, 50) == data[17:67]
 
 
-def test_a_page_that_is_missing_is_noticed(stored: tuple[Path, bytes]) -> None:
+def test_a_page_that_is_missing_is_noticed(stored: Stored) -> None:
     path, _ = stored
     with open(path, "rb") as handle:
         os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
@@ -144,7 +138,7 @@ def test_a_page_that_is_missing_is_noticed(stored: tuple[Path, bytes]) -> None:
     assert not cached(path, 3 * BLOCK, 5 * BLOCK + 1)
 
 
-def test_a_file_that_ends_early_is_an_error(stored: tuple[Path, bytes]) -> None:
+def test_a_file_that_ends_early_is_an_error(stored: Stored) -> None:
     path, _ = stored
     with pytest.raises(OSError, match="x ends early"):
         read(path, 8 * BLOCK, 2 * BLOCK)

@@ -40,10 +40,7 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
 
 def engine_of(model: nn.Module, optimizer: Any) -> SimpleNamespace:
     return SimpleNamespace(
-        module=model,
-        optimizer=optimizer,
-        train_batch_size=lambda: 6,
-        gradient_accumulation_steps=lambda: 2,
+        module=model, optimizer=optimizer, train_batch_size=lambda: 6, gradient_accumulation_steps=lambda: 2
     )
 
 

@@ -1,12 +1,12 @@
-"""checkpoint.json: a folder is a checkpoint if the manifest is there and its files are the recorded ones."""
+"""Manifests: a folder is a checkpoint if its files are the recorded ones; and which checkpoints stay."""
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import io
 import json
-import subprocess
-import sys
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import xxhash
 
-from rankdrift.errors import IntegrityError, UserError
+from rankdrift.errors import IntegrityError
 from rankdrift.layout import step_name
 from rankdrift.zero_checkpoint.checksums import StoredFile
 from rankdrift.zero_checkpoint.manifest import Manifest, newest
+from rankdrift.zero_checkpoint.rotation import Retention, remove, remove_leftovers
 
 RECORD = Manifest(
     step=500,
@@ -67,18 +68,9 @@ def test_files_that_were_summed_while_written_are_not_read_again(tmp_path: Path)
         RECORD.write(folder, {"a.pt": StoredFile(6, "")})
 
 
-def test_a_folder_without_record_is_incomplete(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a complete checkpoint") as caught:
-        Manifest.read(make(tmp_path / "step"))
-    assert not isinstance(caught.value, IntegrityError)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
-        (b"1234", r"a\.pt: 4 bytes where 5 were written"),
-        (None, r"a\.pt: missing"),
-    ],
+    [(b"1234", r"a\.pt: 4 bytes where 5 were written"), (None, r"a\.pt: missing")],
     ids=["cut", "missing"],
 )
 def test_reading_finds_a_file_of_another_size(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -173,6 +165,70 @@ def test_newest_is_the_newest_whole_one_whatever_latest_says(tmp_path: Path) -> 
     assert newest(tmp_path) == 100
 
 
-def test_records_need_no_torch() -> None:
-    code = "import sys, rankdrift.zero_checkpoint.manifest; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+STEPS = [10, 20, 30, 40, 50]
+
+
+LOSSES = {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.5}
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (Retention(), STEPS),
+        (Retention(listed=(10,)), STEPS),  # no rule to remove by
+        (Retention(last=1), [50]),
+        (Retention(last=2), [40, 50]),
+        (Retention(last=9), STEPS),
+        (Retention(every=20), [20, 40, 50]),
+        (Retention(best=1), [20, 50]),
+        (Retention(best=2), [20, 40, 50]),
+        (Retention(last=2, every=30, best=1, listed=(10, 11)), [10, 20, 30, 40, 50]),
+        (Retention(last=1, listed=(10,)), [10, 50]),
+    ],
+)
+def test_rules_add_up_and_the_newest_stays(keep: Retention, kept: list[int]) -> None:
+    gone = keep.superfluous(STEPS[::-1], LOSSES)
+    assert [step for step in STEPS if step not in gone] == kept
+    assert set(gone) <= set(STEPS)
+
+
+def test_nothing_to_remove_of_nothing() -> None:
+    assert Retention(last=1).superfluous([], {}) == []
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    path = folder / step_name(step)
+    path.mkdir()
+    (path / "shard.pt").write_bytes(b"1")
+    return path
+
+
+def test_a_removed_checkpoint_is_gone(tmp_path: Path) -> None:
+    assert remove(checkpoint(tmp_path, 1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_is_read_stays(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 1)
+    reader = os.open(path, os.O_RDONLY)
+    fcntl.flock(reader, fcntl.LOCK_EX)
+    assert not remove(path)
+    assert (path / "shard.pt").exists()
+    os.close(reader)
+    assert remove(path)
+
+
+def test_a_removal_cut_short_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_short(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise KeyboardInterrupt
+
+    checkpoint(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            remove(tmp_path / step_name(1))
+    assert not (tmp_path / step_name(1)).exists()
+    (tmp_path / f".{step_name(2)}.tmp").mkdir()
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -5,61 +5,44 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
+import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    PreTrainedModel,
-    set_seed,
-)
 
 from rankdrift import files
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.export import base_weights, merge
 from rankdrift.export.consolidate import consolidate
 from rankdrift.export.contents import Options
+from rankdrift.export.peft_names import adapter_tensors
 from rankdrift.layout import RunLayout
 from rankdrift.zero_checkpoint.checksums import checksum_file
+from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 TOKENS = torch.arange(2 * 9).view(2, 9) % 31
 MERGE = Options(merge=True)
 
 
-def llama(tied: bool = False, model_class: Any = LlamaForCausalLM) -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=31,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=12,
-        tie_word_embeddings=tied,
-        num_labels=3,
-        pad_token_id=0,
-    )
-    return model_class(config)
+def llama(tied: bool = False, model_class: Any = hf.LlamaForCausalLM) -> hf.PreTrainedModel:
+    return model_class(families.llama(num_hidden_layers=2, tie_word_embeddings=tied))
 
 
-def gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=31, n_embd=8, n_layer=1, n_head=2, n_positions=16))
+def gpt2() -> hf.PreTrainedModel:
+    return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=31, n_embd=8, n_layer=1, n_head=2, n_positions=16))
 
 
 class Trained:
     """A LoRA run with one stage-0 checkpoint of an adapter with random weights, and its live model."""
 
-    def __init__(self, folder: Path, zero: Any, model: PreTrainedModel, **options: Any) -> None:
+    def __init__(self, folder: Path, zero: Any, model: hf.PreTrainedModel, **options: Any) -> None:
         self.run, self.base = RunLayout(folder / "run"), folder / "base"
         base_options = options.pop("base_options", {})
         if model.can_generate():
@@ -79,9 +62,8 @@ class Trained:
         (self.run.model / "tokenizer.json").write_text("{}")
         zero.save_stage_0(self.run.checkpoint(1), trained)
         digest = files.weights_digest(self.base)
-        zero.record_of(1, method="lora", base=str(self.base), base_digest=digest).write(
-            self.run.checkpoint(1)
-        )
+        facts = {"method": "lora", "base": str(self.base), "base_digest": digest}
+        zero.record_of(1, **facts).write(self.run.checkpoint(1))
 
     def logits(self) -> torch.Tensor:
         with torch.no_grad():
@@ -93,11 +75,11 @@ Train = Callable[..., Trained]
 
 @pytest.fixture
 def train(tmp_path: Path, zero: Any, cache: Path) -> Train:
-    set_seed(11)
+    hf.set_seed(11)
     return lambda model=None, **options: Trained(tmp_path, zero, model or llama(), **options)
 
 
-CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
+CASES: dict[str, tuple[Callable[[], hf.PreTrainedModel], dict[str, Any]]] = {
     "plain": (llama, {}),
     "tied": (lambda: llama(tied=True), {}),
     "rslora": (llama, {"use_rslora": True}),
@@ -109,7 +91,7 @@ CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
     "embedding": (llama, {"target_modules": ["embed_tokens", "q_proj"]}),
     "head": (llama, {"target_modules": ["lm_head", "v_proj"]}),
     "transposed": (gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
-    "classifier": (lambda: llama(model_class=LlamaForSequenceClassification), {}),
+    "classifier": (lambda: llama(model_class=hf.LlamaForSequenceClassification), {}),
     "rank 1, negative": (llama, {"r": 1, "lora_alpha": -3}),
 }
 UNTIED: dict[str, dict[str, Any]] = {
@@ -121,8 +103,8 @@ UNTIED: dict[str, dict[str, Any]] = {
 
 
 def loaded(
-    folder: Path, auto: Any = AutoModelForCausalLM, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+    folder: Path, auto: Any = hf.AutoModelForCausalLM, dtype: torch.dtype = torch.float32
+) -> hf.PreTrainedModel:
     """The folder as plain transformers loads it, having found all that it needs and nothing more."""
     model, found = auto.from_pretrained(folder, output_loading_info=True)
     assert not {kind: names for kind, names in found.items() if names}  # missing, unexpected, mismatched
@@ -137,7 +119,7 @@ def test_a_merged_model_is_the_adapted_one(train: Train, name: str) -> None:
     folder = consolidate(trained.run, 1, MERGE)
     assert folder == trained.run.merged(1)
     classifier = name == "classifier"
-    model = loaded(folder, AutoModelForSequenceClassification if classifier else AutoModelForCausalLM)
+    model = loaded(folder, hf.AutoModelForSequenceClassification if classifier else hf.AutoModelForCausalLM)
     peft = copy.deepcopy(trained.model).merge_and_unload()
     weights = dict(model.named_parameters())
     for key, expected in peft.named_parameters():
@@ -190,9 +172,8 @@ def test_blocks_of_rows_change_nothing(train: Train, monkeypatch: pytest.MonkeyP
     trained = train()
     whole = load_file(consolidate(trained.run, 1, MERGE) / "model.safetensors")
     monkeypatch.setattr(base_weights, "_BLOCK", 25)
-    parts = load_file(
-        consolidate(trained.run, 1, Options(merge=True, shard_size=10**6)) / "model.safetensors"
-    )
+    folder = consolidate(trained.run, 1, Options(merge=True, shard_size=10**6))
+    parts = load_file(folder / "model.safetensors")
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
 
 
@@ -211,11 +192,7 @@ def test_what_a_merged_folder_holds(train: Train) -> None:
     trained = train()
     folder = consolidate(trained.run, 1, MERGE)
     assert {path.name for path in folder.iterdir()} == {
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "provenance.json",
-        "tokenizer.json",
+        *("config.json", "generation_config.json", "model.safetensors", "provenance.json", "tokenizer.json")
     }
     assert loaded(folder).generation_config.max_length == 23
     provenance = json.loads((folder / "provenance.json").read_text())
@@ -229,10 +206,7 @@ def test_the_adapter_stays_beside_the_merged_model(train: Train) -> None:
     trained.model.config.save_pretrained(trained.run.model)  # what a merged model needs, and an adapter not
     adapter = consolidate(trained.run, 1)
     assert {path.name for path in adapter.iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "provenance.json",
-        "tokenizer.json",
+        *("adapter_config.json", "adapter_model.safetensors", "provenance.json", "tokenizer.json")
     }
     before = (adapter / "adapter_model.safetensors").stat().st_mtime_ns
     consolidate(trained.run, 1, MERGE)
@@ -241,7 +215,7 @@ def test_the_adapter_stays_beside_the_merged_model(train: Train) -> None:
     consolidate(trained.run, 1, progress=lines.append)
     assert lines == ["step-000001: up to date"] * 2
     assert (adapter / "adapter_model.safetensors").stat().st_mtime_ns == before
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(trained.base), adapter).eval()
+    model = PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(trained.base), adapter).eval()
     with torch.no_grad():
         assert torch.equal(model(TOKENS).logits, trained.logits())
 
@@ -270,32 +244,26 @@ def test_what_is_not_merged_exactly_is_refused(train: Train, setting: dict[str, 
     assert not any(trained.run.root.glob("merged/*"))
 
 
-def lose_base(base: Path) -> None:
-    base.rename(base.with_name("elsewhere"))
-
-
-def lose_weights(base: Path) -> None:
-    (base / "model.safetensors").unlink()
-
-
 def change_weights(base: Path) -> None:
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"][3] += 1
     save_file(weights, base / "model.safetensors", {"format": "pt"})
 
 
-def cut_weights(base: Path) -> None:
-    data = (base / "model.safetensors").read_bytes()
-    (base / "model.safetensors").write_bytes(data[:-8])
+OTHERS = "not those the run started from"
 
 
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (lose_base, UserError, "base: the base model of this run is not there"),
-        (lose_weights, IntegrityError, "not those the run started from"),
-        (change_weights, IntegrityError, "not those the run started from"),
-        (cut_weights, IntegrityError, "not those the run started from"),
+        (
+            lambda base: base.rename(base.with_name("elsewhere")),
+            UserError,
+            "base: the base model of this run is not there",
+        ),
+        (lambda base: (base / "model.safetensors").unlink(), IntegrityError, OTHERS),
+        (change_weights, IntegrityError, OTHERS),
+        (lambda base: os.truncate(base / "model.safetensors", 3000), IntegrityError, OTHERS),
     ],
 )
 def test_another_base_is_refused(
@@ -308,42 +276,29 @@ def test_another_base_is_refused(
     assert not any(trained.run.root.glob("merged/*"))
 
 
-def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-
-
-def widen(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    name = "model.layers.1.mlp.down_proj.weight"
-    return weights | {name: torch.zeros(16, 12)}
-
-
-def quantise(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(torch.int8) for name, tensor in weights.items()}
+DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename, "its weights hold no 'model.embed_tokens.weight'"),
-        (widen, r"down_proj.weight' is \(16, 12\), the adapter's update \(8, 12\)"),
-        (quantise, "is I8, to which an update cannot be added"),
+        (lambda name, tensor: (name.removeprefix("model."), tensor), "hold no 'model.embed_tokens.weight'"),
+        (
+            lambda name, tensor: (name, torch.zeros(16, 12) if name == DOWN else tensor),
+            r"down_proj.weight' is \(16, 12\), the adapter's update \(8, 12\)",
+        ),
+        (lambda name, tensor: (name, tensor.to(torch.int8)), "is I8, to which an update cannot be added"),
     ],
 )
 def test_a_base_that_does_not_fit_is_refused(train: Train, change: Any, message: str) -> None:
     trained = train()
-    save_file(change(load_file(trained.base / "model.safetensors")), trained.base / "model.safetensors")
+    path = trained.base / "model.safetensors"
+    save_file(dict(change(*item) for item in load_file(path).items()), path)
     model = merge.architecture(trained.base, "CAUSAL_LM")
-    adapter = merge_input(trained)
+    folder = trained.run.checkpoint(1)
+    adapter = adapter_tensors(open_checkpoint(folder).tensors, folder)
     with pytest.raises(UserError, match=message):
         merge.merged_model(adapter, trained.run.model / "adapter_config.json", trained.base, model)
-
-
-def merge_input(trained: Trained) -> Any:
-    from rankdrift.export.peft_names import adapter_tensors
-    from rankdrift.zero_checkpoint.shards import open_checkpoint
-
-    folder = trained.run.checkpoint(1)
-    return adapter_tensors(open_checkpoint(folder).tensors, folder)
 
 
 def test_an_index_that_names_what_is_not_there_is_damage(train: Train) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification
 
 from rankdrift.errors import UserError
 from rankdrift.export import peft_names
@@ -17,17 +18,8 @@ from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 
 def model(**options: Any) -> torch.nn.Module:
-    config = LlamaConfig(
-        vocab_size=11,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=12,
-        num_labels=3,
-        pad_token_id=0,
-    )
     lora = LoraConfig(task_type="SEQ_CLS", r=2, **options)
-    return get_peft_model(LlamaForSequenceClassification(config), lora)
+    return get_peft_model(LlamaForSequenceClassification(families.llama()), lora)
 
 
 @pytest.mark.parametrize(

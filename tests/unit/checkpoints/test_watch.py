@@ -121,7 +121,7 @@ def test_the_state_is_asked_before_the_checkpoints(make_run: MakeRun, save: Any,
 
 
 @pytest.mark.parametrize("how", ["folder", "shard"])
-def test_a_checkpoint_that_is_rotated_away_is_no_failure(
+def test_a_rotated_checkpoint_is_no_failure(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     run, lines = make_run(1, 2), []

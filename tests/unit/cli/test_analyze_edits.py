@@ -31,9 +31,8 @@ def run(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> RunLayo
     GPT2Model.from_pretrained(tmp_path / "whole").save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
     run = RunLayout(tmp_path / "study" / "runs" / "full-seed1")
-    files.write_json(
-        run.spec, parse_spec({"model": {"name": str(base)}, "method": {"name": "full"}}).as_dict()
-    )
+    spec = {"model": {"name": str(base)}, "method": {"name": "full"}}
+    files.write_json(run.spec, parse_spec(spec).as_dict())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(2e-4 * torch.randn_like(parameter))

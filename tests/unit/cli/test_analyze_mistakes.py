@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,10 +24,12 @@ from rankdrift.spec import parse_spec
 
 UP = "model.layers.1.mlp.up_proj.weight"
 WEIGHTS = "model.safetensors"
+Said = pytest.CaptureFixture[str]
+Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(capsys: Said) -> Refused:
     """Run a command that is to fail, and return its message."""
 
     def run(*arguments: object, status: int = 2) -> str:
@@ -99,18 +99,18 @@ def folders(base: object, *tuned: Path) -> list[object]:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_an_option_that_would_be_ignored_is_refused(
-    refused: Callable[..., str], arguments: list[str], part: str
+    refused: Refused, arguments: list[str], part: str
 ) -> None:
     assert part in refused(*arguments)
 
 
-def test_a_folder_in_place_of_an_analysis(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_folder_in_place_of_an_analysis(refused: Refused, tmp_path: Path) -> None:
     assert f"{tmp_path} is a folder, not an analysis: give --study {tmp_path}" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["training", "comparisons"])
-def test_an_analysis_of_runs_says_nothing_of_folders(
-    refused: Callable[..., str], tuned: Path, tmp_path: Path, name: str
+def test_an_analysis_of_runs_is_not_of_folders(
+    refused: Refused, tuned: Path, tmp_path: Path, name: str
 ) -> None:
     message = refused(name, *folders("tiny", tuned), "--output", tmp_path / "out")
     assert f"{name}: is made of a study's runs, not of folders" in message
@@ -119,23 +119,19 @@ def test_an_analysis_of_runs_says_nothing_of_folders(
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
-def test_an_output_that_cannot_be_written_to(
-    refused: Callable[..., str], tuned: Path, tmp_path: Path, place: str
-) -> None:
+def test_an_output_that_is_not_writable(refused: Refused, tuned: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     message = refused("spectra", *folders("tiny", tuned), "--output", tmp_path / place)
     assert f"--output {tmp_path / place}: nothing can be written there" in message
 
 
-def test_the_tables_of_a_study_are_not_replaced(
-    refused: Callable[..., str], tuned: Path, runs: list[RunLayout]
-) -> None:
+def test_a_studys_tables_are_not_replaced(refused: Refused, tuned: Path, runs: list[RunLayout]) -> None:
     study = runs[0].root.parent.parent
     message = refused(*folders("tiny", tuned), "--output", study)
     assert f"--output {study}: a study, whose tables would be lost" in message
 
 
-def test_a_base_that_is_no_model_of_its_own(refused: Callable[..., str], tuned: Path, tmp_path: Path) -> None:
+def test_a_base_that_is_no_model_of_its_own(refused: Refused, tuned: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "checkpoint").mkdir()
@@ -148,7 +144,7 @@ def test_a_base_that_is_no_model_of_its_own(refused: Callable[..., str], tuned: 
         assert part in refused(*folders(tmp_path / name, tuned))
 
 
-def test_base_and_tuned_the_wrong_way_round(refused: Callable[..., str], tuned: Path, tiny: Path) -> None:
+def test_base_and_tuned_the_wrong_way_round(refused: Refused, tuned: Path, tiny: Path) -> None:
     base = {"folder": str(tiny), "digest": files.weights_digest(tiny)}
     (tuned / "provenance.json").write_text(json.dumps({"base": base}))
     assert f"--base {tuned}: was tuned from --tuned {tiny}; swap the two" in refused(*folders(tuned, tiny))
@@ -158,9 +154,7 @@ def test_base_and_tuned_the_wrong_way_round(refused: Callable[..., str], tuned: 
     ("name", "part"), [("nowhere", "no such folder"), (WEIGHTS, "a file; give the folder it lies in")]
 )
 @pytest.mark.parametrize("option", ["--tuned", "--initial"])
-def test_a_folder_that_is_none(
-    refused: Callable[..., str], tuned: Path, option: str, name: str, part: str
-) -> None:
+def test_what_is_no_folder(refused: Refused, tuned: Path, option: str, name: str, part: str) -> None:
     given = folders("tiny", tuned) if option == "--initial" else ["--base", "tiny"]
     assert f"{option} {tuned / name}: {part}" in refused(*given, option, tuned / name)
 
@@ -180,7 +174,7 @@ def rename(folder: Path, **settings: object) -> None:
     ids=["a matrix is missing", "another architecture", "no weights"],
 )
 def test_what_does_not_fit_is_said_before_anything_is_measured(
-    refused: Callable[..., str], tuned: Path, tmp_path: Path, damage: Callable[[Path], None], part: str
+    refused: Refused, tuned: Path, tmp_path: Path, damage: Callable[[Path], None], part: str
 ) -> None:
     damage(tuned)
     message = refused(*folders("tiny", tuned), "--output", tmp_path / "out")
@@ -189,9 +183,7 @@ def test_what_does_not_fit_is_said_before_anything_is_measured(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_done_before_a_failure_is_said(
-    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_done_before_a_failure_is_said(tuned: Path, tmp_path: Path, capsys: Said) -> None:
     """A norm's weight is no matrix: the spectra do not read it, the passes through the model do."""
     edit(tuned, lambda weights: weights["model.norm.weight"].fill_(torch.nan))
     out = StudyLayout(tmp_path / "out")
@@ -213,11 +205,7 @@ def mute(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_matrices_need_no_tokenizer(
-    refused: Callable[..., str],
-    mute: Path,
-    tuned: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    refused: Refused, mute: Path, tuned: Path, tmp_path: Path, capsys: Said
 ) -> None:
     out = StudyLayout(tmp_path / "out")
     given = [*folders(mute, tuned), "--output", out.root]
@@ -252,7 +240,7 @@ def encoders(tmp_path: Path) -> list[Path]:
 def test_what_encoders_cannot_have_is_left_out_unless_it_is_named(
     encoders: list[Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Said,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -286,18 +274,6 @@ def test_settings_are_the_same_with_and_without_text(
     assert without == with_text
 
 
-def test_a_model_beside_itself_has_zeros_and_reasons(tiny: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny, tmp_path / "same")
-    out = StudyLayout(tmp_path / "out")
-    arguments = ["spectra", *folders("tiny", tmp_path / "same"), "--output", out.root]
-    assert main(["analyze", *map(str, arguments)]) == 0
-    rows = files.read_table(out.table("svd_analysis_results"))
-    assert len(rows) == 22
-    assert (rows[["update_norm", "relative_update_norm", "intruders_left", "intruders_right"]] == 0).all(None)
-    assert rows["reason"].str.startswith("dW is zero").all()
-    assert rows[["noise_floor_ratio", "update_noise_std"]].isna().all(None)
-
-
 @pytest.mark.parametrize(
     ("names", "part"),
     [
@@ -309,22 +285,19 @@ def test_a_model_beside_itself_has_zeros_and_reasons(tiny: Path, tmp_path: Path)
         ([0, 4], "loose/x-seed1: not in a study; a run's folder lies in STUDY/runs"),
     ],
 )
-def test_runs_that_cannot_be_compared(
-    refused: Callable[..., str], runs: list[RunLayout], names: list[int], part: str
+def test_runs_that_do_not_compare(
+    refused: Refused, runs: list[RunLayout], names: list[int], part: str
 ) -> None:
     assert part in refused("compare", *(runs[number].root for number in names))
 
 
-def test_a_folder_that_is_no_run(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run(refused: Refused, tmp_path: Path) -> None:
     assert f"{tmp_path}: not a run's folder (no spec.json)" in refused("interpolate", tmp_path)
 
 
 @pytest.mark.parametrize("action", ["intervene", "interpolate"])
 def test_a_step_that_is_not_stored(
-    refused: Callable[..., str],
-    runs: list[RunLayout],
-    action: str,
-    monkeypatch: pytest.MonkeyPatch,
+    refused: Refused, runs: list[RunLayout], action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "x-seed1: step 7 is not stored (there: 3)" in refused(action, runs[0].root, "--step", 7)
     assert "z-seed1: no step of it is stored; train it first" in refused(action, runs[3].root)
@@ -333,43 +306,26 @@ def test_a_step_that_is_not_stored(
     assert f"{runs[0].root}: step 7" in refused(action, ".", "--step", 7)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1, "nan"])
-def test_strengths_that_are_no_edit(
-    refused: Callable[..., str], runs: list[RunLayout], value: object
-) -> None:
-    assert f"--strength {value}: 0 removes" in refused("intervene", runs[0].root, "--strength", value)
-
-
-@pytest.mark.parametrize("value", [0, -3])
-def test_counts_of_vectors_that_are_none(
-    refused: Callable[..., str], runs: list[RunLayout], value: int
-) -> None:
-    assert f"--top-k {value}: how many" in refused("intervene", runs[0].root, "--top-k", value)
-
-
-@pytest.mark.parametrize("value", [0, 1, -0.5, "nan"])
-def test_thresholds_that_are_no_cosine(
-    refused: Callable[..., str], runs: list[RunLayout], value: object
-) -> None:
-    assert f"--threshold {value}: a cosine" in refused("intervene", runs[0].root, "--threshold", value)
-
-
 @pytest.mark.parametrize(
-    ("positions", "part"),
+    ("option", "values", "part"),
     [
-        (["nan"], "--at nan: not a point"),
-        ([0, "inf"], "--at inf: not a point"),
-        ([0, 0.5, 0.5], "two are interpolation-0.5; give each once"),
-        ([0.1234567, 0.1234568], "two are interpolation-0.123457"),
+        *(("strength", [value], f"--strength {value}: 0 removes") for value in (-0.1, 1, "nan")),
+        *(("top-k", [value], f"--top-k {value}: how many") for value in (0, -3)),
+        *(("threshold", [value], f"--threshold {value}: a cosine") for value in (0, 1, -0.5, "nan")),
+        ("at", ["nan"], "--at nan: not a point"),
+        ("at", [0, "inf"], "--at inf: not a point"),
+        ("at", [0, 0.5, 0.5], "two are interpolation-0.5; give each once"),
+        ("at", [0.1234567, 0.1234568], "two are interpolation-0.123457"),
     ],
 )
-def test_positions_that_are_no_line(
-    refused: Callable[..., str], runs: list[RunLayout], positions: list[object], part: str
+def test_numbers_that_are_no_edit(
+    refused: Refused, runs: list[RunLayout], option: str, values: list[object], part: str
 ) -> None:
-    assert part in refused("interpolate", runs[0].root, "--at", *positions)
+    action = "interpolate" if option == "at" else "intervene"
+    assert part in refused(action, runs[0].root, f"--{option}", *values)
 
 
-def test_help_names_every_analysis_and_every_other_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_analysis_and_every_other_use(capsys: Said) -> None:
     with pytest.raises(SystemExit):
         main(["analyze", "--help"])
     words = set(pd.Series([capsys.readouterr().out]).str.findall(r"[-\w]+")[0])
@@ -378,6 +334,17 @@ def test_help_names_every_analysis_and_every_other_use(capsys: pytest.CaptureFix
     assert {f"--{option.replace('_', '-')}" for options in OPTIONS.values() for option in options} <= words
 
 
-def test_help_does_not_wait_for_torch() -> None:
-    script = "import sys; from rankdrift.cli import analyze; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+def test_an_unknown_source(capsys: Said) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["analyze", "--study", "x", "--source", "shards"])
+    assert stopped.value.code == 2
+    assert "'auto', 'exports', 'checkpoints'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_outside_a_run(refused: Refused, tmp_path: Path) -> None:
+    checkpoint = RunLayout(tmp_path).checkpoint(3)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "mp_rank_00_model_states.pt").touch()
+    message = refused(*folders("tiny", checkpoint), "--output", tmp_path / "out")
+    assert str(checkpoint) in message
+    assert f"{tmp_path / 'model'} has no config.json" in message

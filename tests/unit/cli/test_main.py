@@ -105,6 +105,15 @@ def test_what_only_training_can_see_ends_it_before_the_first_step(
     assert not list((tmp_path / "out").rglob("step-*"))
 
 
+def ends(monkeypatch: pytest.MonkeyPatch, command: str, error: BaseException) -> None:
+    """Make a command end with an error."""
+
+    def end(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"rankdrift.cli.{command}.run", end)
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
@@ -125,10 +134,7 @@ def test_how_a_command_ended_is_its_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def end(*arguments: object) -> None:
-        raise error
-
-    monkeypatch.setattr("rankdrift.cli.report.run", end)
+    ends(monkeypatch, "report", error)
     assert main(["report", "x"]) == status
     assert capsys.readouterr().err == (f"rankdrift report: {message}\n" if message else "")
 
@@ -144,10 +150,7 @@ def test_how_a_command_ended_is_its_exit_code(
 def test_mistakes_of_ours_and_ranks_keep_their_traceback(
     error: OSError, rank: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def end(*arguments: object) -> None:
-        raise error
-
-    monkeypatch.setattr("rankdrift.cli.report.run", end)
+    ends(monkeypatch, "report", error)
     if rank:
         monkeypatch.setenv("RANK", rank)
     with pytest.raises(OSError, match=str(error.args[-1])) as caught:
@@ -159,10 +162,7 @@ def test_mistakes_of_ours_and_ranks_keep_their_traceback(
 def test_an_analysis_that_was_interrupted_can_go_on(
     rank: str | None, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def end(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("rankdrift.cli.analyze.run", end)
+    ends(monkeypatch, "analyze", KeyboardInterrupt())
     if rank:
         monkeypatch.setenv("RANK", rank)
     assert main(["analyze"]) == 130

@@ -35,9 +35,8 @@ def build_tokenizer(adds: str) -> PreTrainedTokenizerBase:
     if template := TEMPLATES[adds]:
         special = [(token, core.token_to_id(token)) for token in ("<s>", "</s>")]
         core.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
 @pytest.fixture(scope="session")

@@ -120,9 +120,8 @@ def test_plan(global_batch: int, micro_batch: int, world_size: int, expected: tu
     [(16, 3, "use 15 or 18"), (2, 4, "use 4"), (9, 8, "use 8 or 16")],
 )
 def test_uneven_shares_are_an_error(global_batch: int, world_size: int, possible: str) -> None:
-    with pytest.raises(
-        UserError, match=f"global_batch={global_batch} cannot be shared by {world_size} ranks: {possible}$"
-    ):
+    message = f"global_batch={global_batch} cannot be shared by {world_size} ranks: {possible}$"
+    with pytest.raises(UserError, match=message):
         plan_micro_batches(global_batch, 4, world_size)
 
 
@@ -130,9 +129,8 @@ def test_uneven_shares_are_an_error(global_batch: int, world_size: int, possible
 def test_ranks_share_the_global_batch_exactly(world_size: int, micro_batch: int) -> None:
     lengths = np.random.default_rng(0).integers(5, 60, size=100)
     indices = BatchOrder(100, 16, seed=1).rows(2)
-    shares = [
-        rank_micro_batches(indices, lengths, rank, world_size, micro_batch) for rank in range(world_size)
-    ]
+    sizes = (world_size, micro_batch)
+    shares = [rank_micro_batches(indices, lengths, rank, *sizes) for rank in range(world_size)]
     assert {len(share) for share in shares} == {16 // (world_size * micro_batch)}
     assert {len(micro) for share in shares for micro in share} == {micro_batch}
     assert sorted(np.concatenate([micro for share in shares for micro in share])) == sorted(indices)

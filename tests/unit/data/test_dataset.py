@@ -38,12 +38,9 @@ def test_what_is_trained_on_is_what_is_scored(tokenizer: PreTrainedTokenizerBase
     rows = load_rows(spec, "validation", tokenizer)
     for task in spec.data.tasks:
         items = task_items(spec, registry.load("task", task), tokenizer)
-        trained = {
-            row.index: tuple(row.input_ids[: row.prompt_length]) for row in rows.rows if row.task == task
-        }
-        assert {item.index: item.prompt for item in items.items} == {
-            i.index: trained[i.index] for i in items.items
-        }
+        of_task = [row for row in rows.rows if row.task == task]
+        trained = {row.index: tuple(row.input_ids[: row.prompt_length]) for row in of_task}
+        assert all(item.prompt == trained[item.index] for item in items.items)
         cut = sum(len(item.prompt) < len(tokenizer(item.example.prompt).input_ids) for item in items.items)
         assert items.prompts_cut == cut
         assert 0 < cut <= rows.counts[task].prompts_cut

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,18 +18,9 @@ MakeTokenizer = Callable[[str], PreTrainedTokenizerBase]
 PROMPT = "The river rose in the night.\nTopic:"
 CHOICE = " nature"
 CHOICES = (" business", CHOICE)
-CLASSIFY = Task(
-    name="rivers",
-    version=1,
-    kind="classification",
-    metrics=(),
-    columns=(),
-    example=lambda row: Example("", ""),
-    choices=CHOICES,
-)
-GENERATE = Task(
-    name="trails", version=1, kind="generation", metrics=(), columns=(), example=lambda row: Example("", "")
-)
+SHARED: dict[str, Any] = {"version": 1, "metrics": (), "columns": (), "example": lambda row: Example("", "")}
+CLASSIFY = Task(name="rivers", kind="classification", choices=CHOICES, **SHARED)
+GENERATE = Task(name="trails", kind="generation", **SHARED)
 LABELLED = Example(PROMPT, CHOICE, label=1)
 WRITTEN = Example("name: Otter Way\nDescription:", " Otter Way runs for 9 km.", references=("x",), group="g")
 
@@ -124,9 +116,8 @@ def test_cut_rows_are_told_of_above_one_in_a_hundred(cut: int, told: bool) -> No
     lines = losses({"a": RowCounts(1000, 0, cut, 0), "b": RowCounts(1000, 0, 0, cut)}, "train", 64)
     assert len(lines) == 2 * told
     if told:
-        assert lines[0] == (
-            "task 'a', train: 11 of 1,000 prompts lose their beginning (1.1%) at data.max_length=64"
-        )
+        cut = "11 of 1,000 prompts lose their beginning (1.1%)"
+        assert lines[0] == f"task 'a', train: {cut} at data.max_length=64"
         assert "task 'b', train: 11 of 1,000 targets lose their end" in lines[1]
 
 

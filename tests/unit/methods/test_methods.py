@@ -60,8 +60,7 @@ def test_an_export_reloads_to_the_same_logits(name: str, tiny: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", registry.names("method"))
 @pytest.mark.parametrize(
-    ("head", "architecture"),
-    [("lm", "LlamaForCausalLM"), ("classifier", "LlamaForSequenceClassification")],
+    ("head", "architecture"), [("lm", "LlamaForCausalLM"), ("classifier", "LlamaForSequenceClassification")]
 )
 def test_the_config_says_which_model_was_trained(
     name: str, head: Literal["lm", "classifier"], architecture: str, tiny: Path, tmp_path: Path
@@ -98,9 +97,8 @@ def test_all_adapts_tied_embeddings_once(tiny: Path) -> None:
 
 def test_targets_that_match_nothing_are_refused(tiny: Path) -> None:
     model = load_model(tiny, ModelSpec())
-    with pytest.raises(
-        UserError, match=r"'q_prj' matches no module of LlamaForCausalLM: did you mean 'q_proj'"
-    ):
+    message = r"'q_prj' matches no module of LlamaForCausalLM: did you mean 'q_proj'"
+    with pytest.raises(UserError, match=message):
         target_modules(model, ["q_prj"])
     with pytest.raises(UserError, match="empty list"):
         target_modules(model, [])

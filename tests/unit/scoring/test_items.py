@@ -21,9 +21,8 @@ def tokenizer():
 
 
 def a_spec(limit=None, max_length=128, head="lm"):
-    return parse_spec(
-        {"scoring": {"limit": limit}, "data": {"max_length": max_length}, "model": {"head": head}}
-    )
+    data = {"max_length": max_length}
+    return parse_spec({"scoring": {"limit": limit}, "data": data, "model": {"head": head}})
 
 
 def test_choices_and_prompts_are_the_tasks(tokenizer):

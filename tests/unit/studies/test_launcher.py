@@ -17,6 +17,7 @@ from rankdrift.errors import IntegrityError, Preempted, RankError, UserError
 from rankdrift.studies import launcher
 
 SECONDS = 30.0  # until what must happen has happened
+Starter = Callable[[str], subprocess.Popen[bytes]]
 
 RANK = "import os, signal, sys, time; from pathlib import Path; rank = int(os.environ['RANK'])\n"
 STARTER = """
@@ -120,9 +121,7 @@ def pids(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
-def test_signals_reach_every_rank_once(
-    number: signal.Signals, starter: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
+def test_signals_reach_every_rank_once(number: signal.Signals, starter: Starter, tmp_path: Path) -> None:
     # saving takes longer than the grace after a failure
     end = "time.sleep(1.5); sys.exit(75 if 'SIGUSR1' not in Path(f'{rank}.signals').read_text() else 0)"
     process = starter(LISTENING + f"while not Path(f'{{rank}}.signals').exists(): time.sleep(0.01)\n{end}")
@@ -132,17 +131,13 @@ def test_signals_reach_every_rank_once(
     assert [(tmp_path / f"{rank}.signals").read_text().split() for rank in range(2)] == [[number.name]] * 2
 
 
-def test_what_a_terminal_sends_reaches_the_ranks_through_the_starter(
-    starter: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
+def test_what_a_terminal_sends_reaches_ranks_through_the_starter(starter: Starter, tmp_path: Path) -> None:
     process = starter(LISTENING + "time.sleep(100)")
     groups = [os.getpgid(pid) for pid in pids(tmp_path)]
     assert os.getpgid(process.pid) not in groups
 
 
-def test_a_rank_that_does_not_listen_yet_is_stopped_and_is_no_failure(
-    starter: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
+def test_a_rank_that_does_not_listen_yet_is_stopped_and_no_failure(starter: Starter, tmp_path: Path) -> None:
     process = starter("Path(f'{rank}.pid').write_text(str(os.getpid())); time.sleep(100)")
     pids(tmp_path)
     process.send_signal(signal.SIGUSR1)  # nothing to save yet
@@ -152,9 +147,7 @@ def test_a_rank_that_does_not_listen_yet_is_stopped_and_is_no_failure(
     assert process.wait(SECONDS) == 75
 
 
-def test_a_failed_save_is_no_preemption(
-    starter: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
+def test_a_failed_save_is_no_preemption(starter: Starter, tmp_path: Path) -> None:
     wait = "while not Path(f'{rank}.signals').exists(): time.sleep(0.01)\n"
     process = starter(LISTENING + wait + "sys.exit(2 if rank == 1 else time.sleep(0.3) or 1)")
     pids(tmp_path)
@@ -162,9 +155,7 @@ def test_a_failed_save_is_no_preemption(
     assert process.wait(SECONDS) == 2
 
 
-def test_a_killed_starter_leaves_no_rank(
-    starter: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
+def test_a_killed_starter_leaves_no_rank(starter: Starter, tmp_path: Path) -> None:
     save = "while not Path(f'{rank}.signals').exists(): time.sleep(0.01)\nPath(f'{rank}.saved').touch()"
     process = starter(LISTENING + save)
     ranks = pids(tmp_path)

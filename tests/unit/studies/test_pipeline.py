@@ -72,7 +72,7 @@ def held(spec: Spec, base: Path) -> StudyLayout:
         {"data": DATA | {"max_length": 401}},  # cuts no row, as 400 does not
     ],
 )
-def test_a_finished_run_is_the_same_where_no_weight_could_change(
+def test_a_run_is_the_same_where_no_weight_changes(
     tmp_path: Path, tiny: Path, sections: dict[str, Any]
 ) -> None:
     study = held(a_run(tmp_path), tiny)

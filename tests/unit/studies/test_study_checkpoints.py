@@ -121,9 +121,7 @@ def run(tmp_path: Path) -> RunLayout:
         ("checkpoints", {1: "checkpoints", 2: "checkpoints", 3: "checkpoints"}),
     ],
 )
-def test_each_step_is_read_from_what_is_exact(
-    run: RunLayout, source: Source, expected: dict[int, str]
-) -> None:
+def test_steps_are_read_from_what_is_exact(run: RunLayout, source: Source, expected: dict[int, str]) -> None:
     found = stored_steps(run, source)
     assert [(step, folder.parent.name) for step, folder in found.items()] == list(expected.items())
     assert all(folder.name == f"step-{step:06d}" for step, folder in found.items())

@@ -105,8 +105,7 @@ def test_wrong_label_is_named(name: str, label: object, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "column"),
-    [(name, column) for name in NAMES for column in GOLDEN[name][0] if column != "label"],
+    ("name", "column"), [(name, column) for name in NAMES for column in GOLDEN[name][0] if column != "label"]
 )
 @pytest.mark.parametrize(("value", "message"), [(None, "must hold text, got None"), ("  ", "is empty")])
 def test_missing_text_is_named(name: str, column: str, value: object, message: str) -> None:

@@ -27,9 +27,7 @@ def test_the_label_is_the_field_of_the_main_clause(split: str) -> None:
         for setting in settings:
             sentence = sentence.removesuffix(f" {setting}")
         # the main clause comes last: what a person's relative did ends with a comma
-        ending = [
-            label for label, field in enumerate(FIELDS) if any(sentence.endswith(e) for e in field.events)
-        ]
+        ending = [label for label, field in enumerate(FIELDS) if sentence.endswith(tuple(field.events))]
         assert ending == [row["label"]], row
 
 
@@ -37,13 +35,8 @@ def test_the_label_is_the_field_of_the_main_clause(split: str) -> None:
 def test_what_colours_a_sentence_comes_from_one_other_field(split: str) -> None:
     for row in _rows(split):
         sentence = str(row["text"]).lower()
-        found = [
-            label
-            for label, field in enumerate(FIELDS)
-            if any(
-                phrase.lower() in sentence for phrase in field.events + field.settings + field.descriptions
-            )
-        ]
+        phrases = [field.events + field.settings + field.descriptions for field in FIELDS]
+        found = [n for n, of_field in enumerate(phrases) if any(p.lower() in sentence for p in of_field)]
         assert len(found) == 2, row
         assert row["label"] in found
 

@@ -52,9 +52,13 @@ class Models:
     def full(self) -> Path:
         return self.root / "full"
 
+    def adapted(self, **settings: Any) -> PeftModel:
+        """Return the base with an adapter that has learnt nothing."""
+        return get_peft_model(LlamaForCausalLM.from_pretrained(self.base), LoraConfig(**settings))
+
     def adapter(self, name: str, **settings: Any) -> tuple[Path, PeftModel]:
         """Save an adapter with random factors; return its folder and the model it is in."""
-        model = get_peft_model(LlamaForCausalLM.from_pretrained(self.base), LoraConfig(**settings))
+        model = self.adapted(**settings)
         torch.manual_seed(1)
         perturb((p for p in model.parameters() if p.requires_grad), 0.05)
         model.save_pretrained(self.root / name)

@@ -9,31 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BloomConfig,
-    FalconConfig,
-    GlmConfig,
-    GPT2Config,
-    GPTBigCodeConfig,
-    GPTNeoConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
-    OPTConfig,
-    PersimmonConfig,
-    Phi3Config,
-    PhiConfig,
-    PreTrainedModel,
-    Qwen3Config,
-    RobertaConfig,
-    Starcoder2Config,
-)
 
 from rankdrift.analysis.sources import naming
 from rankdrift.analysis.sources.naming import Cut, Place, locate
@@ -49,38 +27,38 @@ NEO = {"num_layers": 2, "num_heads": HEADS, "attention_types": [[["global"], 2]]
 FALCON = NAMES | {"ffn_hidden_size": HIDDEN, "alibi": False, "bias": False}
 
 CONFIGS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaConfig(**LLAMA, tie_word_embeddings=False),
-    "llama tied": lambda: LlamaConfig(**LLAMA, tie_word_embeddings=True),
-    "qwen3": lambda: Qwen3Config(**LLAMA, head_dim=16),
-    "gpt2": lambda: GPT2Config(**GPT, n_positions=8),
-    "bigcode multi-query": lambda: GPTBigCodeConfig(**GPT, n_positions=8),
-    "bigcode heads": lambda: GPTBigCodeConfig(**GPT, n_positions=8, multi_query=False),
-    "gpt neo": lambda: GPTNeoConfig(
+    "llama": lambda: hf.LlamaConfig(**LLAMA, tie_word_embeddings=False),
+    "llama tied": lambda: hf.LlamaConfig(**LLAMA, tie_word_embeddings=True),
+    "qwen3": lambda: hf.Qwen3Config(**LLAMA, head_dim=16),
+    "gpt2": lambda: hf.GPT2Config(**GPT, n_positions=8),
+    "bigcode multi-query": lambda: hf.GPTBigCodeConfig(**GPT, n_positions=8),
+    "bigcode heads": lambda: hf.GPTBigCodeConfig(**GPT, n_positions=8, multi_query=False),
+    "gpt neo": lambda: hf.GPTNeoConfig(
         **NEO, hidden_size=WIDTH, intermediate_size=HIDDEN, vocab_size=TOKENS, max_position_embeddings=8
     ),
-    "starcoder2": lambda: Starcoder2Config(**LLAMA),
-    "neox": lambda: GPTNeoXConfig(**NAMES, intermediate_size=HIDDEN),
-    "persimmon": lambda: PersimmonConfig(**NAMES, intermediate_size=HIDDEN),
-    "phi": lambda: PhiConfig(**NAMES, intermediate_size=HIDDEN),
-    "phi3": lambda: Phi3Config(**LLAMA),
-    "glm": lambda: GlmConfig(**LLAMA, head_dim=8),
-    "opt": lambda: OPTConfig(**NAMES, ffn_dim=HIDDEN, word_embed_proj_dim=WIDTH),
-    "bloom": lambda: BloomConfig(n_layer=2, n_head=HEADS, hidden_size=WIDTH, vocab_size=TOKENS),
-    "falcon multi-query": lambda: FalconConfig(**FALCON),
-    "falcon groups": lambda: FalconConfig(**FALCON, new_decoder_architecture=True, num_kv_heads=2),
-    "falcon heads": lambda: FalconConfig(**FALCON, multi_query=False),
-    "bert": lambda: BertConfig(**NAMES, intermediate_size=HIDDEN),
-    "roberta": lambda: RobertaConfig(**NAMES, intermediate_size=HIDDEN),
+    "starcoder2": lambda: hf.Starcoder2Config(**LLAMA),
+    "neox": lambda: hf.GPTNeoXConfig(**NAMES, intermediate_size=HIDDEN),
+    "persimmon": lambda: hf.PersimmonConfig(**NAMES, intermediate_size=HIDDEN),
+    "phi": lambda: hf.PhiConfig(**NAMES, intermediate_size=HIDDEN),
+    "phi3": lambda: hf.Phi3Config(**LLAMA),
+    "glm": lambda: hf.GlmConfig(**LLAMA, head_dim=8),
+    "opt": lambda: hf.OPTConfig(**NAMES, ffn_dim=HIDDEN, word_embed_proj_dim=WIDTH),
+    "bloom": lambda: hf.BloomConfig(n_layer=2, n_head=HEADS, hidden_size=WIDTH, vocab_size=TOKENS),
+    "falcon multi-query": lambda: hf.FalconConfig(**FALCON),
+    "falcon groups": lambda: hf.FalconConfig(**FALCON, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon heads": lambda: hf.FalconConfig(**FALCON, multi_query=False),
+    "bert": lambda: hf.BertConfig(**NAMES, intermediate_size=HIDDEN),
+    "roberta": lambda: hf.RobertaConfig(**NAMES, intermediate_size=HIDDEN),
 }
 ENCODERS = ("bert", "roberta")
 GATED = ("llama", "llama tied", "qwen3", "phi3", "glm")
 UNTIED = ("llama", "qwen3", "neox", "persimmon", "phi", "phi3", "glm")
 
 
-def build(family: str) -> PreTrainedModel:
+def build(family: str) -> hf.PreTrainedModel:
     torch.manual_seed(0)
-    auto = AutoModelForSequenceClassification if family in ENCODERS else AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_config(CONFIGS[family]()).eval()
+    auto = hf.AutoModelForSequenceClassification if family in ENCODERS else hf.AutoModelForCausalLM
+    model: hf.PreTrainedModel = auto.from_config(CONFIGS[family]()).eval()
     for parameter in model.parameters():  # norms and biases as well: nothing is the identity by chance
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -105,9 +83,7 @@ def test_every_matrix_is_found_once_and_in_order(family_folder: Any, family: str
     if family in GATED:
         block.insert(4, "gate_proj")
     outside = ["embed_tokens"] + ["lm_head"] * (family in UNTIED) + ["score"] * (family == "bert")
-    expected = [(-1, module) for module in outside] + [
-        (layer, module) for layer in (0, 1) for module in block
-    ]
+    expected = [(-1, module) for module in outside] + [(n, module) for n in (0, 1) for module in block]
     base = BaseWeights(family_folder(family))
     assert [(projection.layer, projection.module) for projection in base.places] == expected
     # of the weights of two dimensions, only these are no matrix of the model's: positions and pooling
@@ -117,7 +93,7 @@ def test_every_matrix_is_found_once_and_in_order(family_folder: Any, family: str
     assert rest <= positions | ({"dense", "out_proj"} if family in ENCODERS else set())
 
 
-def attention_inputs(model: PreTrainedModel) -> list[tuple[torch.Tensor, ...]]:
+def attention_inputs(model: hf.PreTrainedModel) -> list[tuple[torch.Tensor, ...]]:
     """Return q, k, v (heads, head width) of each layer for one token at position 0, where RoPE is nothing."""
     seen = []
 
@@ -125,7 +101,7 @@ def attention_inputs(model: PreTrainedModel) -> list[tuple[torch.Tensor, ...]]:
         seen.append(tuple(part[0, :, 0].detach() for part in (query, key, value)))
         return torch.zeros_like(query).transpose(1, 2).contiguous(), None
 
-    AttentionInterface.register("capture", capture)
+    hf.AttentionInterface.register("capture", capture)
     model.set_attn_implementation("capture")
     with torch.no_grad():
         model(torch.tensor([[5]]))
@@ -212,9 +188,7 @@ def test_weights_of_one_name_are_turned_in_gpt2_alone(family_folder: Any, family
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_the_update_of_a_tuned_model_is_the_difference_of_the_parts(
-    family_folder: Any, family: str, tmp_path: Path
-) -> None:
+def test_an_update_is_the_difference_of_the_parts(family_folder: Any, family: str, tmp_path: Path) -> None:
     model = build(family)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -261,16 +235,13 @@ def test_adapters_of_fused_and_turned_weights_are_cut_as_well(
     model.save_pretrained(tmp_path / "adapter")
     merged = model.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
-    weights, expected = (
-        open_weights(family_folder(family), tmp_path / "adapter"),
-        BaseWeights(tmp_path / "merged"),
-    )
+    weights = open_weights(family_folder(family), tmp_path / "adapter")
+    expected = BaseWeights(tmp_path / "merged")
     changed = 0
     for projection in weights.projections:
         pair = weights.pair(projection)
-        torch.testing.assert_close(
-            pair.update.dense().float(), expected.matrix(projection) - pair.base, rtol=1e-4, atol=1e-5
-        )
+        change = expected.matrix(projection) - pair.base
+        torch.testing.assert_close(pair.update.dense().float(), change, rtol=1e-4, atol=1e-5)
         if isinstance(pair.update, LowRankUpdate) and projection in weights.factored:
             assert pair.update.rank == 3
             assert pair.update.left.is_contiguous()
@@ -281,9 +252,7 @@ def test_adapters_of_fused_and_turned_weights_are_cut_as_well(
         torch.testing.assert_close(value, state[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_parts_of_a_fused_weight_that_is_not_adapted_are_untouched(
-    family_folder: Any, tmp_path: Path
-) -> None:
+def test_the_parts_of_a_fused_weight_left_alone_are_untouched(family_folder: Any, tmp_path: Path) -> None:
     get_peft_model(build("phi3"), LoraConfig(r=2, target_modules=["o_proj"])).save_pretrained(tmp_path)
     weights = open_weights(family_folder("phi3"), tmp_path)
     for projection in set(weights.projections) - set(weights.factored):
@@ -346,9 +315,8 @@ def test_heads_that_do_not_divide_the_rows_are_refused(family_folder: Any, tmp_p
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
-    with pytest.raises(
-        UserError, match=rf"{tmp_path}: gpt_neox.*query_key_value.weight: 96 rows do not divide into 5"
-    ):
+    message = rf"{tmp_path}: gpt_neox.*query_key_value.weight: 96 rows do not divide into 5"
+    with pytest.raises(UserError, match=message):
         BaseWeights(tmp_path).matrix(Projection(0, "q_proj"))
 
 
@@ -357,7 +325,7 @@ def test_heads_that_do_not_divide_the_rows_are_refused(family_folder: Any, tmp_p
 )
 def test_types_of_model_tie_their_heads_as_transformers_does(kind: str) -> None:
     found = locate(["lm_head.weight"], {"model_type": kind}, Path("folder"))
-    assert bool(found) != AutoConfig.for_model(kind).tie_word_embeddings
+    assert bool(found) != hf.AutoConfig.for_model(kind).tie_word_embeddings
 
 
 @pytest.mark.parametrize(

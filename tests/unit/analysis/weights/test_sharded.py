@@ -21,7 +21,7 @@ from rankdrift.analysis.contract import Params
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.sources import models as models_of
 from rankdrift.analysis.sources.folders import is_adapter, model_tensors
-from rankdrift.analysis.sources.subjects import Subject, base_subject
+from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.analysis.sources.weights import Projection, TunedWeights, open_weights
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout
@@ -34,9 +34,7 @@ Write = Callable[[ModuleType, Path, Tensors], Path]
 
 def halves(tensors: Tensors) -> list[Tensors]:
     """Two optimizer groups, as matrices with weight decay and vectors without it."""
-    groups: list[Tensors] = [
-        {n: t for n, t in tensors.items() if (t.ndim > 1) == big} for big in (True, False)
-    ]
+    groups = [{n: t for n, t in tensors.items() if (t.ndim > 1) == big} for big in (True, False)]
     return [group for group in groups if group]
 
 
@@ -71,9 +69,8 @@ def saved(models: Any, zero: ModuleType, tmp_path: Path) -> Callable[..., Path]:
         run.model.mkdir(parents=True)
         for path in export.glob("*config.json"):
             shutil.copy(path, run.model)
-        folder = LAYOUTS[layout](
-            zero, run.checkpoint(STEP), {n: t.detach().clone() for n, t in tensors.items()}
-        )
+        stored = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        folder = LAYOUTS[layout](zero, run.checkpoint(STEP), stored)
         digest = files.weights_digest(models.base)
         zero.record_of(STEP, base=str(models.base), base_digest=digest).write(folder)
         return folder
@@ -110,21 +107,34 @@ def assert_same_weights(got: TunedWeights, expected: TunedWeights) -> None:
         assert torch.equal(one.tuned, other.tuned)
 
 
+# rows of one token go through matrix-vector products, which round by the alignment of the weights in memory
+ROWS = ((9,), (20,), (31,), (42,), (3, 1, 4, 1, 5))
+
+
+def states(base: Path, tuned: Path) -> torch.Tensor:
+    """The hidden states of all layers, (layers, tokens, width)."""
+    model = models_of.load_tuned(base, tuned)
+    with torch.no_grad():
+        found = [model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in ROWS]
+    return torch.cat([torch.cat(layers) for layers in found], dim=1)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_full_fine_tuning_gives_the_weights_of_its_export(models: Any, full: Any, layout: str) -> None:
+def test_full_gives_the_weights_and_states_of_its_export(models: Any, full: Any, layout: str) -> None:
     checkpoint = full(layout)
     assert not is_adapter(checkpoint)
     assert_same_weights(open_weights(models.base, checkpoint), open_weights(models.base, models.full))
     tensors = model_tensors(checkpoint)
-    shapes = {
-        name: tuple(t.shape) for name, t in LlamaForCausalLM.from_pretrained(models.full).named_parameters()
-    }
+    parameters = LlamaForCausalLM.from_pretrained(models.full).named_parameters()
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
     assert {name: tensors.shape(name) for name in tensors.names} == shapes
+    assert models_of.load_tuned(models.base, checkpoint).name_or_path == str(checkpoint)
+    assert torch.equal(states(models.base, checkpoint), states(models.base, models.full))
 
 
 @pytest.mark.parametrize("layout", ["stage 0", "aligned", "stage 3"])
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_lora_gives_the_updates_of_its_export(models: Any, saved: Any, name: str, layout: str) -> None:
+def test_lora_gives_updates_and_states_of_its_export(models: Any, saved: Any, name: str, layout: str) -> None:
     export, model = models.adapter(name, **ADAPTERS[name])
     checkpoint = saved(trained(model), export, layout)
     assert is_adapter(checkpoint)
@@ -133,6 +143,7 @@ def test_lora_gives_the_updates_of_its_export(models: Any, saved: Any, name: str
     merged, whole = dict(got.merged()), dict(expected.merged())
     assert merged.keys() == whole.keys()
     assert all(torch.equal(merged[key], whole[key]) for key in whole)
+    assert torch.equal(states(models.base, checkpoint), states(models.base, export))
 
 
 def test_the_start_of_pissa_is_in_the_runs_settings(models: Any, saved: Any) -> None:
@@ -159,33 +170,6 @@ def test_weights_that_were_frozen_are_read_too(models: Any, saved: Any, zero: Mo
     assert_same_weights(open_weights(models.base, checkpoint), open_weights(models.base, models.full))
 
 
-# rows of one token go through matrix-vector products, which round by the alignment of the weights in memory
-ROWS = ((9,), (20,), (31,), (42,), (3, 1, 4, 1, 5))
-
-
-def states(base: Path, tuned: Path) -> torch.Tensor:
-    """The hidden states of all layers, (layers, tokens, width)."""
-    model = models_of.load_tuned(base, tuned)
-    with torch.no_grad():
-        found = [model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in ROWS]
-    return torch.cat([torch.cat(layers) for layers in found], dim=1)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_hidden_states_are_those_of_the_export(models: Any, full: Any, layout: str) -> None:
-    checkpoint = full(layout)
-    got = models_of.load_tuned(models.base, checkpoint)
-    assert got.name_or_path == str(checkpoint)
-    assert torch.equal(states(models.base, checkpoint), states(models.base, models.full))
-
-
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_hidden_states_of_lora_are_those_of_the_export(models: Any, saved: Any, name: str) -> None:
-    export, model = models.adapter(name, **ADAPTERS[name])
-    checkpoint = saved(trained(model), export, "aligned")
-    assert torch.equal(states(models.base, checkpoint), states(models.base, export))
-
-
 def test_a_classifier_is_read_by_its_backbone(models: Any, saved: Any, tmp_path: Path) -> None:
     model = LlamaForSequenceClassification.from_pretrained(models.full, num_labels=3)
     model.save_pretrained(tmp_path / "export")
@@ -198,36 +182,7 @@ def subject(base: Path, tuned: Path) -> Subject:
     return Subject("run", "full", 0, ("topic",), 1, STEP, base=base, tuned=tuned)
 
 
-def tables(base: Path, tuned: Path, folder: Path, workers: int) -> dict[str, pd.DataFrame]:
-    inputs = folder / "inputs.parquet"
-    folder.mkdir()
-    pd.DataFrame({"input_ids": [[i, 2 * i, 5] for i in range(1, 7)]}).to_parquet(inputs)
-    params = Params(cache=folder / "cache", drift_inputs=inputs, workers=workers)
-    subjects = [base_subject(base), subject(base, tuned)]
-    paths = run_analyses(["spectra", "drift"], subjects, folder / "tables", params, lambda *_: None)
-    return {path.stem: pd.read_parquet(path) for path in paths}
-
-
-@pytest.mark.parametrize(("method", "workers"), [("full", 2), ("lora", 1)])
-def test_tables_are_those_of_the_export_and_the_run_is_left_alone(
-    models: Any, full: Any, method: str, workers: int, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    lora = method == "lora"
-    checkpoint = request.getfixturevalue("lora_checkpoint") if lora else full("stage 3")
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    got = tables(models.base, checkpoint, tmp_path / "got", workers)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == files
-    export = models.root / "plain" if lora else models.full
-    expected = tables(models.base, export, tmp_path / "expected", workers=1)
-    assert set(got) == set(expected) >= {"svd_analysis_results", "singular_values", "drift_metrics"}
-    for name, table in expected.items():
-        assert len(table)
-        pd.testing.assert_frame_equal(got[name], table, check_exact=True)
-
-
-def test_what_a_table_depends_on_includes_the_runs_settings(
-    models: Any, lora_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_table_depends_on_the_runs_settings(models: Any, lora_checkpoint: Path, tmp_path: Path) -> None:
     params = Params(cache=tmp_path / "cache", workers=1)
 
     def norms() -> list[float]:
@@ -298,10 +253,9 @@ def test_values_that_are_not_finite_are_named(models: Any, saved: Any, value: fl
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight[-1, -1] = value
     checkpoint = saved(dict(model.named_parameters()), models.full, layout)
-    with pytest.raises(IntegrityError, match=r"step-000004: model.layers.0.*q_proj.weight holds NaN"):
-        open_weights(models.base, checkpoint).pair(QUERY)
-    with pytest.raises(IntegrityError, match=r"step-000004: model.layers.0.*q_proj.weight holds NaN"):
-        models_of.load_tuned(models.base, checkpoint)
+    for read in (lambda *folders: open_weights(*folders).pair(QUERY), models_of.load_tuned):
+        with pytest.raises(IntegrityError, match=r"step-000004: model.layers.0.*q_proj.weight holds NaN"):
+            read(models.base, checkpoint)
 
 
 def test_a_shard_that_is_cut_while_it_is_read_is_named(models: Any, full: Any) -> None:
@@ -319,8 +273,6 @@ def test_a_checkpoint_of_another_model_is_refused(models: Any, one_matrix: Any, 
         open_weights(base, full())
 
 
-def test_the_run_is_found_from_within_the_checkpoint(
-    models: Any, full: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_is_found_from_within(models: Any, full: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(full())
     assert open_weights(models.base, Path()).pair(QUERY).update.dense().any()

@@ -35,6 +35,22 @@ def spike(seed: int, size: float) -> np.ndarray:
     return size * left @ right / np.linalg.norm(left) / np.linalg.norm(right)
 
 
+Measured = Callable[[np.ndarray, np.ndarray], tuple[pd.Series, dict[str, pd.DataFrame]]]
+
+
+@pytest.fixture
+def measured(one_matrix: OneMatrix, tmp_path: Path) -> Measured:
+    """Return measured(W0, W): the matrix's row of the spectra, and all tables."""
+
+    def compute(base: np.ndarray, tuned: np.ndarray) -> tuple[pd.Series, dict[str, pd.DataFrame]]:
+        name = f"{len(list(tmp_path.iterdir()))}"
+        folders = one_matrix(f"base {name}", base), one_matrix(f"tuned {name}", tuned)
+        tables = measure(*folders, tmp_path / "cache")
+        return tables["svd_analysis_results"].iloc[0], tables
+
+    return compute
+
+
 def up_projections(models: Any) -> list[np.ndarray]:
     return [load_file(f / "model.safetensors")[UP_PROJ].double().numpy() for f in (models.base, models.full)]
 
@@ -86,11 +102,10 @@ def test_intruders_of_every_threshold_and_number_are_the_published_count(models:
     assert 0 < rows["count"].sum() < rows["k"].sum()
 
 
-def test_spikes_of_an_update_are_counted_above_its_own_noise(one_matrix: OneMatrix, tmp_path: Path) -> None:
+def test_spikes_of_an_update_are_counted_above_its_own_noise(measured: Measured) -> None:
     base, level = gaussian(ROWS, COLUMNS, seed=1), 0.01
     update = level * gaussian(ROWS, COLUMNS, seed=2) + sum(spike(seed, 1.0) for seed in range(3, 6))
-    tables = measure(one_matrix("base", base), one_matrix("tuned", base + update), tmp_path / "cache")
-    found = tables["svd_analysis_results"].iloc[0]
+    found, _ = measured(base, base + update)
     assert found["update_noise_std"] == pytest.approx(level, rel=0.03)
     assert found["update_bulk_edge"] == pytest.approx(level * (16 + np.sqrt(192)), rel=0.03)
     assert (found["update_spikes"], found["update_hard_rank"]) == (3, 3)
@@ -101,22 +116,18 @@ def test_spikes_of_an_update_are_counted_above_its_own_noise(one_matrix: OneMatr
 
 
 @pytest.mark.parametrize(("strength", "intruding"), [(0.7, 0), (3.0, 1)])
-def test_a_direction_intrudes_above_the_predicted_onset(
-    one_matrix: OneMatrix, tmp_path: Path, strength: float, intruding: int
-) -> None:
+def test_a_direction_intrudes_above_the_onset(measured: Measured, strength: float, intruding: int) -> None:
     base = gaussian(ROWS, COLUMNS, seed=1)
     update = spike(3, strength * (ROWS * COLUMNS) ** 0.25)
-    tables = measure(one_matrix("base", base), one_matrix("tuned", base + update), tmp_path / "cache")
-    found = tables["svd_analysis_results"].iloc[0]
+    found, tables = measured(base, base + update)
     assert found["onset_ratio"] == pytest.approx(strength, rel=0.03)
     rows = tables["intruder_dimensions"].query("threshold == 0.5 and k == 1")
     assert rows["count"].tolist() == [intruding, intruding]
 
 
-def test_a_zero_base_matrix_has_no_subspaces_and_says_so(one_matrix: OneMatrix, tmp_path: Path) -> None:
+def test_a_zero_base_matrix_has_no_subspaces_and_says_so(measured: Measured) -> None:
     update = gaussian(ROWS, COLUMNS, seed=1)
-    tables = measure(one_matrix("base", 0 * update), one_matrix("tuned", update), tmp_path / "cache")
-    found = tables["svd_analysis_results"].iloc[0]
+    found, tables = measured(0 * update, update)
     undefined = ["relative_update_norm", "sigma1_ratio", "wasserstein_sigma", "onset_ratio", "angle_left_max"]
     assert found[undefined].isna().all()
     assert "W0 is zero" in found["reason"]
@@ -125,31 +136,27 @@ def test_a_zero_base_matrix_has_no_subspaces_and_says_so(one_matrix: OneMatrix, 
         assert tables[table]["reason"].str.startswith("only 0 singular values").all()
 
 
-def test_a_base_of_low_rank_has_that_many_vectors(one_matrix: OneMatrix, tmp_path: Path) -> None:
+def test_a_base_of_low_rank_has_that_many_vectors(measured: Measured) -> None:
     base = np.zeros((ROWS, COLUMNS))
     base[:6, :6] = np.diag([6.0, 5, 4, 3, 2, 1])
     tuned = base + 1e-3 * gaussian(ROWS, COLUMNS, seed=1)
-    tables = measure(one_matrix("base", base), one_matrix("tuned", tuned), tmp_path / "cache")
+    found, tables = measured(base, tuned)
     rows = tables["subspace_drift"].set_index(["side", "k"]).sort_index()
     for side in ("left", "right"):
         assert rows.loc[(side, 5), "overlap"] == pytest.approx(1, abs=1e-3)
         assert np.isnan(rows.loc[(side, 10), "overlap"])
         assert rows.loc[(side, 10), "reason"].startswith("only 6 singular values")
-    found = tables["svd_analysis_results"].iloc[0]
     assert np.isnan(found["base_condition_number"])
     assert "base_condition_number: smallest" in found["reason"]
 
 
-def test_rows_that_never_train_are_no_part_of_the_noise(one_matrix: OneMatrix, tmp_path: Path) -> None:
+def test_rows_that_never_train_are_no_part_of_the_noise(measured: Measured) -> None:
     """Tokens that no row holds: the law of all rows would take plain noise for spikes and a low rank."""
     base, update = gaussian(ROWS, COLUMNS, seed=1), np.zeros((ROWS, COLUMNS))
     places = np.random.default_rng(3).choice(ROWS, 100, replace=False)
     update[places] = 0.01 * gaussian(100, COLUMNS, seed=2)
-    tables = measure(one_matrix("base", base), one_matrix("tuned", base + update), tmp_path / "cache")
-    found = tables["svd_analysis_results"].iloc[0]
-    alone = measure(
-        one_matrix("rows", base[:100]), one_matrix("moved", base[:100] + update[places]), tmp_path / "cache"
-    )["svd_analysis_results"].iloc[0]
+    found, _ = measured(base, base + update)
+    alone, _ = measured(base[:100], base[:100] + update[places])
     assert (found["update_rows"], found["update_columns"]) == (100, COLUMNS)
     assert found["update_noise_std"] == pytest.approx(0.01, rel=0.03)
     assert found["update_spikes"] <= 1
@@ -168,34 +175,26 @@ def test_rows_that_never_train_are_no_part_of_the_noise(one_matrix: OneMatrix, t
         (np.r_[np.linspace(3, 1, 50), np.zeros(COLUMNS - 50)], "onset_ratio: half of W0's singular values"),
     ],
 )
-def test_what_a_spectrum_without_order_or_bulk_leaves_undefined(
-    one_matrix: OneMatrix, tmp_path: Path, values: np.ndarray, reason: str
-) -> None:
+def test_what_has_no_order_or_bulk_is_undefined(measured: Measured, values: np.ndarray, reason: str) -> None:
     base = np.zeros((ROWS, COLUMNS))
     base[:COLUMNS] = np.diag(values)
     tuned = base + 0.01 * gaussian(ROWS, COLUMNS, seed=1)
-    tables = measure(one_matrix("base", base), one_matrix("tuned", tuned), tmp_path / "cache")
-    found = tables["svd_analysis_results"].iloc[0]
+    found, _ = measured(base, tuned)
     assert reason in found["reason"]
     assert np.isnan(found[reason.split(":")[0]])
 
 
-def test_the_threshold_rank_of_a_tiny_update_is_beside_that_of_noise_as_small(
-    one_matrix: OneMatrix, tmp_path: Path
-) -> None:
+def test_the_threshold_rank_of_a_tiny_update_is_beside_that_of_noise_as_small(measured: Measured) -> None:
     """Half of what it has is below 1e-5; beside noise of any other size that would look like a low rank."""
     base = 0.02 * gaussian(ROWS, COLUMNS, seed=1)
     tuned = base + 7e-7 * gaussian(ROWS, COLUMNS, seed=2)
-    tables = measure(one_matrix("base", base), one_matrix("tuned", tuned), tmp_path / "cache")
-    found = tables["svd_analysis_results"].iloc[0]
+    found, _ = measured(base, tuned)
     assert found["tuned_threshold_rank_null"] == COLUMNS
     assert 30 < found["update_threshold_rank"] < 150
     assert found["update_threshold_rank"] == pytest.approx(found["update_threshold_rank_null"], abs=5)
 
 
-def test_an_update_within_the_rounding_of_its_storage_is_recognised(
-    one_matrix: OneMatrix, tmp_path: Path
-) -> None:
+def test_an_update_within_the_rounding_of_storage_is_known(one_matrix: OneMatrix, tmp_path: Path) -> None:
     base = gaussian(ROWS, COLUMNS, seed=1)
     folder = one_matrix("tuned", base + 1e-4 * gaussian(ROWS, COLUMNS, seed=2))
     stored = load_file(folder / "model.safetensors")

@@ -198,9 +198,7 @@ def test_cosines_are_those_of_dense_updates(
     assert row["cosine"] == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-6)
 
 
-def test_the_null_of_several_matrices_weighs_them_by_their_norms(
-    study: list[Subject], table: pd.DataFrame
-) -> None:
+def test_the_null_of_matrices_weighs_them_by_their_norms(study: list[Subject], table: pd.DataFrame) -> None:
     """Each matrix turned on its own: the variances of their inner products add up."""
     one, other = (open_weights(each.base, each.tuned) for each in (study[1], study[3]) if each.tuned)
     norms, variance = np.zeros(2), 0.0
@@ -208,9 +206,7 @@ def test_the_null_of_several_matrices_weighs_them_by_their_norms(
         x, y = (weights.pair(name).update.dense().numpy() for weights in (one, other))
         squares = np.array([np.sum(x**2), np.sum(y**2)])
         norms, variance = norms + squares, variance + squares.prod() / x.size
-    row = table[
-        (table["run"] == "full") & (table["other_run"] == "lora") & (table["level"] == "global")
-    ].iloc[0]
+    row = table.query("run == 'full' and other_run == 'lora' and level == 'global'").iloc[0]
     assert row["cosine_null"] == pytest.approx(np.sqrt(variance / norms.prod()), rel=1e-9)
 
 
@@ -275,9 +271,8 @@ def test_updates_are_taken_from_the_adapter_before_training(
     """An adapter that was subtracted from the base and has not moved since is no update, in no direction."""
     still = subject("pissa", models, edited(lora, config={"init_lora_weights": "pissa"}))
     still = dataclasses.replace(still, initial=lora)
-    rows = compute_all([subject("lora", models, lora), still], Params(cache=tmp_path, workers=1), tmp_path)[
-        TABLE
-    ]
+    params = Params(cache=tmp_path, workers=1)
+    rows = compute_all([subject("lora", models, lora), still], params, tmp_path)[TABLE]
     row = rows[rows["level"] == "global"].iloc[0]
     assert row["other_norm"] == 0
     assert np.isnan(row["cosine"])

@@ -10,13 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import (
-    AdaLoraConfig,
-    LoraConfig,
-    LoraGAConfig,
-    PeftModel,
-    get_peft_model,
-)
+from peft import AdaLoraConfig, LoraConfig, LoraGAConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
@@ -53,6 +47,14 @@ def train(model: PeftModel, scale: float = 0.05) -> None:
                 parameter.add_(scale * torch.randn_like(parameter))
 
 
+def saved_twice(model: PeftModel, folder: Path) -> tuple[Path, Path]:
+    """Return an adapter after training, and before it."""
+    model.save_pretrained(folder / "before")
+    train(model)
+    model.save_pretrained(folder / "after")
+    return folder / "after", folder / "before"
+
+
 def assert_merges_as_peft(weights: TunedWeights, model: PeftModel, tolerance: float = 2e-6) -> None:
     """All matrices and all merged weights; PEFT rounds its sums to float32."""
     base = load_file(weights.base.folder / "model.safetensors")
@@ -60,9 +62,8 @@ def assert_merges_as_peft(weights: TunedWeights, model: PeftModel, tolerance: fl
     for projection, name in weights.base.names.items():
         place = weights.base.places[projection]
         expected = place.matrix(merged[name].double()) - place.matrix(base[name].double())
-        torch.testing.assert_close(
-            weights.pair(projection).update.dense(), expected, rtol=1e-5, atol=tolerance
-        )
+        found = weights.pair(projection).update.dense()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=tolerance)
     changed = dict(weights.merged())
     assert changed
     for name, value in changed.items():
@@ -108,10 +109,7 @@ def biased(tmp_path: Path) -> tuple[Path, Callable[..., tuple[Path, PeftModel]]]
     def make(**settings: Any) -> tuple[Path, PeftModel]:
         base = Qwen2ForCausalLM.from_pretrained(tmp_path / "base")
         adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], **settings))
-        with torch.no_grad():
-            for parameter in adapted.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * torch.randn_like(parameter))
+        train(adapted)
         adapted.save_pretrained(tmp_path / "adapter")
         return tmp_path / "adapter", adapted
 
@@ -131,9 +129,8 @@ def test_biases_have_rows_of_their_own_and_change_no_matrix(biased: Any, bias: s
     for row in table.itertuples():
         before, after = (of[row.parameter].detach().double() for of in (start, merged))
         assert row.update_norm == pytest.approx(float((after - before).norm()), rel=1e-6)
-        assert row.relative_update_norm == pytest.approx(
-            float((after - before).norm() / before.norm()), rel=1e-6
-        )
+        relative = float((after - before).norm() / before.norm())
+        assert row.relative_update_norm == pytest.approx(relative, rel=1e-6)
         cosine = torch.nn.functional.cosine_similarity(before, after, dim=0)
         assert row.cosine == pytest.approx(float(cosine), rel=1e-9)
     for projection in weights.projections:
@@ -206,18 +203,13 @@ def subtracted(models: Any, tmp_path: Path) -> Callable[[str], tuple[Path, Path,
         torch.manual_seed(3)
         base = LlamaForCausalLM.from_pretrained(models.base)
         model = get_peft_model(base, settings_of(start, base, tmp_path))
-        model.save_pretrained(tmp_path / "before")
-        train(model)
-        model.save_pretrained(tmp_path / "after")
-        return tmp_path / "after", tmp_path / "before", model
+        return *saved_twice(model, tmp_path), model
 
     return make
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_methods_that_change_the_base_are_read_beside_their_start(
-    models: Any, subtracted: Any, start: str
-) -> None:
+def test_methods_that_change_the_base_need_their_start(models: Any, subtracted: Any, start: str) -> None:
     after, before, model = subtracted(start)
     weights = open_weights(models.base, after, initial=before)
     update = weights.pair(QUERY).update
@@ -250,33 +242,25 @@ def test_the_start_is_found_beside_the_adapter(models: Any, subtracted: Any) -> 
 
 
 def test_adapters_that_peft_converted_are_plain(models: Any, tmp_path: Path) -> None:
-    model = get_peft_model(
-        LlamaForCausalLM.from_pretrained(models.base),
-        LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS, init_lora_weights="pissa"),
-    )
+    model = models.adapted(r=3, lora_alpha=6, target_modules=TARGETS, init_lora_weights="pissa")
     model.peft_config["default"].init_lora_weights = True  # as PEFT's documentation has it
     model.save_pretrained(tmp_path / "before")
     model.peft_config["default"].init_lora_weights = "pissa"
     train(model)
     model.save_pretrained(tmp_path / "after")
-    model.save_pretrained(
-        tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "before")
-    )
+    start = {"path_initial_model_for_weight_conversion": str(tmp_path / "before")}
+    model.save_pretrained(tmp_path / "converted", **start)
     ours = open_weights(models.base, tmp_path / "after", initial=tmp_path / "before")
     converted = open_weights(models.base, tmp_path / "converted")
     for projection in ours.projections:
-        torch.testing.assert_close(
-            ours.pair(projection).update.dense(), converted.pair(projection).update.dense()
-        )
+        one, other = (each.pair(projection).update.dense() for each in (ours, converted))
+        torch.testing.assert_close(one, other)
 
 
 def test_dora_may_start_from_pissa(models: Any, tmp_path: Path) -> None:
-    settings = LoraConfig(r=3, target_modules=TARGETS, init_lora_weights="pissa", use_dora=True)
-    model = get_peft_model(LlamaForCausalLM.from_pretrained(models.base), settings)
-    model.save_pretrained(tmp_path / "before")
-    train(model)
-    model.save_pretrained(tmp_path / "after")
-    weights = open_weights(models.base, tmp_path / "after", initial=tmp_path / "before")
+    model = models.adapted(r=3, target_modules=TARGETS, init_lora_weights="pissa", use_dora=True)
+    after, before = saved_twice(model, tmp_path)
+    weights = open_weights(models.base, after, initial=before)
     assert isinstance(weights.pair(QUERY).update, DenseUpdate)
     assert_merges_as_peft(weights, model, tolerance=1e-5)
 
@@ -305,17 +289,15 @@ def test_the_start_of_another_adapter_is_refused(
 ) -> None:
     after, before, _ = subtracted("pissa")
     shutil.rmtree(before)
-    other = get_peft_model(LlamaForCausalLM.from_pretrained(models.base), LoraConfig(r=3, **settings))
-    other.save_pretrained(before)
+    models.adapted(r=3, **settings).save_pretrained(before)
     with pytest.raises(UserError, match=message):
         open_weights(models.base, after, initial=before).pair(QUERY)
 
 
 def tiny_gpt2(folder: Path) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    GPT2LMHeadModel(
-        GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=16)
-    ).save_pretrained(folder)
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(folder)
     return GPT2LMHeadModel.from_pretrained(folder)
 
 
@@ -324,14 +306,8 @@ def test_pissa_of_transposed_and_fused_weights_is_that_of_peft(tmp_path: Path) -
         r=3, target_modules=["c_attn", "mlp.c_proj"], init_lora_weights="pissa", fan_in_fan_out=True
     )
     model = get_peft_model(tiny_gpt2(tmp_path / "base"), settings)
-    model.save_pretrained(tmp_path / "before")
-    train(model)
-    model.save_pretrained(tmp_path / "after")
-    weights = open_weights(tmp_path / "base", tmp_path / "after", initial=tmp_path / "before")
-    assert_merges_as_peft_by_parts(weights, model)
-
-
-def assert_merges_as_peft_by_parts(weights: TunedWeights, model: PeftModel) -> None:
+    after, before = saved_twice(model, tmp_path)
+    weights = open_weights(tmp_path / "base", after, initial=before)
     merged = model.merge_and_unload().state_dict()
     assert len(weights.factored) == 4  # q, k, v of c_attn, and down_proj
     for projection, place in weights.base.places.items():
@@ -376,9 +352,8 @@ def adalora(models: Any, tmp_path: Path) -> Saved:
 def test_adalora_is_that_of_peft(models: Any, adalora: Saved) -> None:
     folder, model = adalora
     weights = open_weights(models.base, folder)
-    stored = {
-        len(t) for name, t in load_file(folder / "adapter_model.safetensors").items() if "lora_A" in name
-    }
+    tensors = load_file(folder / "adapter_model.safetensors")
+    stored = {len(tensor) for name, tensor in tensors.items() if "lora_A" in name}
     assert stored - {4}, "nothing was pruned: the test would not see that the scale keeps the initial rank"
     assert_merges_as_peft(weights, model)
     again = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(models.base), folder)

@@ -22,6 +22,7 @@ from rankdrift.analysis.sources.weights import MODULES, BaseWeights, DenseUpdate
 from rankdrift.errors import IntegrityError, UserError
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+Edit = Callable[..., Path]
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"r": 4, "lora_alpha": 10, "target_modules": list(MODULES)},
     "rank-stabilised": {"r": 4, "lora_alpha": 10, "use_rslora": True, "target_modules": ATTENTION},
@@ -41,9 +42,7 @@ def test_updates_and_merged_weights_are_those_of_peft(models: Any, name: str) ->
     folder, model = models.adapter(name, **SETTINGS[name])
     weights = open_weights(models.base, folder)
     for module, layer in model.base_model.model.named_modules():
-        projection = next(
-            (p for p in weights.base.names if weights.base.names[p] == f"{module}.weight"), None
-        )
+        projection = next((p for p, n in weights.base.names.items() if n == f"{module}.weight"), None)
         if projection and hasattr(layer, "get_delta_weight"):
             update = weights.pair(projection).update
             assert isinstance(update, LowRankUpdate)
@@ -56,9 +55,7 @@ def test_updates_and_merged_weights_are_those_of_peft(models: Any, name: str) ->
         torch.testing.assert_close(value, expected[key])
 
 
-def test_fan_in_fan_out_is_not_believed_of_layers_that_are_not_transposed(
-    models: Any, edited: Callable[..., Path]
-) -> None:
+def test_fan_in_fan_out_is_not_believed_of_plain_layers(models: Any, edited: Edit) -> None:
     """PEFT ignores the setting for a Linear as well, with a warning."""
     folder, _ = models.adapter("square", r=2, target_modules=["q_proj"])
     said = edited(folder, config={"fan_in_fan_out": True})
@@ -77,9 +74,8 @@ def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
 
 def test_modules_saved_whole_are_merged_but_a_tied_head_is_not(models: Any) -> None:
-    folder, model = models.adapter(
-        "saved", r=2, target_modules=["q_proj"], modules_to_save=["norm", "up_proj"]
-    )
+    saved = {"target_modules": ["q_proj"], "modules_to_save": ["norm", "up_proj"]}
+    folder, model = models.adapter("saved", r=2, **saved)
     merged = dict(open_weights(models.base, folder).merged())
     expected = model.merge_and_unload().state_dict()
     for name in ("model.norm.weight", "model.layers.1.mlp.up_proj.weight"):
@@ -107,9 +103,8 @@ def test_full_fine_tuning_gives_every_projection_and_nothing_else(models: Any) -
     for projection, name in weights.base.names.items():
         pair = weights.pair(projection)
         torch.testing.assert_close(pair.base, base[name], rtol=0, atol=0)
-        torch.testing.assert_close(
-            pair.update.dense(), full[name].double() - base[name].double(), rtol=0, atol=0
-        )
+        change = full[name].double() - base[name].double()
+        torch.testing.assert_close(pair.update.dense(), change, rtol=0, atol=0)
         torch.testing.assert_close(pair.tuned, full[name].double(), rtol=0, atol=0)
 
 
@@ -134,18 +129,47 @@ def test_tensors_lie_in_memory_as_products_want_them_wherever_they_lie_in_the_fi
         assert torch.equal(tensor, expected)
 
 
-def test_a_matrix_the_adapter_leaves_alone_has_a_zero_update(models: Any, lora: Path) -> None:
-    update = open_weights(models.base, lora).pair(Projection(0, "o_proj")).update
-    assert isinstance(update, LowRankUpdate)
-    assert (update.rank, update.shape) == (0, (32, 32))
+def cut(kept: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = next(folder.glob("*model.safetensors"))
+        path.write_bytes(path.read_bytes()[:kept])
+
+    return change
 
 
-@pytest.mark.parametrize("kept", [0, 5, -100])
-def test_a_truncated_file_is_named(models: Any, edited: Callable[..., Path], kept: int) -> None:
-    folder = edited(models.full)
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(IntegrityError, match=r"edited/model\.safetensors: not a complete safetensors file"):
+def empty(folder: Path) -> None:
+    """Leave what is saved under ZeRO-3 where nothing is gathered."""
+    path = next(folder.glob("*model.safetensors"))
+    save_file({name: torch.empty(0) for name in load_file(path)}, path)
+
+
+def configured(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+INCOMPLETE = r"edited/model\.safetensors: not a complete safetensors file"
+NO_OBJECT = r"edited/config\.json: not a JSON object"
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"),
+    [
+        *(("full", cut(kept), INCOMPLETE) for kept in (0, 5, -100)),
+        *(("full", configured(text), NO_OBJECT) for text in ("[]", "null", '"llama"')),
+        *((kind, empty, "saved under ZeRO-3 without gathering") for kind in ("full", "lora")),
+    ],
+)
+def test_damaged_folders_are_named(
+    models: Any,
+    lora: Path,
+    edited: Edit,
+    kind: str,
+    damage: Callable[[Path], Any],
+    message: str,
+) -> None:
+    folder = edited(lora if kind == "lora" else models.full)
+    damage(folder)
+    with pytest.raises(IntegrityError if message == INCOMPLETE else UserError, match=message):
         open_weights(models.base, folder)
 
 
@@ -163,46 +187,29 @@ def test_a_shard_that_is_absent_is_named(
     assert not isinstance(caught.value, IntegrityError)
 
 
-@pytest.mark.parametrize("settings", ["[]", "null", '"llama"'])
-def test_settings_that_are_no_object_are_refused(
-    models: Any, edited: Callable[..., Path], settings: str
-) -> None:
-    folder = edited(models.full)
-    (folder / "config.json").write_text(settings)
-    with pytest.raises(UserError, match=r"edited/config\.json: not a JSON object"):
-        open_weights(models.base, folder)
-
-
 @pytest.mark.parametrize(
-    ("file", "remedy"),
-    [(None, "saved model"), ("zero_to_fp32.py", "step-NNNNNN")],
-)
-def test_a_folder_without_weights_is_refused(
-    models: Any, tmp_path: Path, file: str | None, remedy: str
-) -> None:
-    if file:
-        (tmp_path / file).touch()
-    with pytest.raises(UserError, match=f"{tmp_path}: no model.safetensors there; .*{remedy}"):
-        open_weights(models.base, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("config", "count", "remedy"),
+    ("files", "remedy"),
     [
-        ("adapter_config.json", 2, "one of their folders (step-1, step-2)"),
-        ("config.json", 5, "one of their folders (step-1, step-2, step-3, ...)"),
+        ([], "saved model"),
+        (["zero_to_fp32.py"], "step-NNNNNN"),
+        (
+            ["logs/", "step-1/adapter_config.json", "step-2/adapter_config.json"],
+            r"one of their folders \(step-1, step-2\)",
+        ),
+        (
+            ["logs/", *(f"step-{step}/config.json" for step in range(1, 6))],
+            r"one of their folders \(step-1, step-2, step-3, \.\.\.\)",
+        ),
     ],
 )
-def test_of_a_folder_of_models_those_are_named(
-    models: Any, tmp_path: Path, config: str, count: int, remedy: str
+def test_folders_without_weights_are_named(
+    models: Any, tmp_path: Path, files: list[str], remedy: str
 ) -> None:
-    for step in range(1, count + 1):
-        (tmp_path / f"step-{step}").mkdir()
-        (tmp_path / f"step-{step}" / config).touch()
-    (tmp_path / "logs").mkdir()
-    with pytest.raises(UserError, match=r"no model\.safetensors there") as caught:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"^{tmp_path}: no model.safetensors there; .*{remedy}"):
         open_weights(models.base, tmp_path)
-    assert str(caught.value).endswith(remedy)
 
 
 def test_a_folder_that_does_not_exist_is_refused(models: Any, tmp_path: Path) -> None:
@@ -226,7 +233,7 @@ FACTOR = "base_model__model__model__layers__0__self_attn__q_proj__lora_{}"
     ],
 )
 def test_models_that_do_not_fit_their_base_are_refused(
-    models: Any, edited: Callable[..., Path], tensors: dict[str, torch.Tensor | None], message: str
+    models: Any, edited: Edit, tensors: dict[str, torch.Tensor | None], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         open_weights(models.base, edited(models.full, **tensors)).pair(Projection(1, "up_proj"))
@@ -244,7 +251,7 @@ def test_models_that_do_not_fit_their_base_are_refused(
     ],
 )
 def test_adapters_whose_update_is_another_are_refused(
-    models: Any, lora: Path, edited: Callable[..., Path], config: dict[str, Any], message: str
+    models: Any, lora: Path, edited: Edit, config: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=f"edited.*{message}"):
         open_weights(models.base, edited(lora, config=config)).pair(Projection(0, "q_proj"))
@@ -265,7 +272,7 @@ def test_adapters_whose_update_is_another_are_refused(
 def test_adapters_that_do_not_fit_their_base_are_refused(
     models: Any,
     lora: Path,
-    edited: Callable[..., Path],
+    edited: Edit,
     tensors: dict[str, torch.Tensor | None],
     message: str,
 ) -> None:
@@ -273,9 +280,7 @@ def test_adapters_that_do_not_fit_their_base_are_refused(
         open_weights(models.base, edited(lora, **tensors)).pair(Projection(0, "q_proj"))
 
 
-def test_an_adapter_of_no_matrix_that_is_read_is_refused(
-    models: Any, lora: Path, edited: Callable[..., Path]
-) -> None:
+def test_an_adapter_of_no_matrix_is_refused(models: Any, lora: Path, edited: Edit) -> None:
     """Its rows would all say that nothing was adapted, which is not so."""
     stored = load_file(lora / "adapter_model.safetensors")
     gone: dict[str, torch.Tensor | None] = {name.replace(".", "__"): None for name in stored}
@@ -311,9 +316,7 @@ def pickled(folder: Path, target: Path, shards: int = 1) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "shards"), [("full", 1), ("full", 2), ("lora", 1)])
-def test_files_of_torch_save_hold_the_same_update(
-    models: Any, lora: Path, tmp_path: Path, kind: str, shards: int
-) -> None:
+def test_torch_files_hold_the_update(models: Any, lora: Path, tmp_path: Path, kind: str, shards: int) -> None:
     folder = lora if kind == "lora" else models.full
     stored, found = (
         open_weights(models.base, folder),
@@ -329,9 +332,7 @@ def test_names_with_the_adapter_s_name_in_them_are_read(models: Any, lora: Path,
     target = tmp_path / "named"
     shutil.copytree(lora, target)
     tensors = load_file(target / "adapter_model.safetensors")
-    named = {
-        re.sub(r"(lora_[AB])\.weight", r"\1.default.weight", key): value for key, value in tensors.items()
-    }
+    named = {re.sub(r"(lora_[AB])\.weight", r"\1.default.weight", key): t for key, t in tensors.items()}
     assert named.keys() != tensors.keys()
     save_file(named, target / "adapter_model.safetensors")
     for projection in (stored := open_weights(models.base, lora)).projections:
@@ -350,15 +351,3 @@ def test_nothing_in_a_pickle_is_run(models: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pytorch_model\.bin: holds more than tensors"):
         open_weights(models.base, target)
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_tensors_that_were_saved_without_being_gathered_are_named(
-    models: Any, lora: Path, tmp_path: Path, kind: str
-) -> None:
-    target = tmp_path / "empty"
-    shutil.copytree(lora if kind == "lora" else models.full, target)
-    path = next(target.glob("*model.safetensors"))
-    save_file({name: torch.empty(0) for name in load_file(path)}, path)
-    with pytest.raises(UserError, match="saved under ZeRO-3 without gathering"):
-        open_weights(models.base, target)

@@ -20,6 +20,7 @@ from rankdrift.analysis.mathematics.representation.principal import (
     principal_directions,
     subspace_overlap,
 )
+from rankdrift.analysis.mathematics.representation.similarity import compare, side
 
 
 def rows(seed: int, n: int = 300, d: int = 12) -> Tensor:
@@ -116,6 +117,17 @@ def test_constant_rows_have_no_direction():
     assert got.directions.shape == (4, 0)
     assert got.leading(0.99) == 0
     assert got.norm == 0
+
+
+def test_one_dimension_of_large_variance_hides_all_others():
+    """One shared dimension, the other 575 independent: CKA .9999; without the top dimensions 0."""
+    x, y = noise(0, 2000, 576), noise(1, 2000, 576)
+    x[:, 17] = y[:, 17] = 300 * noise(2, 2000, 1)[:, 0]
+    columns, inputs = columns_without_top(x), torch.arange(len(x))
+    assert (17 in columns, len(columns)) == (False, 576 - 5)
+    assert compare(x, y, inputs, side(x, inputs)).cka > 0.999
+    kept = x[:, columns]
+    assert abs(compare(kept, y[:, columns], inputs, side(kept, inputs)).cka) < 0.005
 
 
 @pytest.mark.parametrize(("d", "left_out"), [(30, 1), (250, 2)])

@@ -1,4 +1,4 @@
-"""One comparison of two representations, against closed forms; what is undefined says why."""
+"""One comparison of two representations, against closed forms and scipy; what is undefined says why."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from rankdrift.analysis.mathematics.representation.procrustes import procrustes_distance
 from rankdrift.analysis.mathematics.representation.similarity import (
     OVERLAP_DIRECTIONS,
     Similarity,
@@ -88,8 +89,7 @@ def test_fewer_than_four_rows_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("base", "tuned", "who"),
-    [(False, True, "tuned"), (True, False, "base"), (True, True, "base and tuned")],
+    ("base", "tuned", "who"), [(False, True, "tuned"), (True, False, "base"), (True, True, "base and tuned")]
 )
 def test_a_constant_representation_says_so(base: bool, tuned: bool, who: str):
     constant = torch.full((40, 12), 0.1)
@@ -114,8 +114,56 @@ def test_cosine_is_a_mean_over_rows():
     assert np.isnan(mean_cosine(torch.zeros(1, 2), y[:1]))
 
 
+def test_a_common_mean_is_no_likeness() -> None:
+    """An offset of five standard deviations: raw cosine .961, centred .000, debiased CKA -.001."""
+    x, y = (rows(seed, 2000, 576) + 2 for seed in (0, 1))
+    got = similarity(x, y)
+    assert got.cosine == pytest.approx(0.961, abs=0.002)
+    assert got.cosine_centered == pytest.approx(0, abs=0.003)
+    assert got.cka == pytest.approx(0, abs=0.005)
+
+
 def test_relative_l2_is_relative_to_the_base():
     x = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
     assert relative_l2(x, 2 * x) == 1
     assert relative_l2(2 * x, x) == 0.5
     assert np.isnan(relative_l2(torch.zeros(2, 2), x))
+
+
+def normalised(seed: int, n: int, d: int) -> np.ndarray:
+    x = np.random.default_rng(seed).normal(size=(n, d))
+    x -= x.mean(axis=0)
+    return x / np.linalg.norm(x)
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 8), (8, 30)])
+def test_distance_is_what_is_left_after_scipys_rotation(n: int, d: int):
+    x, y = normalised(0, n, d), normalised(1, n, d)
+    rotation, _ = scipy.linalg.orthogonal_procrustes(x, y)
+    got = procrustes_distance(torch.from_numpy(5 * x.T @ y), 5.0, 1.0)
+    assert got == pytest.approx(np.linalg.norm(x @ rotation - y), rel=1e-12)
+
+
+def test_distance_is_zero_for_rotations_and_largest_for_nothing_in_common():
+    x = normalised(0, 30, 8)
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0]
+    assert procrustes_distance(torch.from_numpy(x.T @ (x @ rotation)), 1.0, 1.0) < 1e-7
+    assert procrustes_distance(torch.zeros(8, 8, dtype=torch.float64), 1.0, 1.0) == np.sqrt(2)
+
+
+@pytest.mark.parametrize("n", [16, 64, 256])
+def test_few_rows_bring_unrelated_representations_close(n: int):
+    """With n << d some rotation takes any n rows nearly to any others: sqrt(n / 2d), not √2.
+
+    Eigenvalues λ of a Gram matrix of independent rows have mean 1 and variance c = n/d (Marchenko-Pastur), so
+    E √λ is 1 - c/8 to first order, ||XᵀY||_* = (1 - c/8)² for X and Y free of each other, and 2 - 2 (1 - c/4)
+    is c/2. Only distances of equal n and d can be compared.
+    """
+    x, y = normalised(0, n, 576), normalised(1, n, 576)
+    got = procrustes_distance(torch.from_numpy(x.T @ y), 1.0, 1.0)
+    assert got == pytest.approx(np.sqrt(n / (2 * 576)), rel=0.1)
+    assert got < np.sqrt(2) / 2
+
+
+def test_a_constant_representation_has_no_distance():
+    assert np.isnan(procrustes_distance(torch.zeros(8, 8, dtype=torch.float64), 0.0, 1.0))

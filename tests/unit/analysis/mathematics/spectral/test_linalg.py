@@ -27,16 +27,19 @@ def with_spectrum(sigma: np.ndarray, rows: int, columns: int, seed: int = 0) -> 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_singular_values_are_those_of_numpy(shape: tuple[int, int]) -> None:
     matrix = gaussian(*shape)
-    np.testing.assert_allclose(
-        linalg.singular_values(matrix), np.linalg.svd(matrix, compute_uv=False), rtol=1e-12
-    )
+    dense = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(linalg.singular_values(matrix), dense, rtol=1e-12)
 
 
 def test_small_singular_values_of_float32_data_are_exact() -> None:
-    sigma = np.logspace(0, -4, 32)
-    matrix = with_spectrum(sigma, 60, 32).astype(np.float32)
+    """A Gram matrix in float32 would lose those below 1e-4 of the largest."""
+    matrix = with_spectrum(np.logspace(0, -6, 200), 300, 200).astype(np.float32)
     exact = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
-    np.testing.assert_allclose(linalg.singular_values(matrix), exact, rtol=1e-7)
+    found = linalg.singular_values(matrix)
+    np.testing.assert_allclose(found[exact > 1e-4], exact[exact > 1e-4], rtol=1e-7)
+    np.testing.assert_allclose(found[exact > 1e-5], exact[exact > 1e-5], rtol=1e-5)
+    counted = linalg.rank_metrics(found, 300, 200).numerical_rank
+    assert counted == linalg.rank_metrics(exact, 300, 200).numerical_rank
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -136,6 +139,15 @@ def test_every_rank_of_equal_singular_values_is_their_number(count: int) -> None
     assert metrics.e90_energy == metrics.e90_nuclear == count * 9 // 10
     assert metrics.e95_energy == metrics.e95_nuclear == math.ceil(count * 0.95)
     assert (metrics.norm, metrics.nuclear_norm) == (pytest.approx(3 * count**0.5), pytest.approx(3 * count))
+
+
+def test_ninety_percent_of_the_energy_are_kept_by_so_many_values_and_no_fewer() -> None:
+    matrix = gaussian(200, 150, seed=1)
+    left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
+    kept = int(linalg.rank_metrics(linalg.singular_values(matrix), 200, 150).e90_energy)
+    for count, enough in ((kept, True), (kept - 1, False)):
+        rest = matrix - (left[:, :count] * sigma[:count]) @ right[:count]
+        assert (np.linalg.norm(rest) ** 2 <= 0.1 * np.linalg.norm(matrix) ** 2) == enough
 
 
 def test_ranks_of_a_geometric_spectrum_have_closed_forms() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from rankdrift.analysis.mathematics.spectral import subspaces
+from rankdrift.analysis.mathematics.spectral import linalg, subspaces
 
 
 def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
@@ -31,12 +31,8 @@ def test_angles_ignore_signs_and_rotations_and_resolve_small_tilts() -> None:
 
 def test_overlap_of_random_subspaces_is_k_over_d() -> None:
     # E ||Q1^T Q2||_F^2 / k = k / d (arXiv 2106.09685, section 7.2)
-    draws = [
-        subspaces.subspace_overlap(
-            subspaces.principal_angles(gaussian(60, 6, seed=s), gaussian(60, 6, seed=s + 1000))
-        )
-        for s in range(200)
-    ]
+    pairs = [(gaussian(60, 6, seed=s), gaussian(60, 6, seed=s + 1000)) for s in range(200)]
+    draws = [subspaces.subspace_overlap(subspaces.principal_angles(*pair)) for pair in pairs]
     assert np.mean(draws) == pytest.approx(0.1, rel=0.05)
 
 
@@ -48,6 +44,19 @@ def test_drift_is_the_distance_of_the_projectors() -> None:
     assert subspaces.vector_drift(subspaces.principal_angles(first, -first[:, ::-1])) < 1e-14
     apart = np.eye(50)
     assert subspaces.vector_drift(subspaces.principal_angles(apart[:, :7], apart[:, 7:14])) == 1
+
+
+def test_the_naive_drift_is_seven_tenths_where_nothing_moved() -> None:
+    """By random signs alone, and where one new vector at the front shifts all others by a place."""
+    vectors = np.linalg.qr(gaussian(576, 33, seed=1))[0]
+    before, after = vectors[:, 1:], vectors[:, :32]
+    signs = [np.random.default_rng(seed).choice([-1, 1], 32) for seed in range(20)]
+    drifts = [subspaces.naive_drift(after, after * flips) for flips in signs]
+    assert np.mean(drifts) == pytest.approx(0.7, abs=0.03)
+    assert subspaces.naive_drift(before, after) == pytest.approx(0.707, abs=1e-3)
+    angles = subspaces.principal_angles(before, after)
+    assert subspaces.subspace_overlap(angles) == pytest.approx(0.97, abs=0.002)
+    assert subspaces.vector_drift(angles) == pytest.approx(32**-0.5)
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, 1.0), (3, 0.0), (5, 2.0)])
@@ -68,6 +77,20 @@ def test_no_subspace_turns_further_than_wedins_theorem_allows(size: float, k: in
             sine = np.sin(scipy.linalg.subspace_angles(one[:, :k], other[:, :k]).max())
             assert sine <= bounds[-1] + 1e-12
     assert 0 < min(bounds) < 1 or size == 2.0
+
+
+def test_vectors_of_equal_values_rotate_freely_and_their_space_does_not() -> None:
+    sigma = np.r_[np.full(6, 5.0), np.linspace(1, 0.1, 54)]
+    left, right = np.linalg.qr(gaussian(90, 60, seed=1))[0], np.linalg.qr(gaussian(60, 60, seed=2))[0]
+    base = (left * sigma) @ right.T
+    tuned = base + 1e-6 * gaussian(90, 60, seed=3)
+    old, new = linalg.singular_system(base, 7), linalg.singular_system(tuned, 7)
+    assert subspaces.principal_angles(old.right[:, :6], new.right[:, :6]).max() < 1e-5
+    update = float(np.linalg.norm(tuned - base, 2))
+    assert subspaces.wedin_bound(old.sigma, new.sigma, update, 6) < 1e-5
+    # within the block the gap says that nothing can be said
+    assert subspaces.spectral_gap(old.sigma, 3) < update
+    assert subspaces.wedin_bound(old.sigma, new.sigma, update, 3) > 0.5
 
 
 def test_wedins_bound_is_attained_by_a_rotation_of_two_vectors() -> None:
