@@ -119,6 +119,10 @@ class Analysis:
         of_study = bool(self.compute_all or self.finish)
         assert (self.per == "study") == of_study, f"{self.name}: per {self.per}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what the report says: other processes only measure, and functions without a name stay."""
+        return {**self.__dict__, "findings": (), "headline": ()}
+
     @property
     def tables(self) -> tuple[str, ...]:
         """Names of its tables."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def params(tmp_path: Path) -> Params:
 def test_an_analysis_is_complete(name: str) -> None:
     analysis: Analysis = registry.load("analysis", name)
     assert analysis.name == name
+    assert pickle.loads(pickle.dumps(analysis)).measure is analysis.measure  # other processes are given it
     if analysis.settings:
         assert parse_spec({"analysis": {name: analysis.settings().model_dump()}})
     assert analysis.parquet_only <= set(analysis.tables)
