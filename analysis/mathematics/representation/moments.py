@@ -209,7 +209,7 @@ class _InputPairs:
             (rows if left_out is None else rows - of_shards[:, left_out])[stay]
             for rows, of_shards in zip(self.rows, self.of_shards, strict=True)
         )
-        inner = products.square().sum() - self.within[there].sum()
+        inner = torch.linalg.vector_norm(products) ** 2 - self.within[there].sum()
         return (inner - 2 * _additive(row_k, self.inputs[stay], sizes) @ row_l) / (pairs - 2 * n)
 
 
