@@ -27,6 +27,7 @@ from rankdrift.analysis.measures._spectra_columns import METRICS
 from rankdrift.analysis.sources import base_spectra
 from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.analysis.sources.weights import BaseWeights
+from rankdrift.errors import UserError
 
 ROWS, COLUMNS, TOP = 256, 192, 10
 MATRICES = 15  # seven in each of two blocks, and the embedding
@@ -289,3 +290,12 @@ def test_changed_files_are_opened_again(models: Any, lora: Path, tmp_path: Path)
         norms.append(table["update_norm"].to_numpy())
     np.testing.assert_allclose(norms[1], 2 * norms[0], rtol=1e-12)
     assert norms[0].any()
+
+
+def test_a_model_of_another_architecture_is_refused_before_anything_is_computed(
+    models: Any, one_matrix: Callable[[str, np.ndarray], Path], tmp_path: Path
+) -> None:
+    other = one_matrix("other", heavy_tailed())
+    with pytest.raises(UserError, match=str(other)):
+        spectra.split(checkpoint(models.base, other), Params(cache=tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
