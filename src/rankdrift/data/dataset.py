@@ -30,7 +30,6 @@ class TrainingData:
     """Token that fills a row up; masked."""
     side: Side
     """Where it is put."""
-
     num_labels: int
     """Classes of a classification head; 0 for the LM head."""
 

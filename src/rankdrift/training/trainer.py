@@ -66,7 +66,8 @@ class Trainer:
         """Forward and backward over the global batch, update, exchange."""
         # dropout depends on the step and the rank alone, so that a resumed run draws the same
         torch.manual_seed(_mixed_seed(self.setup.spec.seed, step, engine.rank()))
-        aside = sum(callback.before_forward(self, step) for callback in self.callbacks)
+        for callback in self.callbacks:
+            callback.before_forward(self, step)
         began = time.perf_counter()
         self.engine.deepspeed.train()
         micro_batches, targets = self.micro_batches(step), self.targets(step)

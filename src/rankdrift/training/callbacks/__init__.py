@@ -36,9 +36,8 @@ class Callback:
     def at_start(self, trainer: Trainer) -> None:
         """Before the first step; ``trainer.start`` steps are done."""
 
-    def before_forward(self, trainer: Trainer, step: int) -> float:
-        """Before a step; return the seconds that are not the step's."""
-        return 0.0
+    def before_forward(self, trainer: Trainer, step: int) -> None:
+        """Before a step, whose time begins behind."""
 
     def before_update(self, trainer: Trainer, step: int) -> float:
         """Between a step's last backward pass and its update; return the seconds that are not the step's."""

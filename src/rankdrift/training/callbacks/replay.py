@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,15 +32,14 @@ class Replay(Callback):
             mine = resume_check.expected(trainer.run, setup.conditions, setup.spec.method.is_random)
         self.expected = engine.gather(mine)[0]
 
-    def before_forward(self, trainer: Trainer, step: int) -> float:
+    def before_forward(self, trainer: Trainer, step: int) -> None:
         """Measure how far the loss of the expected step may be off by rounding.
 
         Without dropout, whose masks are alike. Every rank passes as many batches as the others, as ZeRO-3
         needs.
         """
         if not self.expected or self.expected.exact or step != self.expected.step:
-            return 0.0
-        began = time.perf_counter()
+            return
         micro_batches = trainer.micro_batches(step)
         trainer.engine.deepspeed.eval()
         with torch.no_grad():
@@ -50,7 +48,6 @@ class Replay(Callback):
         trainer.engine.deepspeed.train()
         own = torch.tensor(resume_check.rounding_noise(together, alone))
         self.noise = float(engine.sum_over_ranks(own)) / trainer.targets(step)
-        return time.perf_counter() - began
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Stop where the step is not the one that was logged."""
