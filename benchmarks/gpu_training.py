@@ -81,7 +81,7 @@ def synthetic_rows(lengths: np.ndarray, vocabulary: int) -> Any:
         Row(generator.integers(3, vocabulary, n, dtype=np.int32), int(n) // 2, None, "random", number)
         for number, n in enumerate(lengths)
     ]
-    return TokenizedRows(rows, 0, 0)
+    return TokenizedRows(rows, counts={})
 
 
 def lengths_of(kind: str, longest: int, count: int) -> np.ndarray:
