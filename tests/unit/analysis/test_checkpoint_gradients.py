@@ -23,6 +23,8 @@ from transformers import (
 )
 
 from rankdrift.analysis.contract import Params
+from rankdrift.analysis.mathematics.gradients import noise
+from rankdrift.analysis.measures import checkpoint_gradients
 from rankdrift.analysis.measures.checkpoint_gradients import ANALYSIS
 from rankdrift.analysis.sources import activations, loss_gradients
 from rankdrift.analysis.sources.differentiable import open_model
@@ -426,3 +428,23 @@ def test_an_adapter_on_a_tied_head_is_refused(base: Path, tmp_path: Path, inputs
     folder, _ = saved(base, tmp_path / "lora", target_modules=["q_proj", "lm_head"])
     with pytest.raises(UserError, match=r"lm_head.weight.*of its own"):
         tables(base, folder, inputs)
+
+
+def test_noise_is_of_the_mean_over_targets_not_over_rows(
+    base: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its estimator is told how many targets each shard has; what it makes of them has its own tests."""
+    told: list[tuple[int, int]] = []
+
+    def sample(gram: np.ndarray, sizes: np.ndarray, targets: np.ndarray) -> Any:
+        told.append((int(sizes.sum()), int(targets.sum())))
+        return noise.sample(gram, sizes, targets)
+
+    monkeypatch.setattr(checkpoint_gradients, "sample", sample)
+    tables(base, None, inputs)
+    expected = {
+        (len(rows), sum(label != IGNORED for labels in rows["labels"] for label in labels[1:]))
+        for _, rows in language_rows().groupby("task")
+    }
+    assert set(told) == expected
+    assert all(targets > rows for rows, targets in expected)

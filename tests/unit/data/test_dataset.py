@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift import registry
-from rankdrift.data.dataset import load_rows
+from rankdrift.data.dataset import load_rows, rows_digest
 from rankdrift.data.tokens import RowCounts
 from rankdrift.errors import UserError
 from rankdrift.scoring.items import task_items
@@ -51,3 +53,20 @@ def test_classifier_serves_one_task(tokenizer: PreTrainedTokenizerBase) -> None:
     assert {row.label for row in rows} == {0, 1, 2, 3}
     with pytest.raises(UserError, match=r"classes of one task, got data.tasks=\['topic', 'sst2'\]"):
         load_rows(_spec(["topic", "sst2"], "classifier"), "train", tokenizer)
+
+
+def test_the_digest_of_rows_knows_all_that_is_trained_on(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = load_rows(_spec(["topic"], train_limit=2), "train", tokenizer).rows
+    first = rows[0]
+    others = [
+        dataclasses.replace(first, **{name: value})
+        for name, value in {
+            "input_ids": first.input_ids + 1,
+            "prompt_length": first.prompt_length - 1,
+            "label": (first.label or 0) + 1,
+            "task": "describe",
+        }.items()
+    ]
+    digests = {rows_digest([row, rows[1]]) for row in (first, *others)}
+    assert len(digests) == 5
+    assert rows_digest(rows) in digests

@@ -75,13 +75,14 @@ def test_an_export_without_its_checkpoint_stays(study: StudyLayout) -> None:
     assert not run.export(4).exists()
 
 
-def test_checkpoints_go_only_where_their_weights_are_kept(study: StudyLayout) -> None:
+@pytest.mark.parametrize("keep_exports", [True, False])
+def test_checkpoints_go_only_where_their_weights_are_kept(study: StudyLayout, keep_exports: bool) -> None:
     run = study.run("a")
-    clean(study, keep_exports=True, checkpoints=True, say=lambda _: None)
+    clean(study, keep_exports, checkpoints=True, say=lambda _: None)
     assert not run.checkpoint(2).exists()
     assert run.checkpoint(4).exists()
-    assert run.export(2).exists()
-    assert run.export(4).exists()
+    assert run.export(2).exists()  # it alone has the weights of step 2
+    assert run.export(4).exists() == keep_exports
 
 
 def test_a_run_that_trains_is_left_alone(study: StudyLayout) -> None:
