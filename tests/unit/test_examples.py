@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = [
-    path.relative_to(root)
-    for root in (SOURCE / "src", SOURCE)
-    for path in sorted((root / ("rankdrift" if root.name == "src" else "analysis")).rglob("*.py"))
-    if ">>>" in path.read_text(encoding="utf-8") and not ("analysis" in path.parts and root.name == "src")
+    path.relative_to(ROOT)
+    for folder in ("src/rankdrift", "analysis")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
 ]
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_examples_hold(path: Path) -> None:
-    name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-    module = importlib.import_module(name if name.startswith("rankdrift") else f"rankdrift.{name}")
+    parts = path.with_suffix("").parts
+    name = ".".join(parts[1:] if parts[0] == "src" else ("rankdrift", *parts))
+    module = importlib.import_module(name.removesuffix(".__init__"))
     found = doctest.testmod(module)
     assert found.attempted
     assert not found.failed
