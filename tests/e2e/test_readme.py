@@ -21,7 +21,7 @@ SMALL = [
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 TRAINING = ("deepspeed", "rankdrift study")
 # what the demo has, and what SMALL makes
-SMALLER = {"smollm2-135m": "tiny", "step-000012": "step-000004"}
+SMALLER = {"smollm2-135m": "tiny", "step-000012": "step-000004", "--step 12": "--step 4"}
 DOCUMENTS = ("README.md", "docs/checkpoints.md")
 # commands that are run by other means: the demo runs the first, this very test run is the second
 ELSEWHERE = ("make demo", "make test", "make help", "git clone", "cd ", "tensorboard")

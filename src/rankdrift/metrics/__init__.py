@@ -5,9 +5,21 @@ To add one, write ``metrics/<name>.py`` that defines ``METRIC``, a :class:`Metri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+Reads = Literal["choice", "normalised_choice", "text", "answer"]
+"""What a metric is computed of, for every item: the index of a choice (-1: none), by its likelihood or by its
+likelihood a byte; a text; a text that may be "no answer" (:class:`Answered`)."""
+
+
+class Answered(NamedTuple):
+    """An answer to a question that may have none."""
+
+    text: str
+    """Empty: the question has no answer."""
+    no_answer_probability: float
 
 
 @dataclass(frozen=True)
@@ -15,11 +27,14 @@ class Metric:
     """A metric over a whole set of items."""
 
     name: str
-    kind: Literal["classification", "generation"]
+    reads: Reads
     best: float
-    """The value of perfect predictions (a higher value is always better)."""
+    """The value of perfect predictions."""
     compute: Callable[[Sequence[Any], Sequence[Any]], float]
-    """(predictions, answers) -> value. Classification: class indices, -1 where the model gave none.
-    Generation: predicted texts, and for each the tuple of its reference texts."""
+    """(predictions, answers) -> value. Answers are class indices, or for texts tuples of references, of which
+    any is right (none: the question has no answer)."""
     per_item: Callable[[Any, Any], float] | None = None
     """(prediction, answer) -> value, where the metric is the mean over items; gives the standard error."""
+    parts: Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]] | None = None
+    """(predictions, answers) -> further values of the same kind, by name: of some items only, say."""
+    higher_is_better: bool = True

@@ -22,7 +22,7 @@ def rouge_metric(name: str, variant: str) -> Metric:
     def score(prediction: str, references: Sequence[str]) -> float:
         return 100.0 * _scorer(variant).score_multi(references, prediction)[variant].fmeasure
 
-    return Metric(name=name, kind="generation", best=100.0, compute=mean_over_items(score), per_item=score)
+    return Metric(name=name, reads="text", best=100.0, compute=mean_over_items(score), per_item=score)
 
 
 @functools.cache

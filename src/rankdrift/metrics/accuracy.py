@@ -12,5 +12,5 @@ def is_correct(prediction: int, label: int) -> float:
 
 
 METRIC = Metric(
-    name="accuracy", kind="classification", best=1.0, compute=mean_over_items(is_correct), per_item=is_correct
+    name="accuracy", reads="choice", best=1.0, compute=mean_over_items(is_correct), per_item=is_correct
 )

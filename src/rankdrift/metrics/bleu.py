@@ -23,4 +23,4 @@ def corpus_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]])
     return BLEU(force=True).corpus_score(list(predictions), streams).score
 
 
-METRIC = Metric(name="bleu", kind="generation", best=100.0, compute=corpus_bleu)
+METRIC = Metric(name="bleu", reads="text", best=100.0, compute=corpus_bleu)

@@ -19,5 +19,5 @@ def matches(prediction: str, references: Sequence[str]) -> float:
 
 
 METRIC = Metric(
-    name="exact_match", kind="generation", best=1.0, compute=mean_over_items(matches), per_item=matches
+    name="exact_match", reads="text", best=1.0, compute=mean_over_items(matches), per_item=matches
 )

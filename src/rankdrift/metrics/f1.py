@@ -31,4 +31,4 @@ def _f1_of_class(pairs: Sequence[tuple[int, int]], index: int) -> float:
     return 2 * true_positives / (predicted + actual) if predicted + actual else math.nan
 
 
-METRIC = Metric(name="f1", kind="classification", best=1.0, compute=f1)
+METRIC = Metric(name="f1", reads="choice", best=1.0, compute=f1)

@@ -24,7 +24,7 @@ LABELS = (0, 1, 1, 0, 1, 0, 0, 1)
 
 
 def a_perfect_set(metric):
-    return (LABELS, LABELS) if metric.kind == "classification" else (TEXTS, REFERENCES)
+    return (LABELS, LABELS) if metric.reads == "choice" else (TEXTS, REFERENCES)
 
 
 @pytest.fixture(params=METRICS, ids=lambda metric: metric.name)
@@ -38,7 +38,7 @@ def test_perfect_predictions_give_the_best_value(metric):
 
 def test_a_wrong_prediction_costs(metric):
     predictions, answers = a_perfect_set(metric)
-    wrong = 1 if metric.kind == "classification" else "zzz"
+    wrong = 1 if metric.reads == "choice" else "zzz"
     assert metric.compute((wrong, *predictions[1:]), answers) < metric.best * 0.999
 
 
@@ -70,7 +70,7 @@ def test_the_file_is_the_name(name):
 
 @pytest.mark.parametrize(("predictions", "answers"), [([], []), ([1], [1, 0])])
 def test_no_items_or_unequal_numbers_are_refused(metric, predictions, answers):
-    if metric.kind == "generation":
+    if metric.reads == "text":
         predictions, answers = [str(p) for p in predictions], [(str(a),) for a in answers]
     with pytest.raises(ValueError):
         metric.compute(predictions, answers)
