@@ -1,4 +1,4 @@
-"""What a kind of task asks of a model, in tokens, and what it is told. A kind makes requests and reads answers.
+"""What a kind of task asks of a model, in tokens, and what it is told.
 
 Requests know nothing of batches, devices or ranks: ``scoring`` answers any number of them together, in any
 order, and an answer does not depend on which others are asked.
@@ -43,7 +43,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Classes:
-    """How likely is each class, by a classification head? The answer is a tuple of log-probabilities, nats."""
+    """How likely is each class, by a classification head? The answer is a tuple of log-probabilities."""
 
     prompt: Tokens
     first: int = 0
