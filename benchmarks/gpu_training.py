@@ -74,14 +74,16 @@ def save_model(config: LlamaConfig, folder: Path) -> int:
 
 def synthetic_rows(lengths: np.ndarray, vocabulary: int) -> Any:
     """Return rows of random tokens of these lengths, the second half of each its target."""
-    from rankdrift.data.tokens import Row, TokenizedRows
+    from rankdrift.data.token_table import TaskTables, TokenTable
+    from rankdrift.data.tokens import Row
 
     generator = np.random.default_rng(0)
     rows = [
-        Row(generator.integers(3, vocabulary, n, dtype=np.int32), int(n) // 2, None, "random", number)
+        Row(ids, np.arange(n) >= n // 2, None, "random", number)
         for number, n in enumerate(lengths)
+        for ids in [generator.integers(3, vocabulary, n, dtype=np.int32)]
     ]
-    return TokenizedRows(rows, counts={})
+    return TaskTables([TokenTable.of_rows("random", rows)])
 
 
 def lengths_of(kind: str, longest: int, count: int) -> np.ndarray:
@@ -94,7 +96,7 @@ def lengths_of(kind: str, longest: int, count: int) -> np.ndarray:
 
 def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train a few steps on one rank; return the medians of all but the first, and what the GPU can do."""
-    from rankdrift.data.batches import BatchOrder
+    from rankdrift.data.mixture import Mixture
     from rankdrift.layout import StudyLayout
     from rankdrift.models.base import load_model
     from rankdrift.spec import apply_overrides, parse_spec
@@ -117,10 +119,11 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
         planned = setup.set_up(spec, run, HERE.parent / "ds_configs" / arguments.config)
         lengths = lengths_of(arguments.lengths, arguments.length, rows * arguments.steps)
         data = synthetic_rows(lengths, shape(arguments.shape).vocab_size)
-        order = BatchOrder(len(lengths), rows, spec.seed)
-        planned = dataclasses.replace(
-            planned, data=dataclasses.replace(planned.data, train=data, order=order, lengths=lengths)
+        order = Mixture(data.sizes, rows, spec.seed)
+        replaced = dataclasses.replace(
+            planned.data, train=data, order=order, lengths=lengths, terms=data.targets
         )
+        planned = dataclasses.replace(planned, data=replaced)
         model = planned.method.prepare(load_model(planned.base, spec.model), spec.method, planned.base)
         under = engine.Engine(model, spec.training, planned.config)
         loop = trainer.Trainer(planned, under)

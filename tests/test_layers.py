@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": GROUND,
     "metrics": GROUND,
     "methods": GROUND | {"tasks"},
-    "data": GROUND | {"tasks"},
+    "data": GROUND | {"progress", "tasks"},
     "models": GROUND | {"tasks"},
     "zero_checkpoint": BASE | {"files"},
     "export": BASE | {"files", "methods", "progress", "zero_checkpoint"},

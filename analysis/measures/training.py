@@ -14,12 +14,14 @@ from rankdrift.layout import RunLayout
 
 TABLE = "training_metrics"
 COLUMNS = {
-    "split": "train (the step's global batch), validation (mean of the tasks), or validation/TASK",
+    "split": "train (the step's global batch), validation (mean of the tasks), train/TASK or validation/TASK",
     "loss": "nats a target token",
     "learning_rate": "of this step; NaN for validation",
     "gradient_norm": "global Euclidean norm before clipping; NaN for validation",
     "tokens_per_second": "tokens trained on a second, over all ranks; NaN for validation",
     "memory_gib": "peak memory of rank 0, GiB; NaN for validation",
+    "tokens": "of the task, trained on so far; NaN but for train/TASK",
+    "rows": "of the task, trained on so far; NaN but for train/TASK",
 }
 REQUIRED = ("step", "split", "loss")
 

@@ -9,6 +9,11 @@ from types import ModuleType
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(cache: Path) -> None:
+    """What a test prepares goes into the session's cache, also where it does not ask for one."""
+
+
 @pytest.fixture(scope="session")
 def zero(root: Path) -> ModuleType:
     """The functions that write ZeRO checkpoints of each layout by hand, of the checkpoint reader's tests."""

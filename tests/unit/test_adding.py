@@ -71,7 +71,7 @@ def test_there_is_one_of_each_and_each_is_found_by_its_name(added: dict[str, str
 
 def test_the_task_trains_and_its_metric_scores(added: dict[str, str], tiny: Path) -> None:
     spec = parse_spec({"data": {"tasks": [added["task"]]}})
-    rows = load_rows(spec, "train", load_tokenizer(tiny)).rows
+    rows = load_rows(spec, "train", load_tokenizer(tiny))
     assert [row.label for row in rows[:4]] == [0, 1, 0, 1]
     metric = registry.load("metric", registry.load("task", added["task"]).metrics[0])
     assert metric.compute([0, 0, 0, 1], [0, 0, 1, 1]) == pytest.approx(0.75)

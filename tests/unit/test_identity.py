@@ -19,6 +19,7 @@ OTHER: dict[str, Any] = {
     "model.head": "classifier",
     "model.attention": "eager",
     "data.tasks": ["describe"],
+    "data.mixture": {"temperature": 2.0},
     "data.root": "/elsewhere",
     "data.general_text": "builtin",
     "method.name": "full",

@@ -1,14 +1,8 @@
-"""Which rows make a step, how they are shared out, and how they become tensors.
-
-The order of rows is a function of seed and step alone: it is the same on any number of ranks, and resuming at
-a step needs no saved state and no replay.
-"""
+"""How the rows of a step are shared out, and how they become tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,37 +16,6 @@ Side = Literal["left", "right"]
 
 IGNORED = -100
 """Label of a position that carries no loss, as ``torch.nn.functional.cross_entropy`` has it."""
-
-
-@dataclass(frozen=True)
-class BatchOrder:
-    """The row indices of every global batch: epoch after epoch, each in its own permutation.
-
-    A batch may cross the border between epochs; within an epoch every row comes exactly once.
-    """
-
-    size: int
-    """Rows of the training set."""
-    global_batch: int
-    seed: int
-
-    def rows(self, step: int) -> np.ndarray:
-        """Return the indices of optimizer step ``step`` (0-based): shape (global_batch,), int64."""
-        first = step * self.global_batch
-        positions = np.arange(first, first + self.global_batch)
-        epochs, offsets = np.divmod(positions, self.size)
-        pieces = [
-            _permutation(self.size, self.seed, int(epoch))[offsets[epochs == epoch]]
-            for epoch in np.unique(epochs)
-        ]
-        return np.concatenate(pieces)
-
-
-@lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    permutation = np.random.default_rng([seed, epoch]).permutation(size)
-    permutation.setflags(write=False)
-    return permutation
 
 
 class MicroBatchPlan(NamedTuple):
@@ -112,8 +75,8 @@ def rank_micro_batches(
 def collate(rows: Sequence[Row], pad_id: int, head: Head, side: Side = "left") -> dict[str, Tensor]:
     """Return a padded batch (:func:`padded`) with its ``labels``, int64.
 
-    These have the shape (rows, longest), with -100 except on target tokens, which end at the last column: the
-    LM head takes rows padded on the left. For the classifier they have the shape (rows,).
+    These have the shape (rows, longest), with -100 except on tokens that carry loss: the LM head takes rows
+    padded on the left, so that answers end at the last column. For the classifier the shape is (rows,).
     """
     assert side == "left" or head == "classifier", "targets must end in the last column"
     batch = padded([row.input_ids for row in rows], pad_id, side)
@@ -140,7 +103,7 @@ def padded(
     for number, sequence in enumerate(sequences):
         first = longest - len(sequence) if side == "left" else 0
         own = slice(first, first + len(sequence))
-        ids[number, own] = torch.as_tensor(sequence, dtype=torch.int64)
+        ids[number, own] = torch.from_numpy(np.array(sequence, np.int64))
         mask[number, own] = 1
     batch = {"input_ids": ids, "attention_mask": mask}
     if side == "left":
@@ -149,7 +112,9 @@ def padded(
 
 
 def target_positions(labels: Tensor) -> int:
-    """Return how many trailing positions carry loss (``logits_to_keep``): the longest target and one before.
+    """Return how many trailing positions need logits (``logits_to_keep``).
+
+    They begin one before the first token of any row that carries loss.
 
     Parameters
     ----------
@@ -157,14 +122,16 @@ def target_positions(labels: Tensor) -> int:
         Shape (rows, length), int64, from :func:`collate` with the LM head.
 
     """
-    return int((labels != IGNORED).sum(dim=1).max()) + 1
+    first = int((labels != IGNORED).any(dim=0).int().argmax())
+    return labels.shape[1] - first + 1
 
 
 def _target_labels(rows: Sequence[Row], ids: Tensor) -> Tensor:
     labels = torch.full_like(ids, IGNORED)
     for number, row in enumerate(rows):
-        first = ids.shape[1] - row.target_tokens
-        labels[number, first:] = ids[number, first:]
+        own = slice(ids.shape[1] - len(row.input_ids), None)
+        carries = torch.as_tensor(np.array(row.carries_loss))  # a copy: torch takes no read-only array
+        labels[number, own] = torch.where(carries, ids[number, own], IGNORED)
     return labels
 
 

@@ -1,19 +1,19 @@
-"""All rows of an experiment: its tasks, read, tokenised and put one after the other."""
+"""All rows of an experiment: its tasks' prepared tables, one after the other, and their mixture."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift import registry
-from rankdrift.data.batches import BatchOrder, Side
-from rankdrift.data.sources import load_examples
-from rankdrift.data.tokens import Row, TokenizedRows, tokenize
+from rankdrift.data.batches import Side
+from rankdrift.data.mixture import Mixture
+from rankdrift.data.prepare import Preparation
+from rankdrift.data.token_table import TaskTables
 from rankdrift.errors import UserError
+from rankdrift.progress import Progress
 from rankdrift.spec import Spec
 
 
@@ -21,11 +21,13 @@ from rankdrift.spec import Spec
 class TrainingData:
     """Rows of both splits, and the order of the training rows."""
 
-    train: TokenizedRows
-    validation: TokenizedRows
-    order: BatchOrder
+    train: TaskTables
+    validation: TaskTables
+    order: Mixture
     lengths: np.ndarray
     """Tokens of every training row, shape (rows,)."""
+    terms: np.ndarray
+    """Terms of the loss that every training row has, shape (rows,): its target tokens, or its one label."""
     pad_id: int
     """Token that fills a row up; masked."""
     side: Side
@@ -38,20 +40,30 @@ class TrainingData:
         splits = {"train": self.train, "validation": self.validation}
         return {
             task: {split: asdict(rows.counts[task]) for split, rows in splits.items()}
-            for task in self.train.counts
+            for task in self.train.tasks
         }
 
 
 def load_training_data(spec: Spec, tokenizer: PreTrainedTokenizerBase, side: Side) -> TrainingData:
     """Return the tokenised rows of both splits."""
     train, validation = (load_rows(spec, split, tokenizer) for split in ("train", "validation"))
-    order = BatchOrder(len(train.rows), spec.training.global_batch, spec.seed)
-    lengths = np.array([len(row.input_ids) for row in train.rows])
-    return TrainingData(train, validation, order, lengths, tokenizer.pad_token_id, side, num_labels(spec))
+    order = Mixture(train.sizes, spec.training.global_batch, spec.seed, spec.data.mixture)
+    terms = train.targets if spec.model.head == "lm" else np.ones(len(train), np.int32)
+    pad, classes = tokenizer.pad_token_id, num_labels(spec)
+    return TrainingData(train, validation, order, train.lengths, terms, pad, side, classes)
 
 
-def load_rows(spec: Spec, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
+def load_rows(
+    spec: Spec,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress | None = None,
+    again: bool = False,
+) -> TaskTables:
     """Return the rows of every task of a spec, task after task ("train" or "validation").
+
+    They are prepared where they are not yet, or if they are to be ``again``; progress is told of what takes
+    long.
 
     Raises
     ------
@@ -64,36 +76,12 @@ def load_rows(spec: Spec, split: str, tokenizer: PreTrainedTokenizerBase) -> Tok
             f"model.head=classifier has the classes of one task, got data.tasks={list(spec.data.tasks)}: "
             "name one task, or use model.head=lm"
         )
-    parts = [_task_rows(spec, name, split, tokenizer) for name in spec.data.tasks]
-    return TokenizedRows(
-        rows=[row for part in parts for row in part.rows],
-        counts={task: counts for part in parts for task, counts in part.counts.items()},
+    preparation = Preparation(tokenizer, spec.data, spec.model.head, progress)
+    return TaskTables(
+        [preparation.table(registry.load("task", name), split, again) for name in spec.data.tasks]
     )
-
-
-def rows_digest(rows: Sequence[Row]) -> str:
-    """Return the SHA-256 of what is trained on: tokens, which of them carry loss, labels."""
-    digest = hashlib.sha256()
-    for row in rows:
-        head = f"{row.task} {len(row.input_ids)} {row.prompt_length} {row.label};"
-        digest.update(head.encode() + row.input_ids.tobytes())
-    return digest.hexdigest()
-
-
-def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each task, in their order."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.task, []).append(row)
-    return found
 
 
 def num_labels(spec: Spec) -> int:
     """Return the classes of a classification head; 0 for the LM head."""
     return len(registry.load("task", spec.data.tasks[0]).choices) if spec.model.head == "classifier" else 0
-
-
-def _task_rows(spec: Spec, name: str, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
-    task = registry.load("task", name)
-    examples = load_examples(task, split, spec.data)
-    return tokenize(examples, task, tokenizer, spec.data.max_length, spec.model.head)

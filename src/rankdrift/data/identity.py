@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rankdrift import files, registry
-from rankdrift.data.dataset import rows_digest
-from rankdrift.data.tokens import Row
+from rankdrift.data.token_table import TaskTables
 from rankdrift.spec import Spec
 from rankdrift.spec.identity import identity
 
 
-def run_identity(spec: Spec, rows: Sequence[Row], base: Path) -> dict[str, Any]:
+def run_identity(spec: Spec, rows: TaskTables, base: Path) -> dict[str, Any]:
     """Return what makes a run the run it is (``spec.identity``), of its training rows and base folder."""
     versions = {name: registry.load("task", name).version for name in spec.data.tasks}
-    return identity(spec, resolved_precision(spec), versions, rows_digest(rows), files.weights_digest(base))
+    return identity(spec, resolved_precision(spec), versions, rows.digest, files.weights_digest(base))
 
 
 def resolved_precision(spec: Spec) -> str:

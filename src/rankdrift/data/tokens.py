@@ -30,9 +30,9 @@ class Row:
     """One example in tokens."""
 
     input_ids: np.ndarray
-    """Shape (length,), int32: the prompt, then the target."""
-    prompt_length: int
-    """Leading tokens that carry no loss; at least 1, as nothing predicts a row's first token."""
+    """Shape (length,), int32."""
+    carries_loss: np.ndarray
+    """Shape (length,), bool: the tokens the LM head learns to predict; never the first, as nothing does."""
     label: int | None
     """Class index; None for generation."""
     task: str
@@ -40,9 +40,14 @@ class Row:
     """Position of its example among the task's examples."""
 
     @property
+    def prompt_length(self) -> int:
+        """Tokens before the first that carries loss; all of them where none does."""
+        return int(self.carries_loss.argmax()) if self.carries_loss.any() else len(self.input_ids)
+
+    @property
     def target_tokens(self) -> int:
-        """Tokens that carry loss under the LM head."""
-        return len(self.input_ids) - self.prompt_length
+        """Tokens that carry loss."""
+        return int(self.carries_loss.sum())
 
 
 @dataclass(frozen=True)
@@ -139,15 +144,30 @@ def _longest_answer(tokenizer: PreTrainedTokenizerBase, task: Task, max_length: 
 def tokenize(
     examples: Sequence[Example], task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, head: Head
 ) -> TokenizedRows:
-    """Return the rows of a task's examples, none longer than ``max_length`` tokens.
+    """Return the rows of all examples of a task (:func:`tokenize_some`); raise UserError if none is left."""
+    result = tokenize_some(examples, task, tokenizer, max_length, head)
+    require_rows(task, result.counts[task.name], max_length)
+    return result
 
-    A prompt is cut by :func:`encode_prompts`; a target loses its end where there is no room for it behind its
-    prompt. The classifier's rows are the prompt only.
+
+def tokenize_some(
+    examples: Sequence[Example],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    head: Head,
+    first: int = 0,
+) -> TokenizedRows:
+    """Return the rows of some of a task's examples, none longer than ``max_length`` tokens.
+
+    ``first`` is the position of the first of them among the task's examples. A prompt is cut by
+    :func:`encode_prompts`; a target loses its end where there is no room for it behind its prompt. The
+    classifier's rows are the prompt only.
 
     Raises
     ------
     UserError
-        If no row is left, if the classifier is asked to generate, or if the tokenizer lacks an EOS.
+        If the classifier is asked to generate, or if the tokenizer lacks an EOS.
 
     """
     if head == "classifier" and task.kind != "classification":
@@ -156,20 +176,22 @@ def tokenize(
     targets: list[list[int]] = [[] for _ in examples]
     if head == "lm":
         targets = target_tokens(tokenizer, [example.target for example in examples], task.kind)
-    rows, prompts_cut, targets_cut = [], 0, 0
+    rows: list[Row] = []
+    prompts_cut = targets_cut = 0
     for index, (example, prompt, target) in enumerate(zip(examples, prompts.ids, targets, strict=True)):
         ids = prompt + target[: max_length - len(prompt)]
-        row = Row(np.array(ids, dtype=np.int32), max(len(prompt), 1), example.label, task.name, index)
+        carries = np.arange(len(ids)) >= max(len(prompt), 1)
+        row = Row(np.array(ids, dtype=np.int32), carries, example.label, task.name, first + index)
         if (row.target_tokens if head == "lm" else len(prompt) - prompts.special) > 0:
             rows.append(row)
             prompts_cut += prompts.cut[index]
             targets_cut += len(ids) < len(prompt) + len(target)
     counts = RowCounts(len(rows), len(examples) - len(rows), prompts_cut, targets_cut)
-    _require_rows(task, counts, max_length)
     return TokenizedRows(rows, {task.name: counts})
 
 
-def _require_rows(task: Task, counts: RowCounts, max_length: int) -> None:
+def require_rows(task: Task, counts: RowCounts, max_length: int) -> None:
+    """Raise UserError if no row of a task is left."""
     if not counts.rows:
         raise UserError(
             f"task '{task.name}': none of its {counts.dropped} rows has a token to learn from at "

@@ -28,6 +28,7 @@ KEYS: dict[str, Role] = {
     "model.attention": "rounding",
     "model.gradient_checkpointing": "rounding",
     "data.tasks": "content",
+    "data.mixture": "identity",
     "data.root": "content",
     "data.max_length": "content",
     "data.train_limit": "content",
@@ -86,7 +87,7 @@ def identity(spec: Spec, precision: str, versions: Mapping[str, int], rows: str,
     versions
         Task -> version of its prompt and choices.
     rows
-        Digest of the training rows (``data.dataset.rows_digest``).
+        Digest of the training rows (``data.token_table``).
     base
         Digest of the base model's weights.
 

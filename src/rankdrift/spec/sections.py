@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from rankdrift import registry
+from rankdrift.errors import did_you_mean
 from rankdrift.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
 
 
@@ -27,11 +28,38 @@ class ModelSpec(Section):
     """Recompute activations in the backward pass."""
 
 
+class MixtureSpec(Section):
+    """How several training tasks are mixed; by default in proportion to their rows."""
+
+    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | Literal["balanced"] | None = None
+    """Task -> its share of the rows that are trained on, of every task and up to a factor; ``balanced`` gives
+    all the same."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """T of shares in proportion to rows^(1/T): 1 is proportional, large ones are balanced."""
+    caps: dict[str, PositiveInt] | PositiveInt | None = None
+    """Most rows of a task, or of each task, that are in the mixture, spread evenly over the task's rows."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> MixtureSpec:
+        if self.weights is not None and self.temperature != 1:
+            raise ValueError(
+                f"weights={self.weights} and temperature={self.temperature} both set the shares: give one"
+            )
+        return self
+
+    def named(self) -> dict[str, list[str]]:
+        """Return the tasks that each setting names."""
+        given = {"weights": self.weights, "caps": self.caps}
+        return {key: list(value) for key, value in given.items() if isinstance(value, dict)}
+
+
 class DataSpec(Section):
     """Which tasks, from where, and how rows become tokens."""
 
     tasks: tuple[str, ...] = ("topic",)
-    """Names of files in ``tasks/``; more than one are mixed in proportion to their size."""
+    """Names of files in ``tasks/``."""
+    mixture: MixtureSpec = MixtureSpec()
+    """How the rows of several tasks are mixed."""
     root: str | None = None
     """Folder of Parquet slices (``<root>/<folder>/<split>.parquet``); None reads the hub or a generator."""
     max_length: PositiveInt = 128
@@ -42,6 +70,20 @@ class DataSpec(Section):
     """Use at most this many validation rows (the first ones)."""
     general_text: Literal["auto", "builtin", "wikitext2"] = "auto"
     """Held-out text that measures forgetting; auto is wikitext2 where ``data.root`` has it."""
+
+    @model_validator(mode="after")
+    def _mixture_is_of_these_tasks(self) -> DataSpec:
+        for key, named in self.mixture.named().items():
+            for task in named:
+                if task not in self.tasks:
+                    raise ValueError(
+                        f"mixture.{key} names '{task}', which data.tasks has not: "
+                        f"{did_you_mean(task, self.tasks)}"
+                    )
+        missing = sorted(set(self.tasks) - set(self.mixture.named().get("weights", self.tasks)))
+        if missing:
+            raise ValueError(f"mixture.weights has no weight of {', '.join(missing)}: give every task one")
+        return self
 
 
 class MethodSpec(Section):

@@ -91,7 +91,7 @@ def refuse_other_runs(study: StudyLayout, specs: list[Spec], base: Path) -> None
     held = [(spec, run) for spec in specs if (run := study.run(spec.run_name)).spec.exists()]
     if not held:
         return
-    rows = load_rows(specs[0], "train", load_tokenizer(base)).rows  # all arms train on the same ones
+    rows = load_rows(specs[0], "train", load_tokenizer(base))  # all arms train on the same ones
     for spec, run in held:
         identity = run_identity(spec, rows, base)
         if not run.identity.exists():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,28 +157,21 @@ def _distinct_names(folders: list[Path]) -> list[str]:
 def study_params(study: StudyLayout, spec: Spec, base: Path) -> Params:
     """Return what a study's analyses are given; of drift, validation prompts, as many of each task."""
     params = _params(study, spec.analysis)
-    rows = load_rows(spec, "validation", load_tokenizer(base)).rows
-    in_turn = [row for _, row in sorted(_numbered(rows), key=lambda numbered: numbered[0])]
+    tables = load_rows(spec, "validation", load_tokenizer(base)).tables
+    drifting = [table[: params.of(Drift).rows] for table in tables]
+    in_turn = [row for rows in zip_longest(*drifting) for row in rows if row is not None]
     prompts = [row.input_ids[: row.prompt_length].tolist() for row in in_turn[: params.of(Drift).rows]]
-    probed = [row for number, row in _numbered(rows) if number < params.of(Gradients).rows]
+    probed = [row for table in tables for row in table[: params.of(Gradients).rows]]
     return _with_rows(params, study, prompts, [_with_labels(row, spec.model.head) for row in probed])
 
 
-def _numbered(rows: Sequence[Row]) -> Iterator[tuple[int, Row]]:
-    """Yield each row behind its number among the rows of its task."""
-    seen: Counter[str] = Counter()
-    for row in rows:
-        yield seen[row.task], row
-        seen[row.task] += 1
-
-
 def _with_labels(row: Row, head: str) -> dict[str, Any]:
-    """Return a row as gradients are taken on it: a class, or the target's tokens after an ignored prompt."""
+    """Return a row as gradients are taken on it: a class, or its tokens where they carry loss."""
     ids = row.input_ids.tolist()
     if head == "classifier":
         return {"task": row.task, "input_ids": ids[: row.prompt_length], "labels": [row.label]}
-    labels = [IGNORED] * row.prompt_length + ids[row.prompt_length :]
-    return {"task": row.task, "input_ids": ids, "labels": labels}
+    labels = np.where(row.carries_loss, row.input_ids, IGNORED)
+    return {"task": row.task, "input_ids": ids, "labels": labels.tolist()}
 
 
 def folder_params(study: StudyLayout, base: Path | None, settings: AnalysisSpec) -> Params:

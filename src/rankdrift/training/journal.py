@@ -18,7 +18,7 @@ from rankdrift.layout import RunLayout
 
 logger = logging.getLogger(__name__)
 
-SCALARS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_gib")
+SCALARS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_gib", "tokens", "rows")
 
 
 class Journal:
@@ -47,13 +47,17 @@ class Journal:
 
     def metrics(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
         """Log one line; the keys are those of the table ``training_metrics``."""
+        self.record(step, split, values)
+        text = ", ".join(f"{key} {value:.4g}" for key, value in values.items() if value is not None)
+        logger.info("step %d/%d %s: %s", step, self.steps, split, text)
+
+    def record(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
+        """Log one line, in the table and TensorBoard alone."""
         files.append_jsonl(self._metrics, {"step": step, "split": split, **values})
         for key in SCALARS:
             value = values.get(key)
             if value is not None:
                 self._tensorboard.add_scalar(f"{split}/{key}", value, step)
-        text = ", ".join(f"{key} {value:.4g}" for key, value in values.items() if value is not None)
-        logger.info("step %d/%d %s: %s", step, self.steps, split, text)
 
     def probe(self, name: str, step: int, rows: list[dict[str, Any]]) -> None:
         """Add one step's rows to a probe's table."""

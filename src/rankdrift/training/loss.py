@@ -30,13 +30,26 @@ def target_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
         Shape (rows, length) with -100 where there is no target, or (rows,).
 
     """
+    predicted, targets, _ = _predictions(logits, labels)
+    return cross_entropy(predicted, targets, reduction="sum")
+
+
+def row_loss_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the same sum of each row by itself, shape (rows,)."""
+    predicted, targets, rows = _predictions(logits, labels)
+    losses = cross_entropy(predicted, targets, reduction="none")
+    return losses.new_zeros(len(labels)).index_add(0, rows, losses)
+
+
+def _predictions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logits of every target (targets, classes), fp32, the target, and the number of its row."""
     if labels.ndim == 1:
-        return cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
+        return logits.float(), labels.to(logits.device), torch.arange(len(labels), device=logits.device)
     kept = logits.shape[1]
     following = labels[:, labels.shape[1] - kept + 1 :].to(logits.device)
     carries = following != IGNORED
     # only positions with a target are cast: the logits of a batch are its largest tensor
-    return cross_entropy(logits[:, :-1][carries].float(), following[carries], reduction="sum")
+    return logits[:, :-1][carries].float(), following[carries], carries.nonzero()[:, 0]
 
 
 class BatchLoss:
@@ -62,8 +75,16 @@ class BatchLoss:
 
     def of_each(self, rows: list[Row]) -> Tensor:
         """Return every row's loss, nats, shape (rows,)."""
-        logits, labels = self._pass(rows)
-        return torch.stack([target_loss_sum(logits[n : n + 1], labels[n : n + 1]) for n in range(len(rows))])
+        return row_loss_sums(*self._pass(rows))
+
+    def of_tasks(self, rows: list[Row]) -> Tensor:
+        """Return the summed loss of each of the run's tasks, nats, shape (tasks,)."""
+        tasks = self.data.train.tasks
+        if len(tasks) == 1:
+            return self.of_all(rows).reshape(1)
+        sums = self.of_each(rows)
+        numbers = torch.tensor([tasks.index(row.task) for row in rows], device=sums.device)
+        return sums.new_zeros(len(tasks)).index_add(0, numbers, sums)
 
     def targets(self, row: Row) -> int:
         """Return the terms of the loss a row has: its target tokens, or its one label."""

@@ -11,6 +11,7 @@ from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import load_model, stored_dtype
 from rankdrift.spec import Spec
 from rankdrift.training import checkpointing, engine
+from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.probing import Probing
 from rankdrift.training.callbacks.recording import Recording
@@ -42,7 +43,7 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         require_space(setup, under, start)
         journal = Journal(run, spec.training.steps, start) if engine.rank() == 0 else None
         asked = Asked(requests or Requests())
-        callbacks = (asked, Probing(), Replay(), Recording(), Evaluation(), Saving(asked))
+        callbacks = (asked, Probing(), Replay(), Recording(), Accounting(), Evaluation(), Saving(asked))
         Trainer(setup, under, callbacks, start, journal).fit()
     return run
 

@@ -62,7 +62,7 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     tokenizer = load_tokenizer(base)
     data = load_training_data(spec, tokenizer, padding_side(config_of(base)))
     _warn_of_losses(data, spec.data.max_length)
-    identity = run_identity(spec, data.train.rows, base)
+    identity = run_identity(spec, data.train, base)
     manifest = Manifest(
         step=0,
         data_position=0,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rankdrift.data.batches import rank_micro_batches
 from rankdrift.data.tokens import Row
@@ -71,41 +72,46 @@ class Trainer:
         began = time.perf_counter()
         self.engine.deepspeed.train()
         micro_batches, targets = self.micro_batches(step), self.targets(step)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device())  # read once, at the end
+        loss_sums = torch.zeros(len(self.data.train.tasks), dtype=torch.float64, device=engine.device())
         for number, micro_batch in enumerate(micro_batches):
-            part = self.loss.of_all(micro_batch)
-            self.engine.backward(part / targets)
-            loss_sum += part.detach()
+            parts = self.loss.of_tasks(micro_batch)
+            self.engine.backward(parts.sum() / targets)
+            loss_sums += parts.detach()  # read once, at the end
             if number < len(micro_batches) - 1:
                 self.engine.end_micro_batch()
         aside = sum(callback.before_update(self, step) for callback in self.callbacks)
         rate = learning_rate(self.training, step)
         norm = self.engine.step(rate)
-        loss = self.exchange(float(loss_sum)) / targets
+        of_tasks = self.exchange(loss_sums)
         seconds = time.perf_counter() - began - aside
-        values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        values = {"loss": float(of_tasks.sum()) / targets, "learning_rate": rate, "gradient_norm": norm}
         self._check_finite(step, values)
         tokens = int(self.data.lengths[self.data.order.rows(step - 1)].sum())
-        return Step(step, values, {"tokens_per_second": tokens / seconds, "seconds": seconds})
+        speed = {"tokens_per_second": tokens / seconds, "seconds": seconds}
+        return Step(step, values, speed, of_tasks.numpy())
 
     def micro_batches(self, step: int) -> list[list[Row]]:
         """Return this rank's micro-batches of a step."""
         window, lengths = self.data.order.rows(step - 1), self.data.lengths
         size = self.setup.plan.micro_batch
         parts = rank_micro_batches(window, lengths, engine.rank(), engine.world_size(), size)
-        return [[self.data.train.rows[index] for index in part] for part in parts]
+        return [[self.data.train[index] for index in part] for part in parts]
 
     def targets(self, step: int) -> int:
         """Return the terms of the loss of a step, over all ranks."""
-        return sum(self.loss.targets(self.data.train.rows[n]) for n in self.data.order.rows(step - 1))
+        return int(self.data.terms[self.data.order.rows(step - 1)].sum())
 
-    def exchange(self, loss_sum: float = 0.0) -> float:
-        """Return the sum of a number over ranks; what callbacks have to tell travels with it."""
-        told = [loss_sum, *(callback.tell(self) for callback in self.callbacks)]
-        sums, *values = engine.gather_vectors(torch.tensor(told, dtype=torch.float64)).unbind(dim=1)
-        for callback, of_ranks in zip(self.callbacks, values, strict=True):
-            callback.told(self, of_ranks.numpy())
-        return float(sums.sum())
+    def exchange(self, sums: Tensor | None = None) -> Tensor:
+        """Return the element-wise sum of a vector over ranks; what callbacks have to tell travels with it.
+
+        All ranks give vectors of the same length, or none; the sum is float64, on the CPU.
+        """
+        own = torch.empty(0, dtype=torch.float64) if sums is None else sums.double().cpu()
+        told = torch.tensor([callback.tell(self) for callback in self.callbacks], dtype=torch.float64)
+        of_ranks = engine.gather_vectors(torch.cat([own, told]))
+        for callback, values in zip(self.callbacks, of_ranks[:, len(own) :].unbind(dim=1), strict=True):
+            callback.told(self, values.numpy())
+        return of_ranks[:, : len(own)].sum(dim=0)
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():

@@ -8,12 +8,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankdrift.data.batches import (
-    BatchOrder,
     collate,
     plan_micro_batches,
     rank_micro_batches,
     target_positions,
 )
+from rankdrift.data.mixture import Mixture
 from rankdrift.data.tokens import Row
 from rankdrift.errors import UserError
 
@@ -21,7 +21,7 @@ PAD = 99
 
 
 def _row(ids: list[int], prompt: int, label: int | None = None) -> Row:
-    return Row(np.array(ids, dtype=np.int32), prompt, label, "task", 0)
+    return Row(np.array(ids, dtype=np.int32), np.arange(len(ids)) >= prompt, label, "task", 0)
 
 
 SHORT, LONG = _row([5, 6, 7], 2, 1), _row([8, 9, 10, 11, 12], 2, 0)
@@ -71,32 +71,18 @@ def test_a_row_gives_the_same_logits_in_any_batch() -> None:
     assert kept.shape[1] == 4
 
 
+def test_every_turn_of_a_chat_carries_loss_and_what_is_between_does_not() -> None:
+    ids = np.array([1, 2, 3, 4, 5, 6], dtype=np.int32)
+    chat = Row(ids, np.array([False, True, False, False, True, True]), None, "task", 0)
+    labels = collate([chat, SHORT], PAD, "lm")["labels"]
+    assert labels.tolist() == [[-100, 2, -100, -100, 5, 6], [-100, -100, -100, -100, -100, 7]]
+    assert (chat.prompt_length, chat.target_tokens) == (1, 3)
+    assert target_positions(labels) == 6  # all but none: the first predicts the second
+
+
 @pytest.mark.parametrize(("rows", "expected"), [([SHORT], 2), ([LONG], 4), ([SHORT, LONG], 4)])
 def test_target_positions(rows: list[Row], expected: int) -> None:
     assert target_positions(collate(rows, PAD, "lm")["labels"]) == expected
-
-
-@pytest.mark.parametrize(("size", "global_batch"), [(24, 8), (25, 8), (7, 16), (1, 3)])
-def test_every_epoch_has_every_row_once(size: int, global_batch: int) -> None:
-    order = BatchOrder(size, global_batch, seed=3)
-    steps = 3 * size
-    stream = np.concatenate([order.rows(step) for step in range(steps)])
-    assert all(len(order.rows(step)) == global_batch for step in range(steps))
-    for epoch in stream.reshape(-1, size):
-        assert sorted(epoch) == list(range(size))
-
-
-def test_order_is_that_of_seeded_permutations() -> None:
-    order = BatchOrder(10, 4, seed=42)
-    expected = np.concatenate([np.random.default_rng([42, epoch]).permutation(10) for epoch in (0, 1)])
-    # asked for out of turn: no step depends on an earlier call
-    for step in (3, 0, 4, 2, 1):
-        np.testing.assert_array_equal(order.rows(step), expected[4 * step : 4 * step + 4])
-
-
-def test_seeds_and_epochs_differ() -> None:
-    epochs = [tuple(BatchOrder(50, 50, seed).rows(step)) for seed in (1, 2) for step in (0, 1)]
-    assert len(set(epochs)) == 4
 
 
 @pytest.mark.parametrize(
@@ -128,7 +114,7 @@ def test_uneven_shares_are_an_error(global_batch: int, world_size: int, possible
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 16), (1, 4), (2, 4), (4, 2), (4, 4)])
 def test_ranks_share_the_global_batch_exactly(world_size: int, micro_batch: int) -> None:
     lengths = np.random.default_rng(0).integers(5, 60, size=100)
-    indices = BatchOrder(100, 16, seed=1).rows(2)
+    indices = Mixture({"a": 100}, 16, seed=1).rows(2)
     sizes = (world_size, micro_batch)
     shares = [rank_micro_batches(indices, lengths, rank, *sizes) for rank in range(world_size)]
     assert {len(share) for share in shares} == {16 // (world_size * micro_batch)}

@@ -8,7 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift import registry
-from rankdrift.data.dataset import load_rows, rows_digest
+from rankdrift.data.dataset import load_rows
+from rankdrift.data.token_table import TaskTables, TokenTable
 from rankdrift.data.tokens import RowCounts
 from rankdrift.errors import UserError
 from rankdrift.scoring.items import task_items
@@ -23,7 +24,7 @@ def test_tasks_follow_one_another(tokenizer: PreTrainedTokenizerBase) -> None:
     spec = _spec(["topic", "describe"], train_limit=5, validation_limit=3, max_length=400)
     for split, rows in (("train", 5), ("validation", 3)):
         loaded = load_rows(spec, split, tokenizer)
-        found = [(row.task, row.index) for row in loaded.rows]
+        found = [(row.task, row.index) for row in loaded]
         assert found == [(task, index) for task in spec.data.tasks for index in range(rows)]
         assert loaded.counts == {task: RowCounts(rows, 0, 0, 0) for task in spec.data.tasks}
 
@@ -31,7 +32,7 @@ def test_tasks_follow_one_another(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_every_task_has_its_counts(tokenizer: PreTrainedTokenizerBase) -> None:
     loaded = load_rows(_spec(["topic", "describe"], train_limit=4, max_length=20), "train", tokenizer)
     assert {task: counts.prompts_cut for task, counts in loaded.counts.items()} == {"topic": 4, "describe": 4}
-    assert max(len(row.input_ids) for row in loaded.rows) == 20
+    assert max(len(row.input_ids) for row in loaded) == 20
 
 
 def test_what_is_trained_on_is_what_is_scored(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -40,7 +41,7 @@ def test_what_is_trained_on_is_what_is_scored(tokenizer: PreTrainedTokenizerBase
     rows = load_rows(spec, "validation", tokenizer)
     for task in spec.data.tasks:
         items = task_items(spec, registry.load("task", task), tokenizer)
-        of_task = [row for row in rows.rows if row.task == task]
+        of_task = [row for row in rows if row.task == task]
         trained = {row.index: tuple(row.input_ids[: row.prompt_length]) for row in of_task}
         assert all(item.prompt == trained[item.index] for item in items.items)
         cut = sum(len(item.prompt) < len(tokenizer(item.example.prompt).input_ids) for item in items.items)
@@ -49,24 +50,27 @@ def test_what_is_trained_on_is_what_is_scored(tokenizer: PreTrainedTokenizerBase
 
 
 def test_classifier_serves_one_task(tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = load_rows(_spec(["topic"], "classifier", train_limit=8), "train", tokenizer).rows
+    rows = load_rows(_spec(["topic"], "classifier", train_limit=8), "train", tokenizer)
     assert {row.label for row in rows} == {0, 1, 2, 3}
     with pytest.raises(UserError, match=r"classes of one task, got data.tasks=\['topic', 'sst2'\]"):
         load_rows(_spec(["topic", "sst2"], "classifier"), "train", tokenizer)
 
 
 def test_the_digest_of_rows_knows_all_that_is_trained_on(tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = load_rows(_spec(["topic"], train_limit=2), "train", tokenizer).rows
+    rows = load_rows(_spec(["topic"], train_limit=2), "train", tokenizer)
     first = rows[0]
+    earlier = first.carries_loss.copy()
+    earlier[first.prompt_length - 1] = True
     others = [
         dataclasses.replace(first, **{name: value})
         for name, value in {
             "input_ids": first.input_ids + 1,
-            "prompt_length": first.prompt_length - 1,
+            "carries_loss": earlier,
             "label": (first.label or 0) + 1,
-            "task": "describe",
         }.items()
     ]
-    digests = {rows_digest([row, rows[1]]) for row in (first, *others)}
+    tables = [TokenTable.of_rows("topic", [row, rows[1]]) for row in (first, *others)]
+    tables.append(TokenTable.of_rows("describe", rows[:2]))
+    digests = {TaskTables([table]).digest for table in tables}
     assert len(digests) == 5
-    assert rows_digest(rows) in digests
+    assert rows.digest in digests  # of the file as of the rows in memory

@@ -35,6 +35,7 @@ def _only(
     assert (counts.rows, counts.dropped) == (1, 0)
     assert row.input_ids.dtype == np.int32
     assert row.target_tokens == len(row.input_ids) - row.prompt_length
+    assert row.carries_loss.dtype == np.bool_
     ids = row.input_ids.tolist()
     return ids[: row.prompt_length], ids[row.prompt_length :], counts.prompts_cut + counts.targets_cut
 

@@ -59,7 +59,7 @@ def alone(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
 def test_a_padded_training_batch_is_its_rows_alone(folder_of: Callable, family: str, head: str) -> None:
     folder = folder_of(family)
     model, tokenizer = opened(folder, head), load_tokenizer(folder)
-    rows = load_rows(a_spec(head), "train", tokenizer).rows
+    rows = load_rows(a_spec(head), "train", tokenizer)
     assert len({len(row.input_ids) for row in rows}) > 1
     batch = collate(rows, tokenizer.pad_token_id, head, padding_side(model.config))
     batch.pop("labels")
@@ -176,7 +176,7 @@ def test_an_lm_head_on_a_model_that_sees_both_ways_is_refused(folder_of: Callabl
 
 def test_encoders_are_given_their_special_tokens(folder_of: Callable) -> None:
     tokenizer = load_tokenizer(folder_of("bert"))
-    row = load_rows(a_spec("classifier"), "train", tokenizer).rows[0]
+    row = load_rows(a_spec("classifier"), "train", tokenizer)[0]
     text = tokenizer.decode(row.input_ids).split()
     assert (text[0], text[-1]) == ("[CLS]", "[SEP]")
     assert "".join(text[-7:-1]) == "Topic:"

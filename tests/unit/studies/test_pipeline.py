@@ -55,7 +55,7 @@ def held(spec: Spec, base: Path) -> StudyLayout:
     """A study whose run is finished, as training leaves it."""
     study = StudyLayout(spec.study_root)
     run = study.run(spec.run_name)
-    rows = load_rows(spec, "train", load_tokenizer(base)).rows
+    rows = load_rows(spec, "train", load_tokenizer(base))
     files.write_json(run.spec, spec.as_dict())
     files.write_json(run.identity, run_identity(spec, rows, base))
     files.write_json(run.status, {"state": "finished"})

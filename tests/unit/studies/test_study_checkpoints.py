@@ -211,7 +211,7 @@ def test_a_classifier_s_label_is_its_class(tiny: Path, tmp_path: Path) -> None:
     }
     spec = parse_spec(tree)
     rows = gradient_inputs(study_params(StudyLayout(tmp_path), spec, tiny))
-    loaded = load_rows(spec, "validation", load_tokenizer(tiny)).rows
+    loaded = load_rows(spec, "validation", load_tokenizer(tiny))
     assert [labels.tolist() for labels in rows["labels"]] == [[row.label] for row in loaded]
     assert [len(ids) for ids in rows["input_ids"]] == [row.prompt_length for row in loaded]
 

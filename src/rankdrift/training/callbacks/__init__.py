@@ -24,6 +24,8 @@ class Step:
     """``loss`` (mean over targets, nats), ``learning_rate``, ``gradient_norm`` (before clipping)."""
     speed: dict[str, float] = field(default_factory=dict)
     """``tokens_per_second``, ``seconds``, and what callbacks add to the log's line."""
+    of_tasks: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """Sums of the loss over the targets of each of the run's tasks, nats, shape (tasks,)."""
 
 
 class Callback:

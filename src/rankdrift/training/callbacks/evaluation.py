@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rankdrift.data.dataset import by_task
-from rankdrift.data.tokens import Row
+from rankdrift.data.token_table import TokenTable
 from rankdrift.training import engine
 from rankdrift.training.callbacks import Callback, Step, is_due
 
@@ -31,18 +30,17 @@ class Evaluation(Callback):
 
     def evaluate(self, trainer: Trainer, step: int) -> None:
         """Log the loss of every task, and their mean."""
-        by_name = by_task(trainer.data.validation.rows)
-        losses = {task: self._loss(trainer, rows) for task, rows in by_name.items()}
+        losses = {table.task: self._loss(trainer, table) for table in trainer.data.validation.tables}
         trainer.exchange()  # a request may have come meanwhile
         if trainer.journal:
             for task, loss in losses.items():
                 trainer.journal.metrics(step, f"validation/{task}", {"loss": loss})
             trainer.journal.metrics(step, "validation", {"loss": sum(losses.values()) / len(losses)})
 
-    def _loss(self, trainer: Trainer, rows: list[Row]) -> float:
+    def _loss(self, trainer: Trainer, table: TokenTable) -> float:
         """Return a task's mean loss; every rank passes the same number of batches, as ZeRO-3 needs."""
         trainer.engine.deepspeed.eval()
-        rows, size = rows[: trainer.training.eval_rows], trainer.setup.plan.micro_batch
+        rows, size = table[: trainer.training.eval_rows], trainer.setup.plan.micro_batch
         share = -(-len(rows) // (engine.world_size() * size)) * size
         mine = rows[engine.rank() * share : (engine.rank() + 1) * share]
         loss_sum = 0.0
