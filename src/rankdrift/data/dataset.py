@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from rankdrift.data.sources import load_examples
 from rankdrift.data.tokens import Row, TokenizedRows, tokenize
 from rankdrift.errors import UserError
 from rankdrift.spec import Spec
+from rankdrift.tasks import Split, Task
+from rankdrift.tasks.kinds import Codec
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,11 @@ def load_training_data(spec: Spec, tokenizer: PreTrainedTokenizerBase, side: Sid
     return TrainingData(train, validation, order, lengths, tokenizer.pad_token_id, side, num_labels(spec))
 
 
-def load_rows(spec: Spec, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
-    """Return the rows of every task of a spec, task after task ("train" or "validation").
+def load_rows(spec: Spec, split: Split, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
+    """Return the rows of every trained task of a spec, task after task ("train" or "validation").
 
-    Raises
-    ------
-    UserError
-        If the data cannot be used, or if one classifier is to serve several tasks.
-
+    Raises UserError if the data cannot be used.
     """
-    if spec.model.head == "classifier" and len(spec.data.tasks) > 1:
-        raise UserError(
-            f"model.head=classifier has the classes of one task, got data.tasks={list(spec.data.tasks)}: "
-            "name one task, or use model.head=lm"
-        )
     parts = [_task_rows(spec, name, split, tokenizer) for name in spec.data.tasks]
     return TokenizedRows(
         rows=[row for part in parts for row in part.rows],
@@ -88,12 +81,50 @@ def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
+def class_ranges(spec: Spec) -> dict[str, range]:
+    """Return the classes of each task among those of a classification head; empty for the LM head.
+
+    With ``model.heads=per_task`` one task's begin where another's end; with ``shared`` all begin at 0.
+
+    Raises
+    ------
+    UserError
+        If tasks of different numbers of classes are to share them.
+
+    """
+    if spec.model.head == "lm":
+        return {}
+    ranges: dict[str, range] = {}
+    for task in (registry.load("task", name) for name in spec.data.tasks):
+        task.kind.require_head(task, spec.model.head)
+        first = 0 if spec.model.heads == "shared" else num_classes(ranges)
+        ranges[task.name] = range(first, first + len(task.choices))
+    sizes = {task: len(classes) for task, classes in ranges.items()}
+    if spec.model.heads == "shared" and len(set(sizes.values())) > 1:
+        named = ", ".join(f"{task}: {size}" for task, size in sizes.items())
+        raise UserError(
+            f"model.heads=shared has the same classes for every task, whose numbers differ ({named}); use "
+            "model.heads=per_task"
+        )
+    return ranges
+
+
+def num_classes(ranges: Mapping[str, range]) -> int:
+    """Return the classes of a head that tasks have these of; 0 for the LM head."""
+    return max((classes.stop for classes in ranges.values()), default=0)
+
+
 def num_labels(spec: Spec) -> int:
     """Return the classes of a classification head; 0 for the LM head."""
-    return len(registry.load("task", spec.data.tasks[0]).choices) if spec.model.head == "classifier" else 0
+    return num_classes(class_ranges(spec))
 
 
-def _task_rows(spec: Spec, name: str, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
+def codec_of(spec: Spec, task: Task, tokenizer: PreTrainedTokenizerBase) -> Codec:
+    """Return how a trained task's texts become tokens, in training and in scoring alike."""
+    classes = class_ranges(spec).get(task.name, range(0))
+    return Codec(tokenizer, spec.data.max_length, spec.model.head, classes.start)
+
+
+def _task_rows(spec: Spec, name: str, split: Split, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
     task = registry.load("task", name)
-    examples = load_examples(task, split, spec.data)
-    return tokenize(examples, task, tokenizer, spec.data.max_length, spec.model.head)
+    return tokenize(load_examples(task, split, spec.data), task, codec_of(spec, task, tokenizer))

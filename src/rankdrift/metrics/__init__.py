@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-Reads = Literal["choice", "normalised_choice", "text", "answer"]
+Reads = Literal["choice", "normalised_choice", "text", "answer", "text_likelihood"]
 """What a metric is computed of, for every item: the index of a choice (-1: none), by its likelihood or by its
-likelihood a byte; a text; a text that may be "no answer" (:class:`Answered`)."""
+likelihood a character; a text; a text that may be "no answer" (:class:`Answered`); how likely the model finds
+a text (:class:`ScoredText`)."""
 
 
 class Answered(NamedTuple):
@@ -20,6 +21,15 @@ class Answered(NamedTuple):
     text: str
     """Empty: the question has no answer."""
     no_answer_probability: float
+
+
+class ScoredText(NamedTuple):
+    """How likely a model finds a text."""
+
+    log_likelihood: float
+    """Nats, over all its tokens."""
+    words: int
+    bytes: int
 
 
 @dataclass(frozen=True)
