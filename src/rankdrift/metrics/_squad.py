@@ -41,8 +41,8 @@ def all_values(predictions: Sequence[Answered], answers: Sequence[Sequence[str]]
 
     ``exact``, ``f1`` and ``total``; the same of questions with an answer (``HasAns_``) and without
     (``NoAns_``), absent where there are none; ``best_exact`` and ``best_f1``, had no answer been given above
-    the probability ``best_exact_thresh`` or ``best_f1_thresh`` of no answer. The other values do not depend on
-    that probability: the script's threshold is 1.
+    the probability ``best_exact_thresh`` or ``best_f1_thresh`` of no answer. The other values do not depend
+    on that probability: the script's threshold is 1.
     """
     scores = {
         name: [score(*pair) for pair in zip(predictions, answers, strict=True)] for name, score in SCORES

@@ -1,9 +1,9 @@
 """WikiSQL's logical form accuracy, 0 to 1: the share of queries equal to the reference.
 
-The mean over questions. A prediction is SQL text, a reference the JSON of a row's ``{"sql": ..., "table": ...}``
-in the layout of HF's wikisql. Compared are column, aggregation and the set of conditions with values in lower
-case, as by the official library; a text that is no query of this form is wrong. (Zhong et al., arXiv
-1709.00103)
+The mean over questions. A prediction is SQL text, a reference the JSON of a row's
+``{"sql": ..., "table": ...}`` in the layout of HF's wikisql. Compared are column, aggregation and the set of
+conditions with values in lower case, as by the official library; a text that is no query of this form is
+wrong. (Zhong et al., arXiv 1709.00103)
 """
 
 from __future__ import annotations
