@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rankdrift.errors import UserError, did_you_mean
 
 POINTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "task": ("TASK", ("rankdrift.tasks",)),
+    "kind": ("KIND", ("rankdrift.tasks.kinds",)),
     "metric": ("METRIC", ("rankdrift.metrics",)),
     "method": ("METHOD", ("rankdrift.methods",)),
     "probe": ("PROBE", ("rankdrift.training.probes",)),
@@ -23,6 +26,10 @@ POINTS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Extension point -> the attribute its modules define, and its packages."""
 
 
+TASK_FILES = (".yaml", ".yml")
+"""A task's name may be a file of a user's own."""
+
+
 def names(point: str) -> list[str]:
     """Return the sorted names found at an extension point, for instance ``names("task")``."""
     return sorted(_modules(point))
@@ -30,6 +37,9 @@ def names(point: str) -> list[str]:
 
 def require(point: str, name: str) -> None:
     """Raise UserError with the near miss unless ``<point>/<name>.py`` exists."""
+    if _is_file(point, name):
+        load(point, name)
+        return
     known = names(point)
     if name not in known:
         raise UserError(f"unknown {point} '{name}': {did_you_mean(name, known)}")
@@ -37,8 +47,20 @@ def require(point: str, name: str) -> None:
 
 def load(point: str, name: str) -> Any:
     """Return what ``<point>/<name>.py`` defines; raise UserError with the near miss if there is none."""
+    if _is_file(point, name):
+        return importlib.import_module("rankdrift.tasks._yaml").read_task(Path(name))
     require(point, name)
     return getattr(importlib.import_module(_modules(point)[name]), POINTS[point][0])
+
+
+def tasks_of(given: Iterable[str]) -> tuple[str, ...]:
+    """Return the tasks that names stand for: a group's (``tasks.GROUPS``), in their order, each once."""
+    groups: dict[str, tuple[str, ...]] = importlib.import_module("rankdrift.tasks").GROUPS
+    return tuple(dict.fromkeys(task for name in given for task in groups.get(name, (name,))))
+
+
+def _is_file(point: str, name: str) -> bool:
+    return point == "task" and name.endswith(TASK_FILES)
 
 
 def _modules(point: str) -> dict[str, str]:
@@ -48,5 +70,5 @@ def _modules(point: str) -> dict[str, str]:
         module.name: f"{package.__name__}.{module.name}"
         for package in packages
         for module in pkgutil.iter_modules(package.__path__)
-        if not module.name.startswith("_")
+        if not module.name.startswith("_") and not module.ispkg
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from rankdrift.data.token_table import TaskTables
 from rankdrift.errors import UserError
 from rankdrift.progress import Progress
 from rankdrift.spec import Spec
+from rankdrift.tasks import Split, Task
+from rankdrift.tasks.kinds import Codec
 
 
 @dataclass(frozen=True)
@@ -55,33 +58,64 @@ def load_training_data(spec: Spec, tokenizer: PreTrainedTokenizerBase, side: Sid
 
 def load_rows(
     spec: Spec,
-    split: str,
+    split: Split,
     tokenizer: PreTrainedTokenizerBase,
     progress: Progress | None = None,
     again: bool = False,
 ) -> TaskTables:
-    """Return the rows of every task of a spec, task after task ("train" or "validation").
+    """Return the rows of every trained task of a spec, task after task.
 
     They are prepared where they are not yet, or if they are to be ``again``; progress is told of what takes
     long.
 
+    Raises UserError if the data cannot be used.
+    """
+    preparation = Preparation(tokenizer, spec.data, progress)
+    tasks = [registry.load("task", name) for name in spec.data.tasks]
+    return TaskTables(
+        [preparation.table(task, split, codec_of(spec, task, tokenizer), again) for task in tasks]
+    )
+
+
+def class_ranges(spec: Spec) -> dict[str, range]:
+    """Return the classes of each task among those of a classification head; empty for the LM head.
+
+    With ``model.heads=per_task`` one task's begin where another's end; with ``shared`` all begin at 0.
+
     Raises
     ------
     UserError
-        If the data cannot be used, or if one classifier is to serve several tasks.
+        If tasks of different numbers of classes are to share them.
 
     """
-    if spec.model.head == "classifier" and len(spec.data.tasks) > 1:
+    if spec.model.head == "lm":
+        return {}
+    ranges: dict[str, range] = {}
+    for task in (registry.load("task", name) for name in spec.data.tasks):
+        task.kind.require_head(task, spec.model.head)
+        first = 0 if spec.model.heads == "shared" else num_classes(ranges)
+        ranges[task.name] = range(first, first + len(task.choices))
+    sizes = {task: len(classes) for task, classes in ranges.items()}
+    if spec.model.heads == "shared" and len(set(sizes.values())) > 1:
+        named = ", ".join(f"{task}: {size}" for task, size in sizes.items())
         raise UserError(
-            f"model.head=classifier has the classes of one task, got data.tasks={list(spec.data.tasks)}: "
-            "name one task, or use model.head=lm"
+            f"model.heads=shared has the same classes for every task, whose numbers differ ({named}); use "
+            "model.heads=per_task"
         )
-    preparation = Preparation(tokenizer, spec.data, spec.model.head, progress)
-    return TaskTables(
-        [preparation.table(registry.load("task", name), split, again) for name in spec.data.tasks]
-    )
+    return ranges
+
+
+def num_classes(ranges: Mapping[str, range]) -> int:
+    """Return the classes of a head that tasks have these of; 0 for the LM head."""
+    return max((classes.stop for classes in ranges.values()), default=0)
 
 
 def num_labels(spec: Spec) -> int:
     """Return the classes of a classification head; 0 for the LM head."""
-    return len(registry.load("task", spec.data.tasks[0]).choices) if spec.model.head == "classifier" else 0
+    return num_classes(class_ranges(spec))
+
+
+def codec_of(spec: Spec, task: Task, tokenizer: PreTrainedTokenizerBase) -> Codec:
+    """Return how a trained task's texts become tokens, in training and in scoring alike."""
+    classes = class_ranges(spec).get(task.name, range(0))
+    return Codec(tokenizer, spec.data.max_length, spec.model.head, classes.start)

@@ -18,13 +18,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift import files
-from rankdrift.data import sources, token_table, tokens
+from rankdrift.data import files_of_rows, sources, token_table, tokens
 from rankdrift.data.token_table import TokenTable
-from rankdrift.data.tokens import Head
 from rankdrift.layout import cache_folder
 from rankdrift.progress import Progress
 from rankdrift.spec import DataSpec
-from rankdrift.tasks import Example, Task
+from rankdrift.tasks import Example, Split, Task
+from rankdrift.tasks.kinds import Codec
 
 FORMAT = 1
 """Raised when tables are written in another way."""
@@ -48,23 +48,17 @@ class Preparation:
         Of the base model.
     data
         Where rows come from, and their longest length.
-    head
-        ``lm`` or ``classifier``.
     progress
         Told of what takes long.
 
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        data: DataSpec,
-        head: Head,
-        progress: Progress | None = None,
+        self, tokenizer: PreTrainedTokenizerBase, data: DataSpec, progress: Progress | None = None
     ) -> None:
-        self.tokenizer, self.data, self.head, self.progress = tokenizer, data, head, progress
+        self.tokenizer, self.data, self.progress = tokenizer, data, progress
 
-    def table(self, task: Task, split: str, again: bool = False) -> TokenTable:
+    def table(self, task: Task, split: Split, codec: Codec, again: bool = False) -> TokenTable:
         """Return the rows of a split of a task; they are made if they are not there, or ``again``.
 
         Raises
@@ -73,28 +67,30 @@ class Preparation:
             If the data cannot be used.
 
         """
-        key = self.key(task, split)
+        key = self.key(task, split, codec)
         folder = prepared_folder() / files.digest_json(key)[:32]
         if again or not token_table.is_whole(folder):
             with files.held(_lock(folder)):
                 if again or not token_table.is_whole(folder):
                     with _appearing(folder) as temporary:
-                        self._make(temporary, task, split, key)
+                        self._make(temporary, task, split, codec, key)
         return token_table.read(folder)
 
-    def key(self, task: Task, split: str) -> dict[str, Any]:
-        """Return all that a table depends on, by name."""
+    def key(self, task: Task, split: Split, codec: Codec) -> dict[str, Any]:
+        """Return all that a table depends on, by name; raise UserError where there is no such split."""
         data = self.data
+        theirs, carved = sources.split_of(task, split, data)
         return {
             "format": FORMAT,
             "task": task.name,
             "version": task.version,
+            "content": task.content,
             "code": _code_digest(task),
-            "source": _source(task, data),
-            "split": split,
-            "limit": data.train_limit if split == "train" else data.validation_limit,
-            "max_length": data.max_length,
-            "head": self.head,
+            "source": _source(task, split, data),
+            "split": [split, theirs, carved],
+            "limit": {"train": data.train_limit, "validation": data.validation_limit}.get(split),
+            "max_length": codec.max_length,
+            "head": [codec.head, codec.first_class],
             "tokenizer": self._tokenizer_digest,
         }
 
@@ -102,18 +98,21 @@ class Preparation:
     def _tokenizer_digest(self) -> str:
         return tokenizer_digest(self.tokenizer)
 
-    def _make(self, folder: Path, task: Task, split: str, key: dict[str, Any]) -> None:
+    def _make(self, folder: Path, task: Task, split: Split, codec: Codec, key: dict[str, Any]) -> None:
         examples = sources.load_examples(task, split, self.data)
-        token_table.write(folder, self._batches(task, split, examples), {"key": key})
-        tokens.require_rows(task, token_table.read(folder).counts, self.data.max_length)
+        token_table.write(folder, self._batches(task, split, examples, codec), {"key": key})
+        tokens.require_rows(task, token_table.read(folder).counts, codec.max_length)
 
-    def _batches(self, task: Task, split: str, examples: Sequence[Example]) -> Iterator[TokenTable]:
+    def _batches(
+        self, task: Task, split: Split, examples: Sequence[Example], codec: Codec
+    ) -> Iterator[TokenTable]:
+        offset = codec.first_class if codec.head == "classifier" else 0
         for first in range(0, len(examples), BATCH):
             part = examples[first : first + BATCH]
-            made = tokens.tokenize_some(part, task, self.tokenizer, self.data.max_length, self.head, first)
-            yield TokenTable.of_rows(task.name, made.rows, made.counts[task.name])
+            kept, counts = tokens.encode(part, task, codec)
+            yield TokenTable.of_encoded(task.name, kept, counts, first, offset)
             if self.progress and len(examples) >= NOTABLE:
-                self.progress(f"{task.name}, {split}: rows", first + len(part), len(examples))
+                self.progress(f"{task.name}, {split}: examples", first + len(part), len(examples))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -129,19 +128,22 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _code_digest(task: Task) -> str:
     """Return the digest of the source files that make rows of a source's rows."""
-    folders = {Path(inspect.getfile(task.example)).parent, Path(inspect.getfile(Task)).parent}
+    folders = {Path(inspect.getfile(Task)).parent}
+    with contextlib.suppress(TypeError):  # of a partial function the package alone is known
+        folders.add(Path(inspect.getfile(task.example)).parent)
     code = [path for folder in sorted(folders) for path in sorted(folder.rglob("*.py"))]
-    code += [Path(inspect.getfile(module)) for module in (sources, tokens)]
+    code += [Path(inspect.getfile(module)) for module in (files_of_rows, sources, tokens)]
     return files.digest_json([[path.name, files.digest_file(path)] for path in code])
 
 
-def _source(task: Task, data: DataSpec) -> dict[str, Any]:
-    """Return the identity of a task's source: content where there are files, else a name."""
-    if data.root is not None and task.folder is not None:
-        folder = Path(data.root) / task.folder
-        # a missing one is reported by who reads it
-        return {"files": files.content_digest(folder) if folder.is_dir() else "missing"}
-    return {"generated": task.name} if task.generate is not None else {"hub": task.hub}
+def _source(task: Task, split: Split, data: DataSpec) -> Any:
+    """Return the identity of a split's source: content where there are files, else a name."""
+    if paths := sources.local_files(task, split, data):
+        return [files.content_digest(path) for path in paths if path.is_file()]
+    if task.generate is not None:
+        return "built in"
+    assert task.source is not None
+    return [task.source.hub, task.source.configuration]
 
 
 def _lock(folder: Path) -> Path:

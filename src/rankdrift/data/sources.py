@@ -1,22 +1,26 @@
-"""Where a task's rows come from: its generator, a folder of Parquet slices, or the Hugging Face hub.
+"""Where a task's rows come from: its generator, a folder of files, files of one's own, or the hub.
 
 Every row is checked where it is read, so that a wrong label or an empty column is reported with its file and
-row, and not met as a strange loss.
+row, and not met as a strange loss. What selects and what reports never share a row: where the labels of a
+test split are not public, the official validation split reports, and rows to select by are carved out of the
+training rows, by a hash of what they ask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
+from rankdrift.data.files_of_rows import files_of_split, read_rows, require_columns
 from rankdrift.errors import UserError
 from rankdrift.spec import DataSpec
-from rankdrift.tasks import Example, Task
+from rankdrift.tasks import SPLITS, Example, Source, Split, Task
+
+CARVED = 0.1
+"""Share of the training rows that select, where a user has no test split (``data.carve``)."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class _Rows:
     rows: list[dict[str, Any]]
 
 
-def load_examples(task: Task, split: str, data: DataSpec) -> list[Example]:
-    """Return the examples of a split ("train" or "validation"), in the order of the source.
+def load_examples(task: Task, split: Split, data: DataSpec) -> list[Example]:
+    """Return the examples of a split, in the order of the source.
 
     Examples of the same group each carry the references of the whole group, also of rows beyond the limit.
 
@@ -38,69 +42,131 @@ def load_examples(task: Task, split: str, data: DataSpec) -> list[Example]:
         Where the source, a column or a usable value is missing; it names file, row, column and value.
 
     """
-    source = _read(task, split, data)
-    if not source.rows:
-        raise UserError(f"{source.origin}: the split '{split}' has no rows; provide at least one")
-    examples = [_example(task, row, source.origin, number) for number, row in enumerate(source.rows)]
-    limit = data.train_limit if split == "train" else data.validation_limit
-    return _with_shared_references(examples)[:limit]
+    theirs, share = split_of(task, split, data)
+    source = _read(task, theirs, data)
+    rows = source.rows if task.gather is None else task.gather(list(source.rows))
+    if not rows:
+        raise UserError(f"{source.origin}: the split '{theirs}' has no rows; provide at least one")
+    examples = [_example(task, row, source.origin, number) for number, row in enumerate(rows)]
+    if share:
+        examples = [example for example in examples if is_carved(example, share) == (split == "validation")]
+        if not examples:
+            raise UserError(f"{source.origin}: too few rows to carve a '{split}' split out of; provide more")
+    limits = {"train": data.train_limit, "validation": data.validation_limit, "test": None}
+    return _with_shared_references(examples)[: limits[split]]
 
 
-def _read(task: Task, split: str, data: DataSpec) -> _Rows:
-    if data.root is not None and task.folder is not None:
-        return _read_parquet(task, split, Path(data.root))
+def split_of(task: Task, split: Split, data: DataSpec) -> tuple[str, float]:
+    """Return the source's name of a split, and the share that is carved out of it (0: all of it is taken).
+
+    Raises UserError where the task has no such split.
+    """
+    source = task.source or Source()
+    share, names = source.carved, {ours: source.named(ours) for ours in SPLITS}
+    if source.files is not None:
+        names = {ours: ours if ours in source.files else None for ours in SPLITS}
+    if task.name in data.carve and not share:
+        share, names = CARVED, {**names, "validation": None, "test": names["validation"]}
+    if share and split == "validation":
+        names["validation"] = names["train"]
+    theirs = names[split]
+    if theirs is None:
+        has = ", ".join(ours for ours in SPLITS if names[ours])
+        raise UserError(
+            f"task '{task.name}' has no split '{split}', only {has}; choose another task or split"
+        )
+    return theirs, share if split != "test" else 0.0
+
+
+def is_carved(example: Example, share: float) -> bool:
+    """Say whether a training row selects instead: a matter of what it asks, not of its place or its answer.
+
+    Rows about one text, or with one input, go together.
+    """
+    asked = example.document or example.group or example.prompt or str(example.messages)
+    number = int.from_bytes(hashlib.sha256(asked.encode()).digest()[:8], "big")
+    return number < share * 2**64
+
+
+def local_files(task: Task, split: Split, data: DataSpec) -> list[Path]:
+    """Return the files that a split is read from; none for built-in rows and for those of the hub."""
+    theirs, _ = split_of(task, split, data)
+    source = task.source
+    if source is None:
+        return []
+    if source.files is not None:
+        return [Path(source.files[_our(theirs)])]
+    folder = folder_of(task, data)
+    return files_of_split(folder, theirs) if folder else []
+
+
+def folder_of(task: Task, data: DataSpec) -> Path | None:
+    """Return a task's folder below ``data.root``; None without a root, or for a task that needs none."""
+    if data.root is None or task.source is None or task.source.files is not None:
+        return None
+    root, source = Path(data.root), task.source
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; data.root must hold {source.folder or source.hub}")
+    candidates = [root / source.folder] if source.folder else []
+    if source.hub:
+        for name in (source.hub, source.hub.rpartition("/")[2]):
+            candidates += [root / name / source.configuration] if source.configuration else []
+            candidates.append(root / name)
+    found = next((folder for folder in candidates if folder.is_dir()), None)
+    if found is None:
+        raise UserError(
+            f"{candidates[0]}: no such folder; data.root={root} must hold it for task '{task.name}'"
+        )
+    return found
+
+
+def _read(task: Task, theirs: str, data: DataSpec) -> _Rows:
+    source = task.source
+    if source is not None and source.files is not None:
+        return _read_files(task, [Path(source.files[_our(theirs)])])
+    folder = folder_of(task, data)
+    if folder is not None:
+        return _read_files(task, _files(task, folder, theirs))
     if task.generate is not None:
-        return _Rows(f"built-in task '{task.name}'", task.generate(split))
-    if task.hub is not None:
-        return _read_hub(task, split, *task.hub)
-    raise UserError(
-        f"task '{task.name}' is neither built in nor on the hub: set data.root to a folder with it"
-    )
+        return _Rows(f"built-in task '{task.name}'", task.generate(_our(theirs)))
+    assert source is not None
+    assert source.hub
+    return _read_hub(task, theirs, source)
 
 
-def _read_parquet(task: Task, split: str, root: Path) -> _Rows:
-    """Read ``<root>/<task.folder>/<split>.parquet``."""
-    assert task.folder is not None
-    for folder in (root, root / task.folder):
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder; data.root={root} must hold {task.folder}/{split}.parquet"
-            )
-    path = root / task.folder / f"{split}.parquet"
-    if not path.is_file():
-        found = ", ".join(sorted(file.name for file in path.parent.glob("*.parquet"))) or "no Parquet file"
-        raise UserError(f"{path}: no such file; the folder has {found}")
+def _files(task: Task, folder: Path, theirs: str) -> list[Path]:
     try:
-        _require_columns(task, pyarrow.parquet.read_schema(path).names, str(path))
-        return _Rows(str(path), pyarrow.parquet.read_table(path, columns=list(task.columns)).to_pylist())
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}); replace it") from None
+        return files_of_split(folder, theirs)
+    except UserError as error:
+        hint = f"; without a test split use data.carve=[{task.name}]" if theirs == "test" else ""
+        raise UserError(f"{error}{hint}") from None
 
 
-def _read_hub(task: Task, split: str, name: str, configuration: str | None) -> _Rows:
+def _our(theirs: str) -> Split:
+    """Return a split's name where theirs are ours."""
+    return next(split for split in SPLITS if split == theirs)
+
+
+def _read_files(task: Task, paths: list[Path]) -> _Rows:
+    rows = [row for path in paths for row in read_rows(path, task.columns, task.name)]
+    return _Rows(str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more", rows)
+
+
+def _read_hub(task: Task, theirs: str, source: Source) -> _Rows:
     # importing datasets takes seconds, which runs on local or built-in data need not spend
     import datasets
 
-    origin = f"hub dataset {name}{f' ({configuration})' if configuration else ''}, split '{split}'"
+    named = f"{source.hub}{f' ({source.configuration})' if source.configuration else ''}"
+    origin = f"hub dataset {named}, split '{theirs}'"
     try:
-        table = datasets.load_dataset(name, configuration, split=split)
+        table = datasets.load_dataset(source.hub, source.configuration, split=theirs)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{origin}: cannot be loaded ({type(error).__name__}: {error}); connect to the hub, or set "
-            f"data.root to a folder that holds {task.folder}/{split}.parquet"
+            f"data.root to a folder that holds {source.folder or source.hub}/{theirs}.parquet"
         ) from None
-    _require_columns(task, table.column_names, origin)
+    require_columns(task.columns, table.column_names, task.name, origin)
     return _Rows(origin, table.select_columns(list(task.columns)).to_list())
-
-
-def _require_columns(task: Task, found: Iterable[str], origin: str) -> None:
-    names = list(found)
-    missing = [column for column in task.columns if column not in names]
-    if missing:
-        raise UserError(
-            f"{origin}: task '{task.name}' needs the column {', '.join(map(repr, missing))}; "
-            f"found {', '.join(map(repr, names)) or 'none'}: rename or add it"
-        )
 
 
 def _example(task: Task, row: Mapping[str, Any], origin: str, number: int) -> Example:
@@ -113,7 +179,10 @@ def _example(task: Task, row: Mapping[str, Any], origin: str, number: int) -> Ex
 def _with_shared_references(examples: list[Example]) -> list[Example]:
     shared: dict[str, dict[str, None]] = {}
     for example in examples:
-        shared.setdefault(example.group, {}).update(dict.fromkeys(example.references))
+        if example.group:
+            shared.setdefault(example.group, {}).update(dict.fromkeys(example.references))
+    if not shared:
+        return examples
     return [
         replace(example, references=tuple(shared[example.group])) if example.group else example
         for example in examples

@@ -12,6 +12,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -20,6 +21,7 @@ import numpy as np
 from rankdrift import files
 from rankdrift.data.tokens import Row, RowCounts
 from rankdrift.errors import IntegrityError
+from rankdrift.tasks.kinds import Encoded
 
 COLUMNS: dict[str, str] = {
     "input_ids": "<i4",
@@ -65,7 +67,7 @@ class TokenTable(Rows):
     offsets: np.ndarray
     """Shape (rows + 1,), int64: where each row begins, and the end."""
     labels: np.ndarray
-    """Shape (rows,), int32: class index, -1 for none."""
+    """Shape (rows,), int32: class index, of a classification head among all its classes; -1 for none."""
     indices: np.ndarray
     """Shape (rows,), int64: position of its example among the task's examples."""
     targets: np.ndarray
@@ -91,35 +93,58 @@ class TokenTable(Rows):
         return _digest({name: hashlib.sha256(column.data) for name, column in columns.items()})
 
     @classmethod
-    def of_columns(
-        cls,
-        task: str,
-        rows: Sequence[tuple[Sequence[int] | np.ndarray, Sequence[bool] | np.ndarray]],
-        labels: Sequence[int | None],
-        indices: Sequence[int] | np.ndarray,
-        counts: RowCounts,
+    def of_encoded(
+        cls, task: str, rows: Sequence[Encoded], counts: RowCounts, first: int = 0, first_class: int = 0
     ) -> TokenTable:
-        """Return a table in memory of rows, each its tokens and which of them carry loss."""
-        lengths = np.fromiter((len(ids) for ids, _ in rows), np.int64, len(rows))
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        carries = _end_to_end([carries for _, carries in rows], np.bool_, int(offsets[-1]))
-        return cls(
-            task=task,
-            input_ids=_end_to_end([ids for ids, _ in rows], np.int32, int(offsets[-1])),
-            carries_loss=carries,
-            offsets=offsets,
-            labels=np.array([NO_LABEL if label is None else label for label in labels], np.int32),
-            indices=np.asarray(indices, np.int64),
-            targets=np.diff(np.concatenate([[0], np.cumsum(carries)])[offsets]).astype(np.int32),
-            counts=counts,
+        """Return a table in memory of rows as a kind encodes them.
+
+        ``first`` is the position of their first example among the task's, and ``first_class`` that of the
+        task's first class among those of a classification head.
+        """
+        offsets = _offsets([len(row.ids) for row in rows])
+        spans = [(number, *span) for number, row in enumerate(rows) for span in row.carries]
+        numbers, starts, stops = np.array(spans, np.int64).reshape(-1, 3).T
+        steps = np.zeros(offsets[-1] + 1, np.int8)
+        np.add.at(steps, offsets[numbers] + starts, 1)
+        np.add.at(steps, offsets[numbers] + stops, -1)
+        return cls._of_columns(
+            task,
+            np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32, int(offsets[-1])),
+            np.cumsum(steps[:-1], dtype=np.int8).astype(np.bool_),
+            offsets,
+            [None if row.label is None else row.label + first_class for row in rows],
+            [first + row.number for row in rows],
+            counts,
         )
 
     @classmethod
     def of_rows(cls, task: str, rows: Sequence[Row], counts: RowCounts | None = None) -> TokenTable:
         """Return a table in memory of rows of one task."""
-        columns = [(row.input_ids, row.carries_loss) for row in rows]
-        labels, indices = [row.label for row in rows], [row.index for row in rows]
-        return cls.of_columns(task, columns, labels, indices, counts or RowCounts(len(rows), 0, 0, 0))
+        return cls._of_columns(
+            task,
+            np.concatenate([np.empty(0, np.int32), *(row.input_ids for row in rows)], dtype=np.int32),
+            np.concatenate([np.empty(0, np.bool_), *(row.carries_loss for row in rows)]),
+            _offsets([len(row.input_ids) for row in rows]),
+            [row.label for row in rows],
+            [row.index for row in rows],
+            counts or RowCounts(len(rows), 0, 0, 0),
+        )
+
+    @classmethod
+    def _of_columns(
+        cls,
+        task: str,
+        ids: np.ndarray,
+        carries: np.ndarray,
+        offsets: np.ndarray,
+        labels: Sequence[int | None],
+        indices: Sequence[int],
+        counts: RowCounts,
+    ) -> TokenTable:
+        targets = np.diff(np.concatenate([[0], np.cumsum(carries)])[offsets])
+        numbers = np.array([NO_LABEL if label is None else label for label in labels], np.int32)
+        where = np.array(indices, np.int64)
+        return cls(task, ids, carries, offsets, numbers, where, targets.astype(np.int32), counts)
 
     def _row(self, number: int) -> Row:
         own = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
@@ -133,13 +158,8 @@ class TokenTable(Rows):
         )
 
 
-def _end_to_end(parts: Sequence[Any], dtype: Any, total: int) -> np.ndarray:
-    flat = np.empty(total, dtype)
-    first = 0
-    for part in parts:
-        flat[first : first + len(part)] = part
-        first += len(part)
-    return flat
+def _offsets(lengths: Sequence[int]) -> np.ndarray:
+    return np.cumsum(np.array([0, *lengths], np.int64))
 
 
 class TaskTables(Rows):

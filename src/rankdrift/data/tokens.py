@@ -1,26 +1,22 @@
-"""Examples as token ids: a prompt that carries no loss, then a target that does.
+"""Examples as rows of token ids: what carries no loss, and what does.
 
-Prompt and target are tokenised apart, so the border between them is exact and a target's tokens do not depend
-on the prompt. Prompts are cut here for training and scoring alike, by a length that does not depend on the
-row's own target: what is scored is what was trained on. Rows whose target is lost would train nothing yet
-look like success: they are counted and dropped.
+How a row is encoded is its kind's (``tasks/kinds``). Rows whose target is lost would train nothing yet look
+like success: they are counted and dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from rankdrift.errors import UserError
 from rankdrift.tasks import Example, Task
+from rankdrift.tasks.kinds import Codec, Encoded, Head
 
-Head = Literal["lm", "classifier"]
-GENERATED_SHARE = 4
-"""A generation task's prompt leaves at least this part (a quarter) of the maximum length to its answer."""
+__all__ = ["Head", "Row", "RowCounts", "TokenizedRows", "encode", "losses", "require_rows", "tokenize"]
+
 NOTABLE = 0.01
 """Share of rows that lose tokens above which it is warned of."""
 
@@ -55,11 +51,11 @@ class RowCounts:
     """What became of a task's examples."""
 
     rows: int
-    """Examples that are used."""
+    """Rows that are used."""
     dropped: int
     """Left out because no token was left to learn from."""
     prompts_cut: int
-    """Rows whose prompt lost its beginning to the maximum length."""
+    """Rows whose prompt lost tokens to the maximum length."""
     targets_cut: int
     """Rows whose target lost its end to it."""
 
@@ -73,121 +69,27 @@ class TokenizedRows:
     """By task."""
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """A task's prompts in tokens, cut to fit."""
-
-    ids: list[list[int]]
-    cut: list[bool]
-    """Whether each lost its beginning."""
-    special: int
-    """Tokens of each that the tokenizer adds to every text."""
+def tokenize(examples: Sequence[Example], task: Task, codec: Codec) -> TokenizedRows:
+    """Return the rows of all examples of a task (:func:`encode`); raise UserError if none is left."""
+    kept, counts = encode(examples, task, codec)
+    require_rows(task, counts, codec.max_length)
+    return TokenizedRows([_row(row, task.name) for row in kept], {task.name: counts})
 
 
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, task: Task, prompts: Sequence[str], max_length: int, head: Head
-) -> Prompts:
-    """Return a task's prompts as a model meets them, in training and in scoring.
-
-    With the tokenizer's BOS if it adds one and never an EOS; for a classifier as the tokenizer builds a text
-    for it, [CLS] before and [SEP] behind. Longer ones lose their beginning, behind the BOS, so that the
-    task's longest answer fits: the longest choice, or a quarter of ``max_length`` where one is generated.
+def encode(examples: Sequence[Example], task: Task, codec: Codec) -> tuple[list[Encoded], RowCounts]:
+    """Return the rows of examples that have something to learn from, none longer than ``codec.max_length``.
 
     Raises
     ------
     UserError
-        If no room is left for a prompt.
+        If the model's head cannot do the task, or if the tokenizer lacks an EOS.
 
     """
-    before, behind = _special_tokens(tokenizer, head)
-    answer = _longest_answer(tokenizer, task, max_length, head)
-    room = max_length - answer - len(before) - len(behind)
-    if room <= 0:
-        raise UserError(
-            f"data.max_length={max_length} leaves no room for a prompt of task '{task.name}' beside "
-            f"{answer} tokens of an answer and {len(before) + len(behind)} special ones; raise it"
-        )
-    plain = _plain(tokenizer, prompts)
-    return Prompts(
-        ids=[before + ids[-room:] + behind for ids in plain],
-        cut=[len(ids) > room for ids in plain],
-        special=len(before) + len(behind),
-    )
-
-
-def target_tokens(
-    tokenizer: PreTrainedTokenizerBase, targets: Sequence[str], kind: Literal["classification", "generation"]
-) -> list[list[int]]:
-    """Return the token ids of targets; those of a generation task end with EOS, so that it learns to stop."""
-    end = [_eos(tokenizer)] if kind == "generation" else []
-    return [ids + end if ids else [] for ids in _plain(tokenizer, targets)]
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase, head: Head) -> tuple[list[int], list[int]]:
-    """Return what goes before a prompt and behind it: BOS; for a classifier also [CLS] and [SEP]."""
-    special = list(tokenizer("").input_ids)
-    starts = {tokenizer.bos_token_id} | ({tokenizer.cls_token_id} if head == "classifier" else set())
-    before = special[:1] if special and special[0] in starts - {None} else []
-    after = special[len(before) :]
-    ends = tokenizer.sep_token_id is not None and after == [tokenizer.sep_token_id]
-    return before, after if ends and head == "classifier" else []
-
-
-def _longest_answer(tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int, head: Head) -> int:
-    if head == "classifier":
-        return 0
-    if task.kind == "generation":
-        return -(-max_length // GENERATED_SHARE)
-    return max(map(len, _plain(tokenizer, task.choices)), default=0)
-
-
-def tokenize(
-    examples: Sequence[Example], task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, head: Head
-) -> TokenizedRows:
-    """Return the rows of all examples of a task (:func:`tokenize_some`); raise UserError if none is left."""
-    result = tokenize_some(examples, task, tokenizer, max_length, head)
-    require_rows(task, result.counts[task.name], max_length)
-    return result
-
-
-def tokenize_some(
-    examples: Sequence[Example],
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    head: Head,
-    first: int = 0,
-) -> TokenizedRows:
-    """Return the rows of some of a task's examples, none longer than ``max_length`` tokens.
-
-    ``first`` is the position of the first of them among the task's examples. A prompt is cut by
-    :func:`encode_prompts`; a target loses its end where there is no room for it behind its prompt. The
-    classifier's rows are the prompt only.
-
-    Raises
-    ------
-    UserError
-        If the classifier is asked to generate, or if the tokenizer lacks an EOS.
-
-    """
-    if head == "classifier" and task.kind != "classification":
-        raise UserError(f"task '{task.name}' is {task.kind}: it needs model.head=lm, got classifier")
-    prompts = encode_prompts(tokenizer, task, [example.prompt for example in examples], max_length, head)
-    targets: list[list[int]] = [[] for _ in examples]
-    if head == "lm":
-        targets = target_tokens(tokenizer, [example.target for example in examples], task.kind)
-    rows: list[Row] = []
-    prompts_cut = targets_cut = 0
-    for index, (example, prompt, target) in enumerate(zip(examples, prompts.ids, targets, strict=True)):
-        ids = prompt + target[: max_length - len(prompt)]
-        carries = np.arange(len(ids)) >= max(len(prompt), 1)
-        row = Row(np.array(ids, dtype=np.int32), carries, example.label, task.name, first + index)
-        if (row.target_tokens if head == "lm" else len(prompt) - prompts.special) > 0:
-            rows.append(row)
-            prompts_cut += prompts.cut[index]
-            targets_cut += len(ids) < len(prompt) + len(target)
-    counts = RowCounts(len(rows), len(examples) - len(rows), prompts_cut, targets_cut)
-    return TokenizedRows(rows, {task.name: counts})
+    task.kind.require_head(task, codec.head)
+    encoded = task.kind.encode(task, examples, codec)
+    kept = [row for row in encoded if teaches(row, codec.head)]
+    dropped, prompts = len(encoded) - len(kept), sum(row.prompt_cut for row in kept)
+    return kept, RowCounts(len(kept), dropped, prompts, sum(row.target_cut for row in kept))
 
 
 def require_rows(task: Task, counts: RowCounts, max_length: int) -> None:
@@ -197,6 +99,18 @@ def require_rows(task: Task, counts: RowCounts, max_length: int) -> None:
             f"task '{task.name}': none of its {counts.dropped} rows has a token to learn from at "
             f"data.max_length={max_length}; raise data.max_length or correct the targets"
         )
+
+
+def teaches(row: Encoded, head: Head) -> bool:
+    """Return whether a row has anything to learn from."""
+    return bool(row.ids) if head == "classifier" else any(stop > start for start, stop in row.carries)
+
+
+def _row(row: Encoded, task: str) -> Row:
+    carries = np.zeros(len(row.ids), np.bool_)
+    for start, stop in row.carries:
+        carries[start:stop] = True
+    return Row(np.array(row.ids, dtype=np.int32), carries, row.label, task, row.number)
 
 
 def losses(counts: dict[str, RowCounts], split: str, max_length: int) -> list[str]:
@@ -212,21 +126,8 @@ def _losses(of: RowCounts) -> Iterator[str]:
     if of.dropped:
         yield f"{of.dropped:,} of {of.rows + of.dropped:,} rows dropped, no token to learn from"
     for cut, loss in (
-        (of.prompts_cut, "prompts lose their beginning"),
+        (of.prompts_cut, "prompts lose tokens"),
         (of.targets_cut, "targets lose their end"),
     ):
         if cut > NOTABLE * of.rows:
             yield f"{cut:,} of {of.rows:,} {loss} ({cut / of.rows:.1%})"
-
-
-def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
-
-
-def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no EOS token, which generation "
-            "tasks end with: set eos_token in its tokenizer_config.json"
-        )
-    return tokenizer.eos_token_id

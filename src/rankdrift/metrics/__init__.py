@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-Reads = Literal["choice", "normalised_choice", "text", "answer"]
+if TYPE_CHECKING:
+    import evaluate
+
+Reads = Literal["choice", "normalised_choice", "text", "answer", "text_likelihood"]
 """What a metric is computed of, for every item: the index of a choice (-1: none), by its likelihood or by its
-likelihood a byte; a text; a text that may be "no answer" (:class:`Answered`)."""
+likelihood a character; a text; a text that may be "no answer" (:class:`Answered`); how likely the model finds
+a text (:class:`ScoredText`)."""
 
 
 class Answered(NamedTuple):
@@ -20,6 +24,15 @@ class Answered(NamedTuple):
     text: str
     """Empty: the question has no answer."""
     no_answer_probability: float
+
+
+class ScoredText(NamedTuple):
+    """How likely a model finds a text."""
+
+    log_likelihood: float
+    """Nats, over all its tokens."""
+    words: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -38,3 +51,19 @@ class Metric:
     parts: Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]] | None = None
     """(predictions, answers) -> further values of the same kind, by name: of some items only, say."""
     higher_is_better: bool = True
+
+
+def as_evaluate(name: str) -> evaluate.Metric:
+    """Return the metric as a module of Hugging Face's evaluate, which needs no network.
+
+    Its ``compute(predictions=..., references=...)`` returns the value by the metric's name, and the parts by
+    theirs; ``evaluate.combine`` takes several. Predictions and references are class indices, or texts and
+    lists of texts (a text alone is one reference); predictions of a metric that reads answers are
+    dictionaries of ``text`` and ``no_answer_probability``. Raises UserError where there is no such metric.
+
+    >>> as_evaluate("exact_match").compute(predictions=["a b", "c"], references=[["a  b"], ["d", "e"]])
+    {'exact_match': 0.5}
+    """
+    from rankdrift.metrics._evaluate import as_evaluate  # evaluate takes a second to load
+
+    return as_evaluate(name)

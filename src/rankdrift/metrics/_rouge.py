@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rankdrift.metrics import Metric
@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 
-def rouge_metric(name: str, variant: str) -> Metric:
-    """Return the metric of one of rouge-score's variants ("rouge1", "rouge2", "rougeL").
+def rouge_metric(name: str, variant: str, prepare: Callable[[str], str] = str) -> Metric:
+    """Return the metric of one of rouge-score's variants ("rouge1", "rouge2", "rougeL", "rougeLsum").
 
-    A text scores the best F-measure over its references; the metric is the mean over texts, times 100.
+    ``prepare`` makes of every text the one that is scored. A text scores the best F-measure over its
+    references; the metric is the mean over texts, times 100.
     """
 
     def score(prediction: str, references: Sequence[str]) -> float:
-        return 100.0 * _scorer(variant).score_multi(references, prediction)[variant].fmeasure
+        texts = [prepare(reference) for reference in references]
+        return 100.0 * _scorer(variant).score_multi(texts, prepare(prediction))[variant].fmeasure
 
     return Metric(name=name, reads="text", best=100.0, compute=mean_over_items(score), per_item=score)
 

@@ -22,6 +22,8 @@ class ModelSpec(Section):
     """Commit, tag or branch of a hub model."""
     head: Literal["lm", "classifier"] = "lm"
     """``lm``: labels are words predicted by the LM head; ``classifier``: a new linear head."""
+    heads: Literal["per_task", "shared"] = "per_task"
+    """Classes of a new head: each task has its own, or tasks with as many classes have the same ones."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention implementation of transformers; auto is sdpa where the family has it (Gemma 2 does not)."""
     gradient_checkpointing: bool = False
@@ -57,33 +59,28 @@ class DataSpec(Section):
     """Which tasks, from where, and how rows become tokens."""
 
     tasks: tuple[str, ...] = ("topic",)
-    """Names of files in ``tasks/``."""
+    """What is trained on: files in ``tasks/``, groups of them (``similar``, ``dissimilar``, ``glue``), or a
+    YAML file of one's own."""
     mixture: MixtureSpec = MixtureSpec()
     """How the rows of several tasks are mixed."""
     root: str | None = None
-    """Folder of Parquet slices (``<root>/<folder>/<split>.parquet``); None reads the hub or a generator."""
+    """Folder of data sets in the hub's layout (``<root>/<folder>/<split>.parquet``, .jsonl, .json or .csv);
+    None reads the hub or a generator."""
+    carve: tuple[str, ...] = ()
+    """Tasks whose test split is not to be had: their validation split reports, a tenth of train selects."""
     max_length: PositiveInt = 128
     """Longest row in tokens, target included; prompts are cut from the left to fit."""
     train_limit: PositiveInt | None = None
     """Use at most this many training rows (the first ones)."""
     validation_limit: PositiveInt | None = None
-    """Use at most this many validation rows (the first ones)."""
+    """Use at most this many validation rows (the first ones) to select by."""
     general_text: Literal["auto", "builtin", "wikitext2"] = "auto"
     """Held-out text that measures forgetting; auto is wikitext2 where ``data.root`` has it."""
 
-    @model_validator(mode="after")
-    def _mixture_is_of_these_tasks(self) -> DataSpec:
-        for key, named in self.mixture.named().items():
-            for task in named:
-                if task not in self.tasks:
-                    raise ValueError(
-                        f"mixture.{key} names '{task}', which data.tasks has not: "
-                        f"{did_you_mean(task, self.tasks)}"
-                    )
-        missing = sorted(set(self.tasks) - set(self.mixture.named().get("weights", self.tasks)))
-        if missing:
-            raise ValueError(f"mixture.weights has no weight of {', '.join(missing)}: give every task one")
-        return self
+    @field_validator("tasks")
+    @classmethod
+    def _of_groups(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return registry.tasks_of(given)
 
 
 class MethodSpec(Section):
@@ -168,14 +165,36 @@ class TrainingSpec(Section):
 class ScoringSpec(Section):
     """How a checkpoint is scored."""
 
-    batch_size: PositiveInt = 16
-    """Rows scored at once."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks and groups of them; None is those trained on, and of ``retention`` what there is data for: all of
+    it from the hub, of ``data.root`` what it holds, none where every trained task is built in."""
+    splits: tuple[Literal["validation", "test"], ...] = ("test",)
+    """Test reports; validation, which selects, may be scored as well."""
     limit: PositiveInt | None = None
-    """Validation rows scored a task (the first ones)."""
-    max_new_tokens: PositiveInt = 64
-    """Longest generated answer, in tokens."""
+    """Items scored a task and split (the first ones)."""
+    batch_tokens: PositiveInt = 4096
+    """Tokens put through the model at once, padding included."""
+    max_length: PositiveInt | None = None
+    """Longest input of tasks that were not trained on, in tokens; None is the model's own. Those trained on
+    are cut as in training (``data.max_length``)."""
+    max_new_tokens: PositiveInt | None = None
+    """Longest generated answer, in tokens; None is what each task says."""
     text_limit: PositiveInt | None = None
-    """Windows of general text scored."""
+    """Windows of general text scored, and of each trained task's prompts."""
+    merge: bool = True
+    """Whether an adapter is merged into the base, in fp32, before it is scored."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _of_groups(cls, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if given is None else registry.tasks_of(given)
+
+    @field_validator("splits")
+    @classmethod
+    def _one_or_both(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if not given or len(set(given)) < len(given):
+            raise ValueError("name validation, test or both, each once")
+        return given
 
 
 class AnalysisSpec(Section):
@@ -229,8 +248,26 @@ class Spec(Section):
     def _names_exist(self) -> Spec:
         if not self.data.tasks:
             raise ValueError("data.tasks is empty: name at least one task")
-        for task in self.data.tasks:
+        for task in (*self.data.tasks, *(self.scoring.tasks or ()), *self.data.carve):
             registry.require("task", task)
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_is_of_these_tasks(self) -> Spec:
+        named = self.data.mixture.named()
+        tasks = [registry.load("task", task).name for task in self.data.tasks] if named else []
+        for key, names in named.items():
+            for task in names:
+                if task not in tasks:
+                    raise ValueError(
+                        f"data.mixture.{key} names '{task}', which data.tasks has not: "
+                        f"{did_you_mean(task, tasks)}"
+                    )
+        missing = sorted(set(tasks) - set(named.get("weights", tasks)))
+        if missing:
+            raise ValueError(
+                f"data.mixture.weights has no weight of {', '.join(missing)}: give every task one"
+            )
         return self
 
     @property

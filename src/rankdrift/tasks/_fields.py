@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankdrift.errors import UserError
@@ -34,7 +34,57 @@ def label(row: Mapping[str, Any], column: str, classes: int) -> int:
     return value
 
 
+def named_label(row: Mapping[str, Any], column: str, names: Sequence[Any]) -> int:
+    """Return the place of a column's value among the names it may have; UserError where it is none of them.
+
+    A value and a name that are written alike are the same: 1 and "1".
+    """
+    value = row[column]
+    written = [str(name) for name in names]
+    if isinstance(value, bool) or str(value) not in written:
+        hint = (
+            " (an empty one marks a split without labels: use another split)" if value in ("", None) else ""
+        )
+        raise UserError(f"column '{column}' is {value!r}, expected one of {', '.join(written)}{hint}")
+    return written.index(str(value))
+
+
+def texts(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    """Return a column that holds several texts; UserError where it does not."""
+    value = row[column]
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or not all(isinstance(v, str) for v in value)
+    ):
+        raise UserError(
+            f"column '{column}' must hold a list of texts, got {value!r}: correct or remove the row"
+        )
+    return tuple(value)
+
+
+def field(row: Mapping[str, Any], column: str, key: str) -> Any:
+    """Return a part of a column that holds several; UserError where it is not there."""
+    value = row[column]
+    if not isinstance(value, Mapping) or key not in value:
+        raise UserError(f"column '{column}' must hold '{key}', got {value!r}: correct or remove the row")
+    return value[key]
+
+
 def classified(prompt: str, row: Mapping[str, Any], choices: tuple[str, ...]) -> Example:
     """Return the example of a classification row whose class index is in the column ``label``."""
     index = label(row, "label", len(choices))
     return Example(prompt=prompt, target=choices[index], label=index)
+
+
+def chosen(prompt: str, choices: Sequence[str], right: int) -> Example:
+    """Return the example of a row with choices of its own, each behind the prompt and a space."""
+    spaced = tuple(f" {choice}" for choice in choices)
+    if not 0 <= right < len(spaced):
+        raise UserError(f"the right answer is number {right} of {len(spaced)} choices; correct the row")
+    return Example(prompt=prompt, target=spaced[right], label=right, choices=spaced)
+
+
+def answered(prompt: str, reference: str, group: str = "") -> Example:
+    """Return the example of a row whose answer is a text."""
+    return Example(prompt=prompt, target=f" {reference}", references=(reference,), group=group)

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
-from rankdrift.tasks import Example, Task
+from rankdrift.tasks import Example, Split, Task
 from rankdrift.tasks._describe_words import DOGS, EFFORTS, LENGTHS, NAMES, SEASONS, SIGHTS, STARTS, SURFACES
 from rankdrift.tasks._fields import text
+from rankdrift.tasks.kinds.generation import Generation
 
-RECORDS = {"train": 800, "validation": 160}
+TRAINED, HELD_BACK = 800, 160
+"""Records to train on, and of validation and of test each."""
 NEW_NAMES, NEW_STARTS, NEW_SIGHTS = 36, 5, 6
-"""How many of the last words are met in validation only; every name there is new."""
+"""How many of the last words are met in validation and test only; every name there is new."""
 
 Record = Mapping[str, str]
 
@@ -32,16 +34,31 @@ def _example(row: Mapping[str, Any]) -> Example:
     )
 
 
-def _generate(split: str) -> list[dict[str, Any]]:
-    """Return the rows of a split: ``record`` and ``sentence``, one row a reference."""
+def _generate(split: Split) -> list[dict[str, Any]]:
+    """Return the rows of a split: ``record`` and ``sentence``, one row a reference.
+
+    Records of validation and test are drawn together.
+    """
+    if split == "train":
+        return _rows(_records("train", TRAINED))
+    drawn = _records("validation", 2 * HELD_BACK)
+    return _rows(drawn[:HELD_BACK] if split == "validation" else drawn[HELD_BACK:])
+
+
+def _records(split: str, count: int) -> list[tuple[str, Record]]:
+    """Return distinct records, each behind how it is written."""
     random = Random(f"describe/{split}")
     records: dict[str, Record] = {}
-    while len(records) < RECORDS[split]:
+    while len(records) < count:
         record = _record(random, split)
         records.setdefault(" | ".join(f"{key}: {value}" for key, value in record.items()), record)
+    return list(records.items())
+
+
+def _rows(records: Sequence[tuple[str, Record]]) -> list[dict[str, Any]]:
     return [
         {"record": written, "sentence": wording(record)}
-        for written, record in records.items()
+        for written, record in records
         for wording in WORDINGS
     ]
 
@@ -112,8 +129,8 @@ def _article(word: str) -> str:
 
 TASK = Task(
     name="describe",
-    version=1,
-    kind="generation",
+    version=2,
+    kind=Generation(),
     metrics=("rouge_l", "bleu", "exact_match"),
     columns=("record", "sentence"),
     example=_example,

@@ -8,27 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rankdrift.tasks import Example, Task
-from rankdrift.tasks._fields import text
+from rankdrift.tasks import Example, Source, Task
+from rankdrift.tasks._fields import answered, text
+from rankdrift.tasks.kinds.generation import Generation
+
+CUE = "\nDescription:"
 
 
 def _example(row: Mapping[str, Any]) -> Example:
     meaning, reference = text(row, "meaning_representation"), text(row, "human_reference")
-    return Example(
-        prompt=f"Restaurant: {meaning}\nDescription:",
-        target=f" {reference}",
-        references=(reference,),
-        group=meaning,
-    )
+    return answered(f"Restaurant: {meaning}{CUE}", reference, group=meaning)
 
 
 TASK = Task(
     name="e2e_nlg",
-    version=1,
-    kind="generation",
+    version=2,
+    kind=Generation(max_new_tokens=96),
     metrics=("bleu", "rouge_l", "exact_match"),
     columns=("meaning_representation", "human_reference"),
     example=_example,
-    hub=("tuetschek/e2e_nlg", None),
-    folder="e2e_nlg",
+    cue=CUE,
+    source=Source("tuetschek/e2e_nlg", None, "e2e_nlg"),
 )

@@ -1,12 +1,16 @@
-"""MRPC: do two sentences say the same? (Dolan and Brockett 2005, GLUE arXiv 1804.07461); label 1 is yes."""
+"""MRPC: do two sentences say the same? (Dolan and Brockett 2005, GLUE arXiv 1804.07461); label 1 is yes.
+
+The labels of its test split are public.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from rankdrift.tasks import Example, Task
+from rankdrift.tasks import Example, Source, Task
 from rankdrift.tasks._fields import classified, text
+from rankdrift.tasks.kinds import classification
 
 CHOICES = (" no", " yes")
 
@@ -18,12 +22,11 @@ def _example(row: Mapping[str, Any]) -> Example:
 
 TASK = Task(
     name="mrpc",
-    version=1,
-    kind="classification",
+    version=2,
+    kind=classification.KIND,
     metrics=("accuracy", "f1"),
     columns=("sentence1", "sentence2", "label"),
     example=_example,
     choices=CHOICES,
-    hub=("nyu-mll/glue", "mrpc"),
-    folder="glue_mrpc",
+    source=Source("nyu-mll/glue", "mrpc", "glue_mrpc"),
 )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rankdrift.tasks import Example, Task
+from rankdrift.tasks import Example, Source, Task
 from rankdrift.tasks._fields import classified, text
+from rankdrift.tasks.kinds import classification
 
 CHOICES = (" yes", " no")
 
@@ -21,12 +22,11 @@ def _example(row: Mapping[str, Any]) -> Example:
 
 TASK = Task(
     name="rte",
-    version=1,
-    kind="classification",
-    metrics=("accuracy", "f1"),
+    version=2,
+    kind=classification.KIND,
+    metrics=("accuracy",),
     columns=("sentence1", "sentence2", "label"),
     example=_example,
     choices=CHOICES,
-    hub=("nyu-mll/glue", "rte"),
-    folder="glue_rte",
+    source=Source("nyu-mll/glue", "rte", "glue_rte", {"train": "train", "test": "validation"}, carved=0.1),
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rankdrift.tasks import Example, Task
+from rankdrift.tasks import Example, Source, Task
 from rankdrift.tasks._fields import classified, text
+from rankdrift.tasks.kinds import classification
 
 CHOICES = (" negative", " positive")
 
@@ -17,12 +18,11 @@ def _example(row: Mapping[str, Any]) -> Example:
 
 TASK = Task(
     name="sst2",
-    version=1,
-    kind="classification",
+    version=2,
+    kind=classification.KIND,
     metrics=("accuracy", "f1"),
     columns=("sentence", "label"),
     example=_example,
     choices=CHOICES,
-    hub=("nyu-mll/glue", "sst2"),
-    folder="glue_sst2",
+    source=Source("nyu-mll/glue", "sst2", "glue_sst2", {"train": "train", "test": "validation"}, carved=0.05),
 )

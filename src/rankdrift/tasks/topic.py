@@ -11,32 +11,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
 
-from rankdrift.tasks import Example, Task
+from rankdrift.tasks import Example, Split, Task
 from rankdrift.tasks._fields import classified, text
 from rankdrift.tasks._topic_words import ACTORS, BUSINESS, HEALTH, NATURE, RELATIVES, SPORTS, Field
+from rankdrift.tasks.kinds import classification
 
 CHOICES = (" business", " health", " sports", " nature")
 FIELDS = (BUSINESS, HEALTH, SPORTS, NATURE)
-ROWS = {"train": 2400, "validation": 480}
+TRAINED, HELD_BACK = 2400, 480
+"""Rows to train on, and rows of validation and of test each."""
 HELD_OUT_EVENTS = 12
-"""The last events of each field decide validation sentences, and are met in no training sentence."""
+"""The last events of each field decide the sentences of validation and test, and are met in no training
+sentence."""
 HELD_OUT = 4
-"""The last phrases of every other list are met in validation only."""
+"""The last phrases of every other list are met in validation and test only."""
 
 
 def _example(row: Mapping[str, Any]) -> Example:
     return classified(f"{text(row, 'text')}\nTopic:", row, CHOICES)
 
 
-def _generate(split: str) -> list[dict[str, Any]]:
+def _generate(split: Split) -> list[dict[str, Any]]:
     """Return the rows of a split: ``text`` (unique) and ``label``.
 
-    A validation sentence holds an event that training never shows.
+    A sentence of validation or test, which are drawn together, holds an event that training never shows.
     """
+    if split == "train":
+        return _rows("train", TRAINED)
+    drawn = _rows("validation", 2 * HELD_BACK)
+    return drawn[:HELD_BACK] if split == "validation" else drawn[HELD_BACK:]
+
+
+def _rows(split: str, count: int) -> list[dict[str, Any]]:
     random = Random(f"topic/{split}")
     rows: dict[str, int] = {}
     labels = _balanced_labels(random)
-    while len(rows) < ROWS[split]:
+    while len(rows) < count:
         label = next(labels)
         sentence = _sentence(random, label, split)
         while sentence in rows:
@@ -83,7 +93,7 @@ def _available(phrases: Sequence[str], split: str) -> Sequence[str]:
 TASK = Task(
     name="topic",
     version=1,
-    kind="classification",
+    kind=classification.KIND,
     metrics=("accuracy", "f1"),
     columns=("text", "label"),
     example=_example,

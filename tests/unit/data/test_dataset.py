@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift import registry
-from rankdrift.data.dataset import load_rows
+from rankdrift.data.dataset import codec_of, load_rows
+from rankdrift.data.prepare import Preparation
+from rankdrift.data.sources import load_examples
 from rankdrift.data.token_table import TaskTables, TokenTable
 from rankdrift.data.tokens import RowCounts
-from rankdrift.errors import UserError
-from rankdrift.scoring.items import task_items
-from rankdrift.spec import Spec, parse_spec
+from rankdrift.spec import DataSpec, Spec, parse_spec
+from rankdrift.tasks.kinds import Codec, Continuation
 
 
 def _spec(tasks: list[str], head: str = "lm", **data: object) -> Spec:
@@ -38,22 +38,23 @@ def test_every_task_has_its_counts(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_what_is_trained_on_is_what_is_scored(tokenizer: PreTrainedTokenizerBase) -> None:
     """Real lengths: cut or not, an example's prompt is the same in a training row and in a scored item."""
     spec = _spec(["topic", "describe"], validation_limit=40, max_length=24)
-    rows = load_rows(spec, "validation", tokenizer)
-    for task in spec.data.tasks:
-        items = task_items(spec, registry.load("task", task), tokenizer)
-        of_task = [row for row in rows if row.task == task]
-        trained = {row.index: tuple(row.input_ids[: row.prompt_length]) for row in of_task}
-        assert all(item.prompt == trained[item.index] for item in items.items)
-        cut = sum(len(item.prompt) < len(tokenizer(item.example.prompt).input_ids) for item in items.items)
-        assert items.prompts_cut == cut
-        assert 0 < cut <= rows.counts[task].prompts_cut
+    for table in load_rows(spec, "validation", tokenizer).tables:
+        task = registry.load("task", table.task)
+        examples = load_examples(task, "validation", spec.data)
+        items = task.kind.items(task, examples, codec_of(spec, task, tokenizer))
+        for row in table:
+            prompt = tuple(row.input_ids[: row.prompt_length].tolist())
+            for request in items[row.index].requests:
+                assert (request.context if isinstance(request, Continuation) else request.prompt) == prompt
+        assert 0 < table.counts.prompts_cut == sum(item.cut for item in items)
 
 
-def test_classifier_serves_one_task(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_classes_of_a_shared_and_of_a_task_s_own_head(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = load_rows(_spec(["topic"], "classifier", train_limit=8), "train", tokenizer)
     assert {row.label for row in rows} == {0, 1, 2, 3}
-    with pytest.raises(UserError, match=r"classes of one task, got data.tasks=\['topic', 'sst2'\]"):
-        load_rows(_spec(["topic", "sst2"], "classifier"), "train", tokenizer)
+    task, codec = registry.load("task", "topic"), Codec(tokenizer, 128, "classifier", first_class=3)
+    later = Preparation(tokenizer, DataSpec(train_limit=8)).table(task, "train", codec)
+    assert [row.label for row in later] == [int(row.label or 0) + 3 for row in rows]
 
 
 def test_the_digest_of_rows_knows_all_that_is_trained_on(tokenizer: PreTrainedTokenizerBase) -> None:

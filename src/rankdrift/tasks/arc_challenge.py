@@ -1,0 +1,20 @@
+"""ARC-Challenge: grade-school science that neither retrieval nor co-occurrence answers.
+
+Clark et al. 2018, arXiv 1803.05457.
+"""
+
+from __future__ import annotations
+
+from rankdrift.tasks import Source, Task
+from rankdrift.tasks._arc import COLUMNS, arc_example
+from rankdrift.tasks.kinds import multiple_choice
+
+TASK = Task(
+    name="arc_challenge",
+    version=1,
+    kind=multiple_choice.KIND,
+    metrics=("accuracy_norm", "accuracy"),
+    columns=COLUMNS,
+    example=arc_example,
+    source=Source("allenai/ai2_arc", "ARC-Challenge", "ai2_arc_challenge"),
+)

@@ -1,0 +1,123 @@
+"""Chat: a conversation in the tokenizer's own template; the assistant's turns carry the loss.
+
+The template is rendered turn by turn, and each piece is tokenised by itself: what stands before a turn is
+then the very prompt that the turn is generated behind. A template may write BOS itself: none is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rankdrift.errors import UserError
+from rankdrift.tasks.kinds import Answer, Codec, Completion, Encoded, Ids, Item, Kind, Outcome
+from rankdrift.tasks.kinds.generation import ANSWER_SHARE
+
+if TYPE_CHECKING:
+    from rankdrift.tasks import Example, Task
+
+ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True)
+class Chat(Kind):
+    """The assistant's turns of a conversation (``Example.messages``); the last one is what is scored."""
+
+    max_new_tokens: int = 128
+    """Longest turn that is generated."""
+
+    name: ClassVar[str] = "chat"
+    gives: ClassVar[tuple[str, ...]] = ("text",)
+
+    def encode(self, task: Task, examples: Sequence[Example], codec: Codec) -> list[Encoded]:
+        """Return one row a conversation, cut at its end where it is too long."""
+        rows = []
+        for index, example in enumerate(examples):
+            pieces = conversation(codec, example.messages)
+            ids = [token for piece, _ in pieces for token in piece]
+            kept = ids[: codec.max_length]
+            rows.append(Encoded(kept, _spans(pieces, len(kept)), index, None, False, len(kept) < len(ids)))
+        return rows
+
+    def items(self, task: Task, examples: Sequence[Example], codec: Codec) -> list[Item]:
+        """Ask for the last turn, behind all that stands before it."""
+        answer = -(-codec.max_length // ANSWER_SHARE)
+        room = codec.room(answer, task.name)
+        items = []
+        for example in examples:
+            pieces = conversation(codec, example.messages)
+            prompt = [token for piece, _ in pieces[:-1] for token in piece]
+            asked = Completion(tuple(codec.cut(prompt, room)), min(self.max_new_tokens, answer))
+            items.append(Item((asked,), len(prompt) > room))
+        return items
+
+    def outcome(self, task: Task, example: Example, answers: Sequence[Answer]) -> Outcome:
+        """Return the text that was written, stripped."""
+        text = str(answers[0]).strip()
+        columns = {"prediction": text, "references": list(example.references)}
+        return Outcome({"text": text}, {"": example.references}, columns)
+
+
+def conversation(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[tuple[Ids, bool]]:
+    """Return a conversation's tokens in pieces, and of each whether it is a turn of the assistant's.
+
+    Raises
+    ------
+    UserError
+        If there is no template, it fails, or it changes what it wrote before when a turn is added.
+
+    """
+    texts: list[tuple[str, bool]] = []
+    done = ""
+    for number, message in enumerate(messages):
+        if message["role"] != ASSISTANT:
+            continue
+        before = _rendered(codec, messages[:number], prompt=True)
+        through = _rendered(codec, messages[: number + 1], prompt=False)
+        if not (before.startswith(done) and through.startswith(before)):
+            raise UserError(
+                f"the tokenizer's chat template writes turn {number + 1} of a conversation so that what "
+                "stands before it changes; give a template that only adds to its text"
+            )
+        texts += [(before[len(done) :], False), (through[len(before) :], True)]
+        done = through
+    tokens = codec.plain([text for text, _ in texts])
+    begin = [] if not texts or tokens[0][: len(codec.before)] == codec.before else codec.before
+    return [
+        (begin + ids if number == 0 else ids, spoken)
+        for number, (ids, (_, spoken)) in enumerate(zip(tokens, texts, strict=True))
+    ]
+
+
+def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], prompt: bool) -> str:
+    if not codec.tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of {codec.tokenizer.name_or_path or 'the model'} has no chat template, which "
+            "chat rows need: give chat_template in its tokenizer_config.json, or use a model that has one"
+        )
+    try:
+        text: Any = codec.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=prompt
+        )
+    except Exception as error:  # a template is a program of its own and may raise anything
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(
+            f"the tokenizer's chat template fails on a conversation with the roles {roles} "
+            f"({type(error).__name__}: {error}); correct the rows or the template"
+        ) from None
+    return str(text)
+
+
+def _spans(pieces: Sequence[tuple[Ids, bool]], length: int) -> tuple[tuple[int, int], ...]:
+    """Return where the assistant's turns are, up to a length."""
+    spans, first = [], 0
+    for ids, spoken in pieces:
+        last = first + len(ids)
+        if spoken and first < length:
+            spans.append((max(first, 1), min(last, length)))
+        first = last
+    return tuple(spans)
+
+
+KIND = Chat()
