@@ -9,6 +9,9 @@ from pathlib import Path
 
 STEP_PATTERN = re.compile(r"^step-(\d{6,})$")
 
+REPORTED = "test"
+"""The split whose scores are reported; of another one they stand beside, under its name."""
+
 
 def step_name(step: int) -> str:
     """Return the folder name of an optimizer step: ``step-000500``."""
@@ -32,6 +35,10 @@ def steps_in(folder: Path, suffix: str = "") -> list[int]:
 def cache_folder() -> Path:
     """Return the folder that keeps what can be made again: ``$RANKDRIFT_CACHE`` or ``~/.cache/rankdrift``."""
     return Path(os.environ.get("RANKDRIFT_CACHE", Path.home() / ".cache" / "rankdrift"))
+
+
+def _suffix(split: str) -> str:
+    return "" if split == REPORTED else f".{split}"
 
 
 @dataclass(frozen=True)
@@ -160,13 +167,13 @@ class RunLayout:
         """Scores, one JSON file a step, the per-item tables beside them."""
         return self.root / "scores"
 
-    def score(self, step: int) -> Path:
-        """The scores of one step; step 0 is the base model."""
-        return self.scores / f"{step_name(step)}.json"
+    def score(self, step: int, split: str = REPORTED) -> Path:
+        """The scores of one step on a split; step 0 is the base model."""
+        return self.scores / f"{step_name(step)}{_suffix(split)}.json"
 
-    def score_items(self, step: int, name: str) -> Path:
-        """The per-item table of one step and one task or text."""
-        return self.scores / f"{step_name(step)}.{name}.parquet"
+    def score_items(self, step: int, name: str, split: str = REPORTED) -> Path:
+        """The per-item table of one step, one split and one task or text."""
+        return self.scores / f"{step_name(step)}{_suffix(split)}.{name}.parquet"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rankdrift.data.batches import padded
 from rankdrift.errors import UserError
 from rankdrift.models.direction import padding_side
 from rankdrift.scoring.batches import batches_by_length
+from rankdrift.scoring.continuations import shared_stems
 
 Tokens = tuple[int, ...]
 
@@ -62,23 +63,6 @@ def choice_log_likelihoods(
                 steps = torch.arange(len(tokens), device=model.device)
                 result[rows, choice] = log_probs[:, steps, tokens].double().sum(-1).cpu().numpy()
     return result
-
-
-def shared_stems(choices: Sequence[Tokens]) -> dict[Tokens, list[int]]:
-    """Return the stems to append to a prompt, and for each the indices of the choices it serves.
-
-    A choice is predicted by the prompt and all its tokens but the last, its stem; a pass over a stem
-    also serves every choice whose stem is a beginning of it.
-
-    >>> shared_stems([(5,), (7,), (3, 4, 5), (3, 6)])
-    {(3, 4): [0, 1, 2, 3]}
-    """
-    stems: dict[Tokens, list[int]] = {}
-    for index in sorted(range(len(choices)), key=lambda index: -len(choices[index])):
-        stem = choices[index][:-1]
-        holder = next((longer for longer in stems if longer[: len(stem)] == stem), stem)
-        stems.setdefault(holder, []).append(index)
-    return {stem: sorted(served) for stem, served in stems.items()}
 
 
 @torch.inference_mode()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+GROUPS = 20
+"""Groups of the jackknife: so many times is a metric computed for its error."""
 
 
 @dataclass(frozen=True)
@@ -49,3 +54,31 @@ def ratio_estimate(
         return ratio, None
     residuals = totals - ratio * sizes
     return ratio, math.sqrt(n / (n - 1) * float(residuals @ residuals)) / float(sizes.sum())
+
+
+def jackknife_stderr(
+    compute: Callable[[Sequence[Any], Sequence[Any]], float],
+    predictions: Sequence[Any],
+    answers: Sequence[Any],
+    documents: Sequence[Any] | None = None,
+) -> float | None:
+    """Return the standard error of a metric that is no mean over items (BLEU, F1); None for a single cluster.
+
+    Delete-a-group jackknife: clusters (documents, or items) are dealt out to at most GROUPS groups, and with
+    the metric t_g of all items but a group's the error is sqrt((G - 1) / G sum (t_g - mean t)²) (Wolter,
+    Introduction to Variance Estimation, 2007, section 4.2.2). None where a t_g is undefined.
+    """
+    named = documents if documents is not None else range(len(answers))
+    numbers = np.unique(np.asarray(named), return_inverse=True)[1]
+    shuffled = np.random.default_rng(0).permutation(numbers.max() + 1)
+    groups = min(GROUPS, len(shuffled))
+    if groups < 2:
+        return None
+    of = shuffled[numbers] % groups
+    values = []
+    for group in range(groups):
+        kept = np.flatnonzero(of != group)
+        values.append(compute([predictions[n] for n in kept], [answers[n] for n in kept]))
+    spread = np.asarray(values) - np.mean(values)
+    error = math.sqrt((groups - 1) / groups * float(spread @ spread))
+    return error if math.isfinite(error) else None

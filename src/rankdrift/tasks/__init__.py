@@ -40,6 +40,10 @@ class Example:
     messages: tuple[Mapping[str, str], ...] = ()
     """A conversation: ``role`` and ``content`` of each turn, the assistant's the last."""
 
+    def right(self, reads: str) -> int | tuple[str, ...] | None:
+        """Return what a metric that reads so (``metrics.Reads``) compares a prediction with."""
+        return self.label if "choice" in reads else self.references
+
 
 @dataclass(frozen=True)
 class Source:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rankdrift.errors import UserError
@@ -32,6 +33,7 @@ __all__ = [
     "Completion",
     "Continuation",
     "Encoded",
+    "Guesses",
     "Head",
     "Ids",
     "Item",
@@ -41,6 +43,10 @@ __all__ = [
     "Request",
     "Tokens",
 ]
+
+
+Guesses = list[Mapping[str, Any]]
+"""Predictions of each item, by what metrics read (``metrics.Reads``)."""
 
 
 class Encoded(NamedTuple):
@@ -75,14 +81,8 @@ class Outcome:
 
     predictions: Mapping[str, Any]
     """What metrics are computed of, by what they read (``metrics.Reads``)."""
-    answers: Mapping[str, Any]
-    """What is right, likewise; one under the name "" serves all others."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of the table of items."""
-
-    def answer(self, reads: str) -> Any:
-        """Return what a metric that reads so compares a prediction with."""
-        return self.answers.get(reads, self.answers.get(""))
 
 
 class Kind:
@@ -107,6 +107,16 @@ class Kind:
     def outcome(self, task: Task, example: Example, answers: Sequence[Answer]) -> Outcome:
         """Return what a model's answers to the requests of an example's item mean."""
         raise NotImplementedError
+
+    def guesses(
+        self, task: Task, examples: Sequence[Example], items: Sequence[Item], random: Random
+    ) -> dict[str, Guesses]:
+        """Return what would be predicted without a model, by the name of the rule; {} where there is none.
+
+        ``majority`` gives every item the same answer, the most frequent of these examples' right ones;
+        ``random`` answers without looking.
+        """
+        return {}
 
     def require_head(self, task: Task, head: Head) -> None:
         """Raise UserError where a model's head cannot do the task."""

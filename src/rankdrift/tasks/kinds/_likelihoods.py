@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from random import Random
 from typing import TYPE_CHECKING
 
-from rankdrift.tasks.kinds import Answer, Likelihood, Outcome
+from rankdrift.tasks.kinds import Answer, Guesses, Likelihood, Outcome
 
 if TYPE_CHECKING:
     from rankdrift.tasks import Example
@@ -28,7 +30,18 @@ def choice_outcome(example: Example, answers: Sequence[Answer], choices: Sequenc
         "log_likelihoods": values,
     }
     predictions = {"choice": prediction, "normalised_choice": _argmax(per_character)}
-    return Outcome(predictions, {"": example.label}, columns)
+    return Outcome(predictions, columns)
+
+
+def choice_guesses(examples: Sequence[Example], sizes: Sequence[int], random: Random) -> dict[str, Guesses]:
+    """Return the most frequent right choice for all, and one of each item's choices at random."""
+    common = Counter(example.label for example in examples).most_common(1)[0][0]
+    drawn = (random.randrange(size) for size in sizes)
+    names = ("choice", "normalised_choice")
+    return {
+        "majority": [dict.fromkeys(names, common) for _ in examples],
+        "random": [dict.fromkeys(names, choice) for choice in drawn],
+    }
 
 
 def _log_likelihoods(answers: Sequence[Answer]) -> list[float]:

@@ -56,7 +56,7 @@ class Chat(Kind):
         """Return the text that was written, stripped."""
         text = str(answers[0]).strip()
         columns = {"prediction": text, "references": list(example.references)}
-        return Outcome({"text": text}, {"": example.references}, columns)
+        return Outcome({"text": text}, columns)
 
 
 def conversation(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[tuple[Ids, bool]]:

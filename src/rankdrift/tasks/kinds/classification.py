@@ -7,6 +7,7 @@ other only: a model that would write something else still has a prediction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
 from rankdrift.errors import UserError
@@ -16,6 +17,7 @@ from rankdrift.tasks.kinds import (
     Codec,
     Continuation,
     Encoded,
+    Guesses,
     Head,
     Ids,
     Item,
@@ -23,7 +25,7 @@ from rankdrift.tasks.kinds import (
     Outcome,
     supervised,
 )
-from rankdrift.tasks.kinds._likelihoods import choice_outcome
+from rankdrift.tasks.kinds._likelihoods import choice_guesses, choice_outcome
 
 if TYPE_CHECKING:
     from rankdrift.tasks import Example, Task
@@ -73,6 +75,12 @@ class Classification(Kind):
     def outcome(self, task: Task, example: Example, answers: Sequence[Answer]) -> Outcome:
         """Return the most likely label."""
         return choice_outcome(example, answers, task.choices)
+
+    def guesses(
+        self, task: Task, examples: Sequence[Example], items: Sequence[Item], random: Random
+    ) -> dict[str, Guesses]:
+        """Return the most frequent choice, and any."""
+        return choice_guesses(examples, [len(task.choices)] * len(examples), random)
 
 
 def _closed(codec: Codec, ids: Ids, room: int) -> tuple[Ids, bool]:

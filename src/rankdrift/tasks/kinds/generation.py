@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
 from rankdrift.metrics import Answered
@@ -14,6 +16,7 @@ from rankdrift.tasks.kinds import (
     Completion,
     Continuation,
     Encoded,
+    Guesses,
     Item,
     Kind,
     Likelihood,
@@ -77,10 +80,26 @@ class Generation(Kind):
             said = "" if text.lower().rstrip(".") == self.no_answer.strip().lower() else text
             predictions["answer"] = Answered(said, probability)
             columns["no_answer_probability"] = probability
-        return Outcome(predictions, {"": example.references}, columns)
+        return Outcome(predictions, columns)
+
+    def guesses(
+        self, task: Task, examples: Sequence[Example], items: Sequence[Item], random: Random
+    ) -> dict[str, Guesses]:
+        """Return the most frequent answer ("no answer", if that is it), and each time another item's."""
+        given = [example.references[0] if example.references else "" for example in examples]
+        common = Counter(given).most_common(1)[0][0]
+        others = [(number + random.randrange(1, max(len(given), 2))) % len(given) for number in range(len(given))]
+        return {
+            "majority": [_guess(common) for _ in given],
+            "random": [_guess(given[other]) for other in others],
+        }
 
     def _room(self, task: Task, codec: Codec) -> int:
         return codec.room(-(-codec.max_length // ANSWER_SHARE), task.name)
+
+
+def _guess(text: str) -> dict[str, object]:
+    return {"text": text, "answer": Answered(text, float(not text))}
 
 
 KIND = Generation()

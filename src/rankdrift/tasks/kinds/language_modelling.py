@@ -45,7 +45,7 @@ class LanguageModelling(Kind):
         total = sum(answer.log_likelihood for answer in answers if isinstance(answer, Likelihood))
         words, size = len(re.split(r"\s+", original)), len(original.encode())
         columns = {"log_likelihood": total, "words": words, "bytes": size}
-        return Outcome({"text_likelihood": ScoredText(total, words, size)}, {"": None}, columns)
+        return Outcome({"text_likelihood": ScoredText(total, words, size)}, columns)
 
 
 def windows(ids: Ids, begin: int, size: int) -> Iterator[Continuation]:

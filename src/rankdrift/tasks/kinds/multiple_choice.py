@@ -7,10 +7,11 @@ rest of the sentence is what is scored (arXiv 1806.02847).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
-from rankdrift.tasks.kinds import Answer, Codec, Continuation, Encoded, Ids, Item, Kind, Outcome, supervised
-from rankdrift.tasks.kinds._likelihoods import choice_outcome
+from rankdrift.tasks.kinds import Answer, Codec, Continuation, Encoded, Guesses, Ids, Item, Kind, Outcome, supervised
+from rankdrift.tasks.kinds._likelihoods import choice_guesses, choice_outcome
 
 if TYPE_CHECKING:
     from rankdrift.tasks import Example, Task
@@ -45,6 +46,12 @@ class MultipleChoice(Kind):
         """Return the most likely choice."""
         choices = example.choices or [example.target] * len(example.contexts)
         return choice_outcome(example, answers, choices)
+
+    def guesses(
+        self, task: Task, examples: Sequence[Example], items: Sequence[Item], random: Random
+    ) -> dict[str, Guesses]:
+        """Return the most frequent choice, and any."""
+        return choice_guesses(examples, [len(e.choices or e.contexts) for e in examples], random)
 
 
 def _joined(examples: Sequence[Example], codec: Codec) -> list[list[tuple[Ids, Ids]]]:

@@ -1,0 +1,34 @@
+"""What answering requests needs of a tokenizer: what pads, what ends a text, and how tokens read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Codec:
+    """The part of a tokenizer that scoring needs."""
+
+    pad_id: int
+    """Fills up the rows of a batch; no answer depends on which token it is."""
+    eos_ids: frozenset[int]
+    """Tokens that end a completion and are no part of it."""
+    decode: Callable[[Sequence[int]], str]
+    """Turns a completion's tokens into text."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, more_ends: Iterable[int] = ()) -> Codec:
+        """Take them from a tokenizer that has a padding token.
+
+        ``more_ends`` are tokens that end a completion besides its EOS, such as a chat template's end of turn.
+        """
+        assert tokenizer.pad_token_id is not None, "the tokenizer was loaded without a padding token"
+        ends = {*more_ends} | ({tokenizer.eos_token_id} - {None})
+
+        def decode(tokens: Sequence[int]) -> str:
+            return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+        return cls(tokenizer.pad_token_id, frozenset(ends), decode)
