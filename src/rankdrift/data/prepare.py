@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import inspect
 import shutil
 from collections.abc import Iterator, Sequence
@@ -99,8 +100,9 @@ class Preparation:
         return tokenizer_digest(self.tokenizer)
 
     def _make(self, folder: Path, task: Task, split: Split, codec: Codec, key: dict[str, Any]) -> None:
-        examples = sources.load_examples(task, split, self.data)
-        token_table.write(folder, self._batches(task, split, examples, codec), {"key": key})
+        with _no_garbage_collection():
+            examples = sources.load_examples(task, split, self.data)
+            token_table.write(folder, self._batches(task, split, examples, codec), {"key": key})
         tokens.require_rows(task, token_table.read(folder).counts, codec.max_length)
 
     def _batches(
@@ -144,6 +146,18 @@ def _source(task: Task, split: Split, data: DataSpec) -> Any:
         return "built in"
     assert task.source is not None
     return [task.source.hub, task.source.configuration]
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Look for no cycles meanwhile: rows have none, and going through them takes a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _lock(folder: Path) -> Path:

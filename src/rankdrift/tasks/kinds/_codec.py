@@ -52,8 +52,16 @@ class Codec:
         """Return the tokens of texts, with no special ones added."""
         if not texts:
             return []
-        found: list[Ids] = self.tokenizer(list(texts), add_special_tokens=False).input_ids
-        return found
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            found: list[Ids] = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+            return found
+        # the same tokens: transformers would wrap each text, which takes as long as tokenising it
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def joined(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[Ids, Ids]]:
         """Return the tokens of prompts and of targets as they are where both are one text.
