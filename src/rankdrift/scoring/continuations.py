@@ -1,9 +1,9 @@
 """Continuations: log p(continuation | context), with one pass over a context for all that follow it.
 
-A pass over a context and all of a continuation but its last token, its stem, serves every continuation of the
-same context whose stem is a beginning of it: all single-token ones, for instance. Where the continuations need
-several stems, the context is read once and its keys and values serve all of them, if the model's cache allows
-it and enough is saved.
+A pass over a context and all of a continuation but its last token, its stem, serves every continuation of
+the same context whose stem is a beginning of it: all single-token ones, for instance. Where the continuations
+need several stems, the context is read once and its keys and values serve all of them, if the model's cache
+allows it and enough is saved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rankdrift.data.batches import padded
 from rankdrift.scoring.batches import batches_by_tokens
 from rankdrift.scoring.caches import cache_layers, can_be_shared, rows_of
 from rankdrift.scoring.logits import logits_at, token_log_probabilities
-from rankdrift.tasks.requests import Continuation, Likelihood, Tokens
+from rankdrift.tasks.kinds import Continuation, Likelihood, Tokens
 
 WORTH_SHARING = 0.1
 """Part of the tokens that reading a context once must save; below it a second pass costs more."""

@@ -77,7 +77,7 @@ def jackknife_stderr(
     of = shuffled[numbers] % groups
     values = []
     for group in range(groups):
-        kept = np.flatnonzero(of != group)
+        kept = np.flatnonzero(of != group).tolist()
         values.append(compute([predictions[n] for n in kept], [answers[n] for n in kept]))
     spread = np.asarray(values) - np.mean(values)
     error = math.sqrt((groups - 1) / groups * float(spread @ spread))

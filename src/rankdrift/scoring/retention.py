@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from rankdrift.data.batches import padded
 from rankdrift.data.general_text import TextWindow
 from rankdrift.errors import UserError
-from rankdrift.scoring.batches import batches_by_length
+from rankdrift.scoring.batches import batches_by_tokens
 
 CHUNK_TOKENS = 256  # tokens whose log-probabilities are in memory at once
 
@@ -31,8 +31,8 @@ class GeneralText:
     windows: tuple[TextWindow, ...]
     pad_id: int
     """Padding token."""
-    batch_size: int
-    """Windows passed at once."""
+    batch_tokens: int
+    """Tokens passed at once, padding included."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _passes(model: PreTrainedModel, text: GeneralText) -> Iterator[tuple[list[in
     """Yield per batch: window numbers, hidden states (tokens, width), tokens to predict (tokens,)."""
     sequences = [window.input_ids for window in text.windows]
     _check_head(model, sequences[0])
-    for rows in batches_by_length(sequences, text.batch_size):
+    for rows in batches_by_tokens([len(ids) for ids in sequences], text.batch_tokens):
         batch = padded([sequences[row] for row in rows], text.pad_id, "left", model.device)
         states = model.get_decoder()(**batch, use_cache=False).last_hidden_state
         predicting = batch["attention_mask"][:, :-1].bool()

@@ -1,28 +1,27 @@
-"""Scores of a run: every exported step that has none yet, and the base model on the same items."""
+"""Scores of a run, or of any model folders: of every step that has none yet, and of the base model."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
-import torch
-from transformers import PreTrainedModel
-
-from rankdrift.data.dataset import num_labels
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
-from rankdrift.models.base import load_model, load_tokenizer, resolve
-from rankdrift.models.exports import load_export
+from rankdrift.models.base import context_length, load_tokenizer, resolve
+from rankdrift.scoring.models import Models
 from rankdrift.scoring.retention import Reference
 from rankdrift.scoring.score import Progress, Target, Workload, is_current, score_checkpoint, scoring_inputs
-from rankdrift.spec import ModelSpec, Spec, read_spec
+from rankdrift.scoring.shares import Shares
+from rankdrift.spec import Spec, read_spec
 
 BASE_STEP = 0
 
 
-def score_run(run: RunLayout, steps: Sequence[int], base: bool, progress: Progress) -> list[Path]:
-    """Score a run's exports; return the paths of their scores.
+def score_run(
+    run: RunLayout, steps: Sequence[int], base: bool, progress: Progress, shares: Shares | None = None
+) -> list[Path]:
+    """Score a run's exports on every split of ``scoring.splits``; return the paths of their scores.
 
     Parameters
     ----------
@@ -34,6 +33,8 @@ def score_run(run: RunLayout, steps: Sequence[int], base: bool, progress: Progre
         Score the base model too, into the study's ``base`` folder.
     progress
         Called with one line for each thing done.
+    shares
+        The ranks that score together.
 
     Raises
     ------
@@ -47,20 +48,34 @@ def score_run(run: RunLayout, steps: Sequence[int], base: bool, progress: Progre
     if base:
         places.insert(0, (_base_layout(run), BASE_STEP, base_folder))
     targets = [
-        Target(out, step, source, scoring_inputs(spec, source, base_folder)) for out, step, source in places
+        Target(out, step, source, scoring_inputs(spec, source, base_folder, split), split)
+        for split in spec.scoring.splits
+        for out, step, source in places
     ]
-    return score_targets(spec, base_folder, targets, progress)
+    return score_targets(spec, base_folder, targets, progress, shares)
 
 
-def score_targets(spec: Spec, base_folder: Path, targets: Sequence[Target], progress: Progress) -> list[Path]:
+def score_targets(
+    spec: Spec,
+    base_folder: Path,
+    targets: Sequence[Target],
+    progress: Progress,
+    shares: Shares | None = None,
+) -> list[Path]:
     """Score any model folders as a run's are scored; return the paths of their scores."""
-    stale = [target for target in targets if not is_current(spec, target)]
+    stale = [target for target in targets if not is_current(target)]
     for target in targets:
         if target not in stale:
             progress(f"{target.title}: scores are up to date")
-    if stale:
-        _score(spec, base_folder, stale, progress)
-    return [target.out.score(target.step) for target in targets]
+    if shares is not None:  # what one rank writes another must not take for up to date
+        shares.barrier()
+    for split, of_split in itertools.groupby(stale, key=lambda target: target.split):
+        context = context_length(base_folder)
+        workload = Workload.of(spec, split, load_tokenizer(base_folder), context)
+        if workload.left_out:
+            progress(f"not scored, as {spec.data.root} does not hold it: {', '.join(workload.left_out)}")
+        _score(workload, base_folder, list(of_split), progress, shares)
+    return [target.out.score(target.step, target.split) for target in targets]
 
 
 def _exported(run: RunLayout, steps: Sequence[int], base: bool) -> list[int]:
@@ -82,22 +97,19 @@ def _base_layout(run: RunLayout) -> RunLayout:
     return RunLayout(study.base)
 
 
-def _score(spec: Spec, base_folder: Path, stale: Sequence[Target], progress: Progress) -> None:
+def _score(
+    workload: Workload,
+    base_folder: Path,
+    stale: Sequence[Target],
+    progress: Progress,
+    shares: Shares | None,
+) -> None:
     """Score one model after another; each is let go before the next is loaded."""
-    workload = Workload.of(spec, load_tokenizer(base_folder))
-    reference = None
-    if workload.text is not None:
-        reference = Reference.of(_load(base_folder, base_folder, spec), workload.text)
+    models = Models(workload.spec, base_folder)
+    references: dict[str, Reference] = {}
+    if workload.texts:
+        base = models.load(base_folder)
+        references = {name: Reference.of(base, text) for name, text in workload.texts.items()}
     for target in stale:
-        score_checkpoint(workload, _load(target.source, base_folder, spec), reference, target, progress)
-
-
-def _load(source: Path, base_folder: Path, spec: Spec) -> PreTrainedModel:
-    """Load a model for scoring: fp32, in evaluation mode, on the GPU if there is one."""
-    plain: ModelSpec = spec.model.model_copy(update={"gradient_checkpointing": False})
-    labels = num_labels(spec)
-    torch.manual_seed(spec.seed)  # a base model's new classification head is the one training began with
-    is_base = source == base_folder
-    model = load_model(source, plain, labels) if is_base else load_export(source, base_folder, plain, labels)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return cast(PreTrainedModel, model.eval().to(device))
+        model = models.load(target.source)
+        score_checkpoint(workload, model, references, target, progress, shares)

@@ -1,57 +1,64 @@
-"""Scores of one checkpoint: every task's metrics and general text, written as JSON, the items as Parquet."""
+"""Scores of one checkpoint on one split: every task's metrics and texts, as JSON, the items as Parquet."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankdrift import files, registry
-from rankdrift.data.general_text import load_windows, text_source
+from rankdrift.data.general_text import text_source
+from rankdrift.data.sources import local_files
 from rankdrift.data.tokens import NOTABLE
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 from rankdrift.metrics import Metric
-from rankdrift.scoring.classification import choice_log_likelihoods, class_log_likelihoods
-from rankdrift.scoring.estimates import Estimate, mean_stderr, ratio_estimate
-from rankdrift.scoring.generation import greedy_continuations
-from rankdrift.scoring.items import TaskItems, task_items
+from rankdrift.scoring.answers import answer
+from rankdrift.scoring.baselines import baselines
+from rankdrift.scoring.codec import Codec
+from rankdrift.scoring.estimates import Estimate, jackknife_stderr, mean_stderr, ratio_estimate
+from rankdrift.scoring.items import TaskItems, task_items, trained_names
 from rankdrift.scoring.retention import GeneralText, Reference, measure_windows
+from rankdrift.scoring.scored import scored_tasks
+from rankdrift.scoring.shares import Shares
+from rankdrift.scoring.texts import GENERAL_TEXT_VERSION, compared_texts
 from rankdrift.spec import Spec
-
-GENERAL_TEXT = "general_text"
-GENERAL_TEXT_VERSION = 2
-"""Raised whenever the windows or their measures change: scores of two versions do not compare."""
+from rankdrift.tasks import Example, Split
+from rankdrift.tasks.kinds import Outcome
 
 Progress = Callable[[str], None]
+SHOWN = 240
+"""Characters of a prompt's end that the table of items keeps, for a reader; the digest is of all of it."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What every checkpoint of an experiment is scored on; made once."""
+    """What every checkpoint of an experiment is scored on in one split; made once."""
 
     spec: Spec
+    split: Split
     tokenizer: PreTrainedTokenizerBase
     tasks: tuple[TaskItems, ...]
-    text: GeneralText | None
-    """None for a classification head, which predicts no text."""
+    texts: Mapping[str, GeneralText]
+    """Those on which it is compared with its base; none for a classification head, which predicts no text."""
+    left_out: tuple[str, ...]
+    """Retention tasks that there is no data for."""
 
     @classmethod
-    def of(cls, spec: Spec, tokenizer: PreTrainedTokenizerBase) -> Workload:
-        """Read and tokenise the tasks' validation examples and the general text."""
-        tasks = tuple(task_items(spec, registry.load("task", name), tokenizer) for name in spec.data.tasks)
-        text = None
-        if spec.model.head == "lm":
-            windows = load_windows(spec.data, tokenizer, spec.scoring.text_limit)
-            text = GeneralText(tuple(windows), tokenizer.pad_token_id, spec.scoring.batch_size)
-        return cls(spec=spec, tokenizer=tokenizer, tasks=tasks, text=text)
+    def of(cls, spec: Spec, split: Split, tokenizer: PreTrainedTokenizerBase, context: int) -> Workload:
+        """Read and tokenise the examples and the texts; ``context`` is what the model reads, in tokens."""
+        scored = scored_tasks(spec, split)
+        tasks = tuple(task_items(spec, task, split, tokenizer, context) for task in scored.tasks)
+        texts: dict[str, GeneralText] = {}
+        if spec.model.head == "lm" and split == "test":
+            names = trained_names(spec)
+            texts = compared_texts(spec, tokenizer, [items for items in tasks if items.task.name in names])
+        return cls(spec, split, tokenizer, tasks, texts, scored.left_out)
 
 
 @dataclass(frozen=True)
@@ -63,37 +70,43 @@ class Target:
     source: Path
     inputs: Mapping[str, str]
     """What the scores depend on, from :func:`scoring_inputs`."""
+    split: Split = "test"
     name: str = ""
     """What progress calls it, if not by its step."""
 
     @property
     def title(self) -> str:
-        """Its name, or its step."""
-        return self.name or f"step {self.step}"
+        """Its name, or its step, and the split where it is not the one that reports."""
+        return (self.name or f"step {self.step}") + ("" if self.split == "test" else f" ({self.split})")
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """The scores of one task."""
+    """The scores of one task, or of one text."""
 
     version: int
     n: int
     """Items, or windows of text."""
     prompts_cut: int
-    """Items whose prompt lost its beginning to ``data.max_length``."""
+    """Items whose prompt lost tokens to the maximum length."""
     metrics: dict[str, Estimate]
+    parts: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Metric -> its further values, by name."""
+    baselines: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Metric -> rule that needs no model -> value."""
+    content: str = ""
+    """Digest of a task of the user's own."""
 
 
 def score_checkpoint(
     workload: Workload,
     model: PreTrainedModel,
-    reference: Reference | None,
+    references: Mapping[str, Reference],
     target: Target,
     progress: Progress,
+    shares: Shares | None = None,
 ) -> Path:
     """Score one checkpoint, write its per-item tables and then its JSON file; return the latter's path.
-
-    Does nothing where :func:`is_current` says that it is done.
 
     Parameters
     ----------
@@ -101,41 +114,58 @@ def score_checkpoint(
         What to score on.
     model
         The checkpoint, in evaluation mode.
-    reference
-        The base model on the general text; without it nothing is compared with the base.
+    references
+        The base model on the texts, by their names; where one is missing nothing is compared with the base.
     target
         The checkpoint's folder, and where its scores belong.
     progress
         Called with one line a task.
+    shares
+        The ranks that score together; the first one writes.
 
     """
-    out, step = target.out, target.step
-    if is_current(workload.spec, target):
-        return out.score(step)
-    tables: dict[str, tuple[TaskScore, pd.DataFrame]] = {}
+    out, step, split = target.out, target.step, target.split
+    first = shares is None or shares.rank == 0
+    scores: dict[str, TaskScore] = {}
+
+    def keep(name: str, score: TaskScore, table: pd.DataFrame) -> None:
+        scores[name] = score
+        if first:
+            files.write_parquet(out.score_items(step, name, split), table)
+            progress(f"{target.title}: {name}: {_summary(score)}")
+
     for items in workload.tasks:
-        tables[items.task.name] = score_task(workload, items, model, target.source)
-    if workload.text is not None:
-        tables[GENERAL_TEXT] = score_text(model, workload.text, reference)
-    for name, (score, table) in tables.items():
-        files.write_parquet(out.score_items(step, name), table)
-        progress(f"{target.title}: {name}: {_summary(score)}")
-    scores = {name: dataclasses.asdict(score) for name, (score, _) in tables.items()}
-    document = {"step": step, "model": str(target.source), "inputs": dict(target.inputs), "tasks": scores}
-    files.write_json(out.score(step), document)
-    return out.score(step)
+        keep(items.task.name, *score_task(workload, items, model, target.source, shares))
+    for name, text in workload.texts.items():
+        keep(name, *score_text(model, text, references.get(name)))
+    document = {
+        "step": step,
+        "split": split,
+        "model": str(target.source),
+        "inputs": dict(target.inputs),
+        "tasks": {name: dataclasses.asdict(score) for name, score in scores.items()},
+        "environment": files.environment(),
+    }
+    if first:
+        files.write_json(out.score(step, split), document)
+    return out.score(step, split)
 
 
-def scoring_inputs(spec: Spec, source: Path, base: Path) -> dict[str, str]:
-    """Return what the scores of a model folder depend on; the batch size, for one, is not among it."""
+def scoring_inputs(spec: Spec, source: Path, base: Path, split: Split) -> dict[str, str]:
+    """Return what the scores of a model folder depend on; how many tokens are passed at once is not of it."""
     text = text_source(spec.data)
+    tasks = scored_tasks(spec, split).tasks
     settings = {
-        "head": spec.model.head,
-        "tasks": {name: registry.load("task", name).version for name in spec.data.tasks},
-        "data": spec.data.model_dump(include={"max_length", "validation_limit"}),
-        "slices": _slices(spec),
+        "head": [spec.model.head, spec.model.heads],
+        "tasks": {task.name: [task.version, task.content] for task in tasks},
+        "trained": list(trained_names(spec)),
+        "data": spec.data.model_dump(include={"max_length", "validation_limit", "carve"}),
+        "files": {
+            task.name: [files.content_digest(path) for path in local_files(task, split, spec.data)]
+            for task in tasks
+        },
         "text": [GENERAL_TEXT_VERSION, text.name, files.digest_file(text)],
-        "scoring": spec.scoring.model_dump(exclude={"batch_size"}),
+        "scoring": spec.scoring.model_dump(mode="json", exclude={"batch_tokens", "splits", "tasks"}),
     }
     return {
         "model": files.content_digest(source),
@@ -145,101 +175,100 @@ def scoring_inputs(spec: Spec, source: Path, base: Path) -> dict[str, str]:
     }
 
 
-def _slices(spec: Spec) -> dict[str, str]:
-    """Return what is in each task's folder below ``data.root``."""
-    if spec.data.root is None:
-        return {}
-    folders = {name: registry.load("task", name).folder for name in spec.data.tasks}
-    paths = {name: Path(spec.data.root) / folder for name, folder in folders.items() if folder}
-    return {name: files.content_digest(path) for name, path in paths.items() if path.is_dir()}
-
-
-def is_current(spec: Spec, target: Target) -> bool:
+def is_current(target: Target) -> bool:
     """Say whether a target's scores are complete and were made from its inputs."""
-    names = [*spec.data.tasks, *([GENERAL_TEXT] if spec.model.head == "lm" else [])]
-    scores = target.out.score(target.step)
-    tables = [target.out.score_items(target.step, name) for name in names]
-    complete = scores.exists() and all(table.exists() for table in tables)
-    return complete and files.read_json(scores).get("inputs") == dict(target.inputs)
+    path = target.out.score(target.step, target.split)
+    if not path.exists():
+        return False
+    scores = files.read_json(path)
+    tables = [target.out.score_items(target.step, name, target.split) for name in scores.get("tasks", {})]
+    return all(table.exists() for table in tables) and scores.get("inputs") == dict(target.inputs)
 
 
 def score_task(
-    workload: Workload, items: TaskItems, model: PreTrainedModel, source: Path
+    workload: Workload,
+    items: TaskItems,
+    model: PreTrainedModel,
+    source: Path,
+    shares: Shares | None = None,
 ) -> tuple[TaskScore, pd.DataFrame]:
     """Return a task's scores and its table, one row an item.
 
-    Columns for classification: ``index``, ``prompt``, ``label``, ``prediction``, ``correct`` and
-    ``log_likelihoods`` (nats, one a choice); for generation: ``index``, ``prompt``, ``prediction`` and
-    ``references``. Then one column a metric that is a mean over items, and ``document`` where items share
-    one: their errors go together.
+    Columns: ``index`` (its place in the split), ``prompt`` (its end), ``prompt_digest``, then those of the
+    kind (``tasks/kinds``: label, prediction, log-likelihoods, references ...), one a metric that is a mean
+    over items, and ``document`` where items share one: their errors go together.
     """
-    table = pd.DataFrame(
-        {"index": [i.index for i in items.items], "prompt": [i.example.prompt for i in items.items]}
+    codec = Codec.of(workload.tokenizer)
+    answers = iter(answer(model, items.requests, codec, workload.spec.scoring.batch_tokens, shares))
+    outcomes = []
+    for example, item in zip(items.examples, items.items, strict=True):
+        told = [next(answers) for _ in item.requests]
+        outcomes.append(items.task.kind.outcome(items.task, example, told))
+    table = _table(items, outcomes)
+    _check_finite(table, items, source)
+    documents = [example.document for example in items.examples]
+    clusters = documents if any(documents) else None
+    if clusters:
+        table["document"] = clusters
+    score = TaskScore(
+        items.task.version, len(table), items.prompts_cut, {}, {}, baselines(items), items.task.content
     )
-    if items.task.kind == "classification":
-        answers: list[Any] = [item.example.label for item in items.items]
-        log_likelihoods = _log_likelihoods(workload, items, model, source)
-        predictions: list[Any] = log_likelihoods.argmax(-1).tolist()
-        table["label"], table["prediction"] = answers, predictions
-        table["correct"] = table["label"] == table["prediction"]
-        table["log_likelihoods"] = log_likelihoods.tolist()
-    else:
-        answers = [item.example.references for item in items.items]
-        predictions = _generated(workload, items, model)
-        table["prediction"], table["references"] = predictions, [list(answer) for answer in answers]
-    documents = [item.example.document for item in items.items]
-    if any(documents):
-        table["document"] = documents
-    metrics: dict[str, Estimate] = {}
     for name in items.task.metrics:
-        metrics[name], values = _evaluate(
-            registry.load("metric", name), predictions, answers, documents if any(documents) else None
-        )
-        if values is not None:
-            table[name] = values
-    return TaskScore(items.task.version, len(table), items.prompts_cut, metrics), table
+        _evaluate(name, outcomes, items.examples, clusters, score, table)
+    return score, table
 
 
-def _log_likelihoods(
-    workload: Workload, items: TaskItems, model: PreTrainedModel, source: Path
-) -> np.ndarray:
-    pad, batch_size = workload.tokenizer.pad_token_id, workload.spec.scoring.batch_size
-    if workload.spec.model.head == "classifier":
-        result = class_log_likelihoods(model, items.prompts, pad, batch_size)
-    else:
-        result = choice_log_likelihoods(model, items.prompts, items.choices, pad, batch_size)
-    if not np.isfinite(result).all():
+def _table(items: TaskItems, outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    prompts = [example.prompt or example.target for example in items.examples]
+    return pd.DataFrame(
+        {
+            "index": list(items.indices),
+            "prompt": [prompt[-SHOWN:] for prompt in prompts],
+            "prompt_digest": [files.digest_text(prompt) for prompt in prompts],
+            **{name: [outcome.columns[name] for outcome in outcomes] for name in outcomes[0].columns},
+        }
+    )
+
+
+def _check_finite(table: pd.DataFrame, items: TaskItems, source: Path) -> None:
+    columns = [name for name in ("log_likelihood", "no_answer_probability") if name in table]
+    values = [value for name in columns for value in table[name]]
+    if "log_likelihoods" in table:
+        values += [value for row in table["log_likelihoods"] for value in row]
+    if not all(map(math.isfinite, values)):
         raise UserError(
             f"{source}: log-likelihoods of task '{items.task.name}' are not finite numbers: the training "
             "diverged; lower training.learning_rate and train again"
         )
-    return result
-
-
-def _generated(workload: Workload, items: TaskItems, model: PreTrainedModel) -> list[str]:
-    tokenizer, scoring = workload.tokenizer, workload.spec.scoring
-    continuations = greedy_continuations(
-        model,
-        items.prompts,
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-        scoring.max_new_tokens,
-        scoring.batch_size,
-    )
-    texts = [str(tokenizer.decode(list(tokens), skip_special_tokens=True)) for tokens in continuations]
-    return [text.strip() for text in texts]
 
 
 def _evaluate(
-    metric: Metric, predictions: Sequence[Any], answers: Sequence[Any], documents: Sequence[str] | None
-) -> tuple[Estimate, list[float] | None]:
-    """Return a metric's estimate and, where it is a mean over items, the items' values."""
+    name: str,
+    outcomes: Sequence[Outcome],
+    examples: Sequence[Example],
+    documents: Sequence[str] | None,
+    score: TaskScore,
+    table: pd.DataFrame,
+) -> None:
+    """Put a metric's estimate into the score, and items' values into the table where it is their mean."""
+    metric: Metric = registry.load("metric", name)
+    predictions = [outcome.predictions[metric.reads] for outcome in outcomes]
+    answers = [example.right(metric.reads) for example in examples]
     value = metric.compute(predictions, answers)
-    values, stderr = None, None
     if metric.per_item is not None:
         values = [metric.per_item(*pair) for pair in zip(predictions, answers, strict=True)]
-        stderr = mean_stderr(values, documents)
-    return Estimate(value if math.isfinite(value) else None, stderr), values
+        table[name] = values
+        stderr = mean_stderr(values, documents) if math.isfinite(value) else None
+    else:
+        stderr = jackknife_stderr(metric.compute, predictions, answers, documents)
+    score.metrics[name] = Estimate(_finite(value), stderr, metric.higher_is_better)
+    if metric.parts is not None:
+        parts = metric.parts(predictions, answers)
+        score.parts[name] = {part: _finite(value) for part, value in parts.items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def score_text(
@@ -264,7 +293,7 @@ def score_text(
 def _summary(score: TaskScore) -> str:
     parts = []
     if score.prompts_cut > NOTABLE * score.n:
-        parts.append(f"{score.prompts_cut:,} of {score.n:,} prompts lost their beginning")
+        parts.append(f"{score.prompts_cut:,} of {score.n:,} prompts lost tokens")
     for name, estimate in score.metrics.items():
         error = "" if estimate.stderr is None else f" ± {estimate.stderr:.2g}"
         parts.append(f"{name} " + ("undefined" if estimate.value is None else f"{estimate.value:.4g}{error}"))

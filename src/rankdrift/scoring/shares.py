@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from rankdrift.tasks.requests import Answer, Classes, Completion, Continuation, Request
+from rankdrift.tasks.kinds import Answer, Classes, Completion, Continuation, Request
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Shares:
             units.setdefault(unit, []).append(number)
         order = sorted(units.values(), key=lambda unit: -sum(_tokens(requests[number]) for number in unit))
         return sorted(number for unit in order[self.rank :: self.world_size] for number in unit)
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        dist.barrier()
 
     def gathered(self, answers: Mapping[int, Answer]) -> dict[int, Answer]:
         """Return the answers of all ranks; every rank has to call it."""

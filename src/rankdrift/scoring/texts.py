@@ -6,11 +6,15 @@ How far a model's predictions moved on the prompts it was trained for predicts h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
 from rankdrift.data.general_text import TextWindow, load_windows
 from rankdrift.scoring.items import TaskItems
 from rankdrift.scoring.retention import GeneralText
 from rankdrift.spec import Spec
-from rankdrift.tasks.kinds import Classes, Completion, Continuation, Tokens
+from rankdrift.tasks.kinds import Classes, Completion, Continuation, Request, Tokens
 
 GENERAL_TEXT = "general_text"
 GENERAL_TEXT_VERSION = 2
@@ -22,11 +26,11 @@ PROMPT_TOKENS = 128
 
 
 def compared_texts(
-    spec: Spec, tokenizer: object, trained: list[TaskItems]
+    spec: Spec, tokenizer: PreTrainedTokenizerBase, trained: Sequence[TaskItems]
 ) -> dict[str, GeneralText]:
     """Return general text, and the prompts of each trained task, at most ``scoring.text_limit`` of each."""
-    pad = int(tokenizer.pad_token_id)  # type: ignore[attr-defined]
-    windows = load_windows(spec.data, tokenizer, spec.scoring.text_limit)  # type: ignore[arg-type]
+    pad = tokenizer.pad_token_id
+    windows = load_windows(spec.data, tokenizer, spec.scoring.text_limit)
     texts = {GENERAL_TEXT: tuple(windows)}
     for items in trained:
         found = prompt_windows(items, spec.scoring.text_limit)
@@ -36,15 +40,22 @@ def compared_texts(
 
 
 def prompt_windows(items: TaskItems, limit: int | None) -> tuple[TextWindow, ...]:
-    """Return the prompts of the first items that have one of at least two tokens."""
-    prompts = [(index, _prompt(item.requests)) for index, item in zip(items.indices, items.items, strict=True)]
-    known = [(index, prompt[-PROMPT_TOKENS:]) for index, prompt in prompts if len(prompt) > 1]
-    return tuple(TextWindow(ids, index, index, 0) for index, ids in known[:limit])
+    """Return the prompts of the first items that have one of at least two tokens; items share a document."""
+    names = [
+        example.document or str(index) for index, example in zip(items.indices, items.examples, strict=True)
+    ]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    windows = [
+        TextWindow(prompt[-PROMPT_TOKENS:], index, numbers[name], 0)
+        for index, name, item in zip(items.indices, names, items.items, strict=True)
+        if len(prompt := _prompt(item.requests)) > 1
+    ]
+    return tuple(windows[:limit])
 
 
-def _prompt(requests: tuple[object, ...]) -> Tokens:
+def _prompt(requests: Sequence[Request]) -> Tokens:
     """Return what stands before an item's first answer."""
-    match requests[:1]:
-        case (Continuation(context=prompt) | Completion(prompt=prompt) | Classes(prompt=prompt),):
+    match list(requests[:1]):
+        case [Continuation(context=prompt) | Completion(prompt=prompt) | Classes(prompt=prompt)]:
             return prompt
     return ()

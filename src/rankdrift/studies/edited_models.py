@@ -314,6 +314,6 @@ def _score(source: Source, names: Sequence[str], say: Say) -> list[Path]:
     for name in names:
         variant = source.run.variant(source.step, name)
         folder = variant.export(source.step)
-        inputs = scoring_inputs(source.spec, folder, source.base)
-        targets.append(Target(variant, source.step, folder, inputs, name))
+        inputs = scoring_inputs(source.spec, folder, source.base, "test")
+        targets.append(Target(variant, source.step, folder, inputs, name=name))
     return score_targets(source.spec, source.base, targets, say)

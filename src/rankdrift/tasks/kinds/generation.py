@@ -88,7 +88,9 @@ class Generation(Kind):
         """Return the most frequent answer ("no answer", if that is it), and each time another item's."""
         given = [example.references[0] if example.references else "" for example in examples]
         common = Counter(given).most_common(1)[0][0]
-        others = [(number + random.randrange(1, max(len(given), 2))) % len(given) for number in range(len(given))]
+        others = [
+            (number + random.randrange(1, max(len(given), 2))) % len(given) for number in range(len(given))
+        ]
         return {
             "majority": [_guess(common) for _ in given],
             "random": [_guess(given[other]) for other in others],

@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
-from rankdrift.tasks.kinds import Answer, Codec, Continuation, Encoded, Guesses, Ids, Item, Kind, Outcome, supervised
+from rankdrift.tasks.kinds import (
+    Answer,
+    Codec,
+    Continuation,
+    Encoded,
+    Guesses,
+    Ids,
+    Item,
+    Kind,
+    Outcome,
+    supervised,
+)
 from rankdrift.tasks.kinds._likelihoods import choice_guesses, choice_outcome
 
 if TYPE_CHECKING:

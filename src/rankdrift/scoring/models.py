@@ -1,0 +1,95 @@
+"""The models that are scored: a base, loaded once however many adapters of it there are, and whole ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rankdrift import files
+from rankdrift.data.dataset import num_labels
+from rankdrift.models.base import load_model
+from rankdrift.models.exports import load_export
+from rankdrift.spec import ModelSpec, Spec
+
+
+class Models:
+    """Loads one model at a time; the one before must not be used any more.
+
+    Parameters
+    ----------
+    spec
+        Head, and whether adapters are merged.
+    base
+        The base model's folder.
+
+    """
+
+    def __init__(self, spec: Spec, base: Path) -> None:
+        self.spec, self.base = spec, base
+        self._plain: ModelSpec = spec.model.model_copy(update={"gradient_checkpointing": False})
+        self._kept: PreTrainedModel | None = None
+        self._adapted: PeftModel | None = None
+        self._weights: dict[str, Tensor] = {}
+        """What merging an adapter changed of the kept base."""
+
+    def load(self, source: Path) -> PreTrainedModel:
+        """Return a model in evaluation mode, fp32, on the GPU if there is one."""
+        torch.manual_seed(self.spec.seed)  # a base's new classification head is the one training began with
+        labels = num_labels(self.spec)
+        if source == self.base:
+            return self._restored()
+        if _leaves_the_base_as_it_was(source):
+            return self._with_adapter(source)
+        self._kept, self._adapted, self._weights = None, None, {}  # of whole models one has to fit in memory
+        model: Any = load_export(source, self.base, self._plain, labels)
+        if self.spec.scoring.merge and isinstance(model, PeftModel):
+            model = model.merge_and_unload()
+        return _ready(model)
+
+    def _restored(self) -> PreTrainedModel:
+        """Return the base as it is stored."""
+        if self._adapted is not None and self._kept is not None:
+            self._kept = self._adapted.unload()
+            with torch.no_grad():
+                for name, weight in self._weights.items():
+                    self._kept.get_submodule(name).weight.copy_(weight)
+            self._adapted, self._weights = None, {}
+        if self._kept is None:
+            self._kept = _ready(load_model(self.base, self._plain, num_labels(self.spec)))
+        return self._kept
+
+    def _with_adapter(self, source: Path) -> PreTrainedModel:
+        base = self._restored()
+        self._adapted = PeftModel.from_pretrained(base, str(source)).eval()
+        if not self.spec.scoring.merge:
+            return _ready(self._adapted)
+        inner = self._adapted.get_base_model()
+        self._weights = {
+            name: module.get_base_layer().weight.detach().clone()
+            for name, module in inner.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        self._adapted.merge_adapter(safe_merge=True)
+        return _ready(self._adapted)
+
+
+def _leaves_the_base_as_it_was(source: Path) -> bool:
+    """Say whether a folder is an adapter that is taken off its base without a trace: plain LoRA."""
+    path = source / "adapter_config.json"
+    if not path.is_file():
+        return False
+    config = files.read_json(path)
+    plain = config.get("peft_type") == "LORA" and config.get("init_lora_weights") in (True, False)
+    more = ("modules_to_save", "trainable_token_indices", "use_dora", "layer_replication")
+    return plain and config.get("bias", "none") == "none" and not any(config.get(key) for key in more)
+
+
+def _ready(model: Any) -> PreTrainedModel:
+    ready: PreTrainedModel = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return ready
