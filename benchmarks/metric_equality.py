@@ -4,11 +4,11 @@
         --codexglue CodeXGLUE --wikisql WikiSQL [--nltk-data FOLDER]
 
 DATA holds the data sets as Parquet in the layout of the hub. The official code is not part of this project:
-``compute_score.py`` is that of metrics/squad_v2 in huggingface/evaluate, which holds SQuAD's evaluate-v2.0.py;
-CodeXGLUE and WikiSQL are checkouts of microsoft/CodeXGLUE and salesforce/WikiSQL, of which the latter needs
-the packages records and babel. scikit-learn, sacrebleu, rouge-score and NLTK are called as installed. FOLDER
-holds NLTK's wordnet and punkt_tab; without it ``meteor`` and the comparison of sentences are left out.
-WikiSQL's tables have no rows in the slice: rows are made here, of which some fulfil the references' conditions.
+``compute_score.py`` is that of metrics/squad_v2 in huggingface/evaluate, SQuAD's evaluate-v2.0.py; CodeXGLUE
+and WikiSQL are checkouts of microsoft/CodeXGLUE and salesforce/WikiSQL, of which the latter needs the packages
+records and babel. scikit-learn, sacrebleu, rouge-score and NLTK are called as installed. FOLDER holds NLTK's
+wordnet and punkt_tab; without it ``meteor`` and the comparison of sentences are left out. WikiSQL's tables
+have no rows in the slice: rows are made here, of which some fulfil the references' conditions.
 
 A reference becomes a prediction by its number: kept, words left out, shuffled, cut, emptied, another's, or
 said twice. Written are both values, their difference, and the largest difference of an item.
@@ -237,7 +237,8 @@ def questions(data: Path, script: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     texts = spoilt([accepted[0] if accepted else "" for accepted in answers])
     texts = [text.replace("the ", "The ") + "." * (i % 2) if text else text for i, text in enumerate(texts)]
     for title, digits in (("", 17), (", tied probabilities", 1)):
-        chances = np.round(rng.random(len(rows)), digits).tolist()
+        unsure = np.array([not accepted for accepted in answers])
+        chances = np.round(0.8 * rng.random(len(rows)) + 0.2 * unsure, digits).tolist()
         predictions = [Answered(text, chance) for text, chance in zip(texts, chances, strict=True)]
         expected, f1, exact = squad_values(official, answers, predictions)
         own = registry.load("metric", "squad_v2").parts(predictions, answers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _END = re.compile(
-    r"""(?:\.\.+(?=\s+["'\u2018\u201c(\[]*[^\W_a-z])  # dots, if what follows begins with a capital or a digit,
+    r"""(?:\.\.+(?=\s+["'\u2018\u201c(\[]*[^\W_a-z])  # dots, where a capital or a digit follows,
         |[.!?]+["'\u2019\u201d)\]]*(?<!\.\.)          # or an end, also inside quotation marks or brackets
         )\s+""",
     re.VERBOSE,
@@ -15,7 +15,7 @@ _ABBREVIATED = re.compile(
     r"|Sen|Rep|St|Mt|Jr|Sr|vs|v|No|etc|cf|al|Inc|Ltd|Corp|Co|Bros|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept|Sep|Oct|Nov"
     r"|Dec)$"
 )
-"""A word before a full stop that is no end: an initial, letters with stops between, a title, a month, a usual abbreviation."""
+"""A word before a full stop that is no end: an initial, letters with stops between, a usual abbreviation."""
 
 
 def sentences(text: str) -> list[str]:
