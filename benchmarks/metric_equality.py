@@ -5,10 +5,10 @@
 
 DATA holds the data sets as Parquet in the layout of the hub. The official code is not part of this project:
 ``compute_score.py`` is that of metrics/squad_v2 in huggingface/evaluate, SQuAD's evaluate-v2.0.py; CodeXGLUE
-and WikiSQL are checkouts of microsoft/CodeXGLUE and salesforce/WikiSQL, of which the latter needs the packages
-records and babel. scikit-learn, sacrebleu, rouge-score and NLTK are called as installed. FOLDER holds NLTK's
-wordnet and punkt_tab; without it ``meteor`` and the comparison of sentences are left out. WikiSQL's tables
-have no rows in the slice: rows are made here, of which some fulfil the references' conditions.
+and WikiSQL are checkouts of microsoft/CodeXGLUE and salesforce/WikiSQL, of which the latter needs the
+packages records and babel. scikit-learn, sacrebleu, rouge-score and NLTK are called as installed. FOLDER holds
+NLTK's wordnet and punkt_tab; without it ``meteor`` and the comparison of sentences are left out. WikiSQL's
+tables have no rows in the slice: rows are made here, of which some fulfil the references' conditions.
 
 A reference becomes a prediction by its number: kept, words left out, shuffled, cut, emptied, another's, or
 said twice. Written are both values, their difference, and the largest difference of an item.
@@ -117,7 +117,7 @@ def classification(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def summaries(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """ROUGE beside rouge-score; the lines of CNN/DailyMail are its sentences, SAMSum has its own."""
+    """ROUGE beside rouge-score, which takes lines for sentences: ours, where a text has one line."""
     from rouge_score.rouge_scorer import RougeScorer
 
     variants = {"rouge1": "rouge1", "rouge2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
@@ -127,13 +127,10 @@ def summaries(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ("samsum", "train", "summary"),
     ):
         texts = table(data, name, split)[column].tolist()
-        if name == "samsum":  # one line each, as rouge-score would take it: no sentences to split for Lsum
-            texts = [text.replace("\r", "").replace("\n", " ") for text in texts]
         predictions = spoilt(texts)
-        scores = [scorer.score(*pair) for pair in zip(texts, predictions, strict=True)]
+        lines = [["\n".join(sentences(text)) for text in side] for side in (texts, predictions)]
+        scores = [scorer.score(*pair) for pair in zip(*lines, strict=True)]
         for metric, variant in variants.items():
-            if (name, metric) == ("samsum", "rouge_lsum"):
-                continue
             items = [100 * score[variant].fmeasure for score in scores]
             answers = [(text,) for text in texts]
             yield f"{metric}/{name}", compared(metric, predictions, answers, float(np.mean(items)), items)

@@ -11,7 +11,7 @@ _END = re.compile(
     re.VERBOSE,
 )
 _ABBREVIATED = re.compile(
-    r"(?:^|[\s(\"'\u2018\u201c])(?:[A-Z]|(?:[A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Col|Lt|Sgt|Capt|Gov"
+    r"(?<![^\s(\"'\u2018\u201c])(?:[A-Z]|(?:[A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Col|Lt|Sgt|Capt|Gov"
     r"|Sen|Rep|St|Mt|Jr|Sr|vs|v|No|etc|cf|al|Inc|Ltd|Corp|Co|Bros|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept|Sep|Oct|Nov"
     r"|Dec)$"
 )
@@ -25,8 +25,8 @@ def sentences(text: str) -> list[str]:
     space, unless the full stop belongs to an initial, a title, a month or the like; at several dots only
     where a capital or a digit follows.
 
-    >>> sentences("Mr. J. Smith left. (He was late.) 3 stayed.")
-    ['Mr. J. Smith left.', '(He was late.)', '3 stayed.']
+    >>> sentences("He left. Mr. J. Smith stayed! (He was late...) why? 3 asked.")
+    ['He left.', 'Mr. J. Smith stayed!', '(He was late...)', 'why?', '3 asked.']
     """
     text = text.strip()
     if "\n" in text:
