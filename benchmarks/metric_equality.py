@@ -3,12 +3,13 @@
     python benchmarks/metric_equality.py --data DATA --squad compute_score.py \\
         --codexglue CodeXGLUE --wikisql WikiSQL [--nltk-data FOLDER]
 
-DATA holds the data sets as Parquet in the layout of the hub. The official code is not part of this project:
-``compute_score.py`` is that of metrics/squad_v2 in huggingface/evaluate, SQuAD's evaluate-v2.0.py; CodeXGLUE
-and WikiSQL are checkouts of microsoft/CodeXGLUE and salesforce/WikiSQL, of which the latter needs the
-packages records and babel. scikit-learn, sacrebleu, rouge-score and NLTK are called as installed. FOLDER holds
-NLTK's wordnet and punkt_tab; without it ``meteor`` and the comparison of sentences are left out. WikiSQL's
-tables have no rows in the slice: rows are made here, of which some fulfil the references' conditions.
+DATA holds the data sets as Parquet in the layout of the hub. The official code is not part of this
+project: ``compute_score.py`` is that of metrics/squad_v2 in huggingface/evaluate, SQuAD's
+evaluate-v2.0.py; CodeXGLUE and WikiSQL are checkouts of microsoft/CodeXGLUE and salesforce/WikiSQL, of
+which the latter needs the packages records and babel. scikit-learn, sacrebleu, rouge-score and NLTK are
+called as installed. FOLDER holds NLTK's wordnet and punkt_tab; without it ``meteor`` and the comparison
+of sentences are left out. WikiSQL's tables have no rows in the slice: rows are made here, of which some
+fulfil the references' conditions.
 
 A reference becomes a prediction by its number: kept, words left out, shuffled, cut, emptied, another's, or
 said twice. Written are both values, their difference, and the largest difference of an item.
