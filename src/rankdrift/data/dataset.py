@@ -35,8 +35,13 @@ class TrainingData:
     """Token that fills a row up; masked."""
     side: Side
     """Where it is put."""
-    num_labels: int
-    """Classes of a classification head; 0 for the LM head."""
+    classes: Mapping[str, range]
+    """Classes of each task among those of a classification head; empty for the LM head."""
+
+    @property
+    def num_labels(self) -> int:
+        """Classes of a classification head; 0 for the LM head."""
+        return num_classes(self.classes)
 
     def counts(self) -> dict[str, dict[str, dict[str, int]]]:
         """Return what became of each task's rows, split by split: task -> split -> counts."""
@@ -52,8 +57,8 @@ def load_training_data(spec: Spec, tokenizer: PreTrainedTokenizerBase, side: Sid
     train, validation = (load_rows(spec, split, tokenizer) for split in ("train", "validation"))
     order = Mixture(train.sizes, spec.training.global_batch, spec.seed, spec.data.mixture)
     terms = train.targets if spec.model.head == "lm" else np.ones(len(train), np.int32)
-    pad, classes = tokenizer.pad_token_id, num_labels(spec)
-    return TrainingData(train, validation, order, train.lengths, terms, pad, side, classes)
+    pad = tokenizer.pad_token_id
+    return TrainingData(train, validation, order, train.lengths, terms, pad, side, class_ranges(spec))
 
 
 def load_rows(

@@ -19,7 +19,8 @@ def tokens(text: str) -> list[str]:
     >>> tokens("It isn't far. Go!")
     ['It', 'is', "n't", 'far', '.', 'Go', '!']
     """
-    return [word for sentence in sentences(text) for word in _tokenizer().tokenize(sentence)]
+    parts = (sentence for line in text.splitlines() for sentence in sentences(line))
+    return [word for sentence in parts for word in _tokenizer().tokenize(sentence)]
 
 
 def meteor_metric(name: str, wordnet: Callable[[], Any]) -> Metric:

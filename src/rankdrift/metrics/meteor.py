@@ -6,14 +6,12 @@ ships it. Without it the metric refuses; ``meteor_stem`` needs no WordNet.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from rankdrift.errors import UserError
 from rankdrift.metrics._meteor import meteor_metric
 
 
-@functools.cache
 def wordnet() -> Any:
     """Return NLTK's WordNet; raise UserError where it is not installed."""
     from nltk.corpus import wordnet as corpus

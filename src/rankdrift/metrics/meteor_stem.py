@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from rankdrift.metrics._meteor import meteor_metric
 
 
-class _NoSynonyms:
+class NoSynonyms:
     """A WordNet that knows no word."""
 
     def synsets(self, word: str) -> Sequence[object]:
+        """Return no set of synonyms."""
         return ()
 
 
-METRIC = meteor_metric("meteor_stem", _NoSynonyms)
+METRIC = meteor_metric("meteor_stem", NoSynonyms)

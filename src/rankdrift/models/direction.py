@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+NO_TOKEN = -1
 
 
 def is_bidirectional(config: PreTrainedConfig) -> bool:
@@ -21,3 +25,19 @@ def is_bidirectional(config: PreTrainedConfig) -> bool:
 def padding_side(config: PreTrainedConfig) -> Literal["left", "right"]:
     """Return where batches are padded: see ``data.batches.padded``."""
     return "right" if is_bidirectional(config) else "left"
+
+
+@contextmanager
+def pooled_at_the_end(config: PreTrainedConfig) -> Iterator[None]:
+    """Let a decoder's head read the last column, where every row that is padded on the left ends.
+
+    transformers has it read the last token that is not ``pad_token_id``, which is another one where a prompt
+    ends in that token. For as long as no token is the padding token it reads the last column. The heads of
+    encoders, whose rows are padded on the right, read the first column whatever is set.
+    """
+    text: Any = config.get_text_config()
+    pad_id, text.pad_token_id = text.pad_token_id, NO_TOKEN
+    try:
+        yield
+    finally:
+        text.pad_token_id = pad_id

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankdrift.data.batches import padded
-from rankdrift.models.direction import padding_side
+from rankdrift.models.direction import padding_side, pooled_at_the_end
 from rankdrift.scoring.batches import batches_by_tokens
 from rankdrift.tasks.kinds import Classes
-
-NO_TOKEN = -1
 
 
 @torch.inference_mode()
@@ -45,27 +42,11 @@ def class_log_probabilities(
     side = padding_side(model.config)
     for numbers in batches_by_tokens([len(request.prompt) for request in requests], token_budget):
         batch = padded([requests[number].prompt for number in numbers], pad_id, side, model.device)
-        with _pooled_at_the_end(model):
+        with pooled_at_the_end(model.config):
             logits = model(**batch, use_cache=False).logits.float().cpu()
         found |= {number: _of_task(requests[number], logits[row]) for row, number in enumerate(numbers)}
         advance(len(numbers))
     return [found[number] for number in range(len(requests))]
-
-
-@contextmanager
-def _pooled_at_the_end(model: PreTrainedModel) -> Iterator[None]:
-    """Let a decoder's head read the last column, where every row that is padded on the left ends.
-
-    transformers has it read the last token that is not ``pad_token_id``, which is another one where a prompt
-    ends in that token. For as long as no token is the padding token it reads the last column. The heads of
-    encoders, whose rows are padded on the right, read the first column whatever is set.
-    """
-    config = model.config.get_text_config()
-    pad_id, config.pad_token_id = config.pad_token_id, NO_TOKEN
-    try:
-        yield
-    finally:
-        config.pad_token_id = pad_id
 
 
 def _of_task(request: Classes, logits: Tensor) -> tuple[float, ...]:

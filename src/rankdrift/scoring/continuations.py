@@ -1,7 +1,7 @@
 """Continuations: log p(continuation | context), with one pass over a context for all that follow it.
 
 A pass over a context and all of a continuation but its last token, its stem, serves every continuation of
-the same context whose stem is a beginning of it: all single-token ones, for instance. Where the continuations
+that context whose stem is a beginning of it: all single-token ones, for instance. Where the continuations
 need several stems, the context is read once and its keys and values serve all of them, if the model's cache
 allows it and enough is saved.
 """

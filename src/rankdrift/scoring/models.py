@@ -54,11 +54,12 @@ class Models:
 
     def _restored(self) -> PreTrainedModel:
         """Return the base as it is stored."""
-        if self._adapted is not None and self._kept is not None:
-            self._kept = self._adapted.unload()
+        if self._adapted is not None:
+            kept: Any = self._adapted
+            self._kept = kept.unload()
             with torch.no_grad():
                 for name, weight in self._weights.items():
-                    self._kept.get_submodule(name).weight.copy_(weight)
+                    self._kept.get_parameter(f"{name}.weight").copy_(weight)
             self._adapted, self._weights = None, {}
         if self._kept is None:
             self._kept = _ready(load_model(self.base, self._plain, num_labels(self.spec)))
@@ -66,17 +67,13 @@ class Models:
 
     def _with_adapter(self, source: Path) -> PreTrainedModel:
         base = self._restored()
-        self._adapted = PeftModel.from_pretrained(base, str(source)).eval()
+        adapted: Any = PeftModel.from_pretrained(base, str(source))
+        self._adapted = adapted
         if not self.spec.scoring.merge:
-            return _ready(self._adapted)
-        inner = self._adapted.get_base_model()
-        self._weights = {
-            name: module.get_base_layer().weight.detach().clone()
-            for name, module in inner.named_modules()
-            if isinstance(module, LoraLayer)
-        }
-        self._adapted.merge_adapter(safe_merge=True)
-        return _ready(self._adapted)
+            return _ready(adapted)
+        self._weights = _adapted_weights(adapted)
+        adapted.merge_adapter(safe_merge=True)
+        return _ready(adapted)
 
 
 def _leaves_the_base_as_it_was(source: Path) -> bool:
@@ -88,6 +85,13 @@ def _leaves_the_base_as_it_was(source: Path) -> bool:
     plain = config.get("peft_type") == "LORA" and config.get("init_lora_weights") in (True, False)
     more = ("modules_to_save", "trainable_token_indices", "use_dora", "layer_replication")
     return plain and config.get("bias", "none") == "none" and not any(config.get(key) for key in more)
+
+
+def _adapted_weights(adapted: PeftModel) -> dict[str, Tensor]:
+    """Return copies of the base's weights that merging will change, by the names of their modules."""
+    base: Any = adapted.get_base_model()
+    layers = ((name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer))
+    return {name: layer.get_base_layer().weight.detach().clone() for name, layer in layers}  # type: ignore[operator]
 
 
 def _ready(model: Any) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from rankdrift.data.batches import IGNORED, collate, target_positions
 from rankdrift.data.dataset import TrainingData
 from rankdrift.data.tokens import Head, Row
+from rankdrift.models.direction import pooled_at_the_end
 from rankdrift.training.engine import Engine
 
 
@@ -94,5 +95,16 @@ class BatchLoss:
         """Return logits, made only where a target can follow, and labels."""
         batch: dict[str, Any] = collate(rows, self.data.pad_id, self.head, self.data.side)
         labels = batch.pop("labels")
-        kept = {"logits_to_keep": target_positions(labels)} if self.head == "lm" else {}
-        return self.engine.forward(batch, **kept), labels
+        if self.head == "lm":
+            return self.engine.forward(batch, logits_to_keep=target_positions(labels)), labels
+        with pooled_at_the_end(self.engine.deepspeed.module.config):
+            return self._of_own_classes(self.engine.forward(batch), rows), labels
+
+    def _of_own_classes(self, logits: Tensor, rows: list[Row]) -> Tensor:
+        """Return the logits of a classification head, each row's of its own task's classes alone."""
+        classes = torch.arange(logits.shape[1], device=logits.device)
+        ranges = torch.tensor(
+            [(own.start, own.stop) for own in (self.data.classes[row.task] for row in rows)]
+        )
+        first, stop = ranges.to(logits.device).T[:, :, None]
+        return logits.masked_fill((classes < first) | (classes >= stop), -torch.inf)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from types import SimpleNamespace
 
+import nltk
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
 from rankdrift import registry
 from rankdrift.errors import UserError
+from rankdrift.metrics import Answered
 
 METRICS = [registry.load("metric", name) for name in registry.names("metric")]
 TEXTS = (
@@ -21,10 +25,41 @@ TEXTS = (
 )
 REFERENCES = tuple((text, "an answer that nobody gave here") for text in TEXTS)
 LABELS = (0, 1, 1, 0, 1, 0, 0, 1)
+ANSWERS = (Answered("", 0.9), *(Answered(text, 0.1) for text in TEXTS))
+ACCEPTED = ((), *REFERENCES)
+QUERIES = tuple(f"SELECT {column} FROM table WHERE Year = 1990" for column in ("Name", "COUNT(Name)", "Town"))
+PERFECT = {
+    "choice": (LABELS, LABELS),
+    "normalised_choice": (LABELS, LABELS),
+    "text": (TEXTS, REFERENCES),
+    "answer": (ANSWERS, ACCEPTED),
+}
+METEOR = sum(1 - 0.5 / len(text.split()) ** 3 for text in TEXTS) / len(TEXTS)  # of identical texts, W05-0909
+
+
+def a_query(column, aggregation):
+    conditions = {"column_index": [2], "operator_index": [0], "condition": ["1990"]}
+    table = {"header": ["Name", "Town", "Year"], "types": ["text", "text", "real"]}
+    rows = [["Ada", "Bern", "1990"], ["Bo", "Bath", "1990"]]
+    sql = {"sel": column, "agg": aggregation, "conds": conditions}
+    return (json.dumps({"sql": sql, "table": {**table, "rows": rows}}),)
 
 
 def a_perfect_set(metric):
-    return (LABELS, LABELS) if metric.reads == "choice" else (TEXTS, REFERENCES)
+    if metric.name.startswith("wikisql"):
+        return QUERIES, (a_query(0, 0), a_query(0, 3), a_query(1, 0))
+    return PERFECT[metric.reads]
+
+
+def best_of(metric):
+    return METEOR if metric.name.startswith("meteor") else metric.best
+
+
+@pytest.fixture(autouse=True)
+def no_word_has_a_synonym(monkeypatch):
+    """METEOR does not wait for an installed WordNet."""
+    fake = SimpleNamespace(ensure_loaded=lambda: None, synsets=lambda word: ())
+    monkeypatch.setattr(nltk.corpus, "wordnet", fake)
 
 
 @pytest.fixture(params=METRICS, ids=lambda metric: metric.name)
@@ -33,13 +68,13 @@ def metric(request):
 
 
 def test_perfect_predictions_give_the_best_value(metric):
-    assert metric.compute(*a_perfect_set(metric)) == pytest.approx(metric.best)
+    assert metric.compute(*a_perfect_set(metric)) == pytest.approx(best_of(metric))
 
 
 def test_a_wrong_prediction_costs(metric):
     predictions, answers = a_perfect_set(metric)
-    wrong = 1 if metric.reads == "choice" else "zzz"
-    assert metric.compute((wrong, *predictions[1:]), answers) < metric.best * 0.999
+    wrong = {"text": "zzz", "answer": Answered("zzz", 0.5)}.get(metric.reads, 1)
+    assert metric.compute((wrong, *predictions[1:]), answers) < best_of(metric) * 0.999
 
 
 def test_order_of_the_items_does_not_matter(metric):
@@ -70,8 +105,10 @@ def test_the_file_is_the_name(name):
 
 @pytest.mark.parametrize(("predictions", "answers"), [([], []), ([1], [1, 0])])
 def test_no_items_or_unequal_numbers_are_refused(metric, predictions, answers):
-    if metric.reads == "text":
-        predictions, answers = [str(p) for p in predictions], [(str(a),) for a in answers]
+    if metric.reads in ("text", "answer"):
+        words = [str(p) for p in predictions]
+        predictions = [Answered(word, 0.0) for word in words] if metric.reads == "answer" else words
+        answers = [a_query(0, 0) for _ in answers]
     with pytest.raises(ValueError):
         metric.compute(predictions, answers)
 
@@ -89,6 +126,39 @@ def test_classification_agrees_with_scikit_learn(classes, average):
     assert f1 == pytest.approx(sklearn_metrics.f1_score(labels, predictions, average=average), abs=1e-12)
     accuracy = registry.load("metric", "accuracy").compute(predictions.tolist(), labels.tolist())
     assert accuracy == pytest.approx(sklearn_metrics.accuracy_score(labels, predictions))
+    macro = registry.load("metric", "f1_macro").compute(predictions.tolist(), labels.tolist())
+    assert macro == pytest.approx(sklearn_metrics.f1_score(labels, predictions, average="macro"), abs=1e-12)
+    matthews = registry.load("metric", "matthews").compute(predictions.tolist(), labels.tolist())
+    assert matthews == pytest.approx(sklearn_metrics.matthews_corrcoef(labels, predictions), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "expected"),
+    [
+        ([1, 1, 0, 0], [1, 0, 1, 0], 0.0),  # as chance has it
+        ([0, 0, 1, 1], [1, 1, 0, 0], -1.0),
+        ([1, 1, 1, 1], [1, 0, 1, 0], 0.0),  # one class alone: 0/0, which scikit-learn calls 0
+        # TP 2, TN 1, FP 1, FN 0: (2 x 1 - 1 x 0) / sqrt(3 x 2 x 2 x 1)
+        ([1, 1, 1, 0], [1, 1, 0, 0], 2 / math.sqrt(12)),
+    ],
+)
+def test_matthews_by_hand(predictions, labels, expected):
+    assert registry.load("metric", "matthews").compute(predictions, labels) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "accuracy_norm", "matthews"])
+def test_a_missing_prediction_is_never_right(name):
+    metric = registry.load("metric", name)
+    assert metric.compute([1, -1, 0], [1, 1, 0]) < metric.compute([1, 1, 0], [1, 1, 0])
+
+
+def test_bleu_with_empty_predictions_and_several_references():
+    """One text of two is there and right: the brevity penalty, exp(1 - r / c), is left (P02-1040, 2.2.2)."""
+    references = [("a b c d e f", "g h i j k l"), ("m n o p q r", "s t u v w x", "only here one more")]
+    # sacrebleu takes the reference nearest in length; of the empty text that is the one of four words
+    found = registry.load("metric", "bleu").compute(["a b c d e f", ""], references)
+    assert found == pytest.approx(100 * math.exp(1 - 10 / 6))
+    assert registry.load("metric", "bleu").compute(["", ""], references) == 0.0
 
 
 def test_a_missing_prediction_is_a_false_negative_and_no_class():

@@ -1,0 +1,87 @@
+"""A rank that answers requests with the others, each way of sharing them, and writes what it saw."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
+
+from rankdrift.models.tiny import tiny_config
+from rankdrift.scoring.answers import answer
+from rankdrift.scoring.codec import Codec
+from rankdrift.scoring.shares import Shares
+from rankdrift.tasks.kinds import Classes, Completion, Continuation, Request
+
+CODEC = Codec(0, frozenset({1}), lambda tokens: "".join(f"<{token}>" for token in tokens))
+BUDGET = 60
+
+
+def model_of(kind: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = tiny_config()
+    config.update({"initializer_range": 0.3, "num_labels": 3})
+    return (LlamaForSequenceClassification if kind == "classes" else LlamaForCausalLM)(config).eval()
+
+
+def requests_of(kind: str) -> list[Request]:
+    """Requests that are easily shared, that one rank has to work at for long, and fewer than ranks."""
+    draw = random.Random(3)
+    prompts = [tuple(draw.randrange(2, 31) for _ in range(draw.randrange(1, 30))) for _ in range(9)]
+    if kind == "classes":
+        return [Classes(prompt, 1, 2) for prompt in prompts]
+    if kind == "one":
+        return [Completion(prompts[0], 5)]
+    choices = ((5,), (5, 9), (20, 3, 4), (8, 8, 8, 8))
+    made: list[Request] = [Continuation(prompt, choice) for prompt in prompts for choice in choices]
+    return made + [Completion(prompt, 1 + 3 * number) for number, prompt in enumerate(prompts)]
+
+
+KINDS = ("texts", "one", "classes")
+
+
+def answers(
+    kind: str, shares: Shares | None, meet: bool = False, partitioned: bool = False
+) -> dict[str, Any]:
+    """Answer; ``meet`` makes every pass one in which all ranks have to meet."""
+    model, passes = model_of(kind), 0
+
+    def passed(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+        if meet:
+            present = torch.ones(1)
+            dist.all_reduce(present)
+            assert int(present) == dist.get_world_size(), "what was met is no pass of the others"
+
+    if partitioned:
+        zero3 = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+        zero3["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
+        model = deepspeed.initialize(model=model, config=zero3)[0].module
+        assert all(parameter.numel() == 0 for parameter in model.parameters())
+    model.register_forward_pre_hook(passed)
+    found = answer(model, requests_of(kind), CODEC, BUDGET, shares)
+    return {"answers": found, "passes": passes}
+
+
+def main(folder: Path) -> None:
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # needs a compiler
+    deepspeed.init_distributed("gloo")
+    seen = {}
+    for kind in KINDS:
+        seen[f"{kind} independent"] = answers(kind, Shares.of_group())
+        lockstep = Shares.of_group(lockstep=True)
+        seen[f"{kind} lockstep"] = answers(kind, lockstep, meet=True)
+        seen[f"{kind} partitioned"] = answers(kind, lockstep, partitioned=True)
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps(seen))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
