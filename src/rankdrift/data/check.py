@@ -110,7 +110,9 @@ def _checked(task: Task, split: Split, share: float, rows: Iterable[Mapping[str,
             continue
         if not example.target.strip() and not example.messages:
             checked.faults["have an empty target"].append(number)
-        content = hash((example.prompt, example.target, example.choices, _asked(example)))
+        content = hash(
+            repr((example.prompt, example.target, example.choices, example.contexts, example.messages))
+        )
         if content in whole:
             checked.faults["come a second time"].append(number)
         whole.add(content)

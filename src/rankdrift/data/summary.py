@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.table import Table
 
 from rankdrift import files, registry
@@ -18,6 +20,9 @@ from rankdrift.tasks import Split, Task
 
 QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "longest": 1.0}
 """Name -> which quantile of the rows' lengths."""
+
+BINS = 40
+"""Bins of a histogram of lengths, at most."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,10 @@ def _label_shares(task: Task, labels: np.ndarray) -> dict[str, float]:
 
 def as_table(summaries: Sequence[Summary]) -> Table:
     """Return the summaries as a table for a terminal."""
-    table = Table()
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("task", "split"):
         table.add_column(name)
-    for name in ("rows", "dropped", "tokens", "carry loss", *QUANTILES, "prompts cut", "targets cut"):
+    for name in ("rows", "dropped", "tokens", "learnt", *QUANTILES, "prompts cut", "targets cut"):
         table.add_column(name, justify="right")
     table.add_column("labels")
     for of in summaries:
@@ -99,20 +104,34 @@ def draw(path: Path, summaries: Sequence[Summary], tables: dict[Split, TaskTable
     names = next(iter(tables.values())).tasks
     figure = Figure(figsize=(10, 0.8 + 2.4 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 2, squeeze=False)
-    for (lengths, labels), name in zip(axes, names, strict=True):
-        for split, of_split in tables.items():
-            table = of_split.tables[of_split.tasks.index(name)]
-            lengths.hist(table.lengths, bins=40, density=True, histtype="step", label=split)
-        lengths.set(title=name, xlabel="tokens a row", ylabel="share of rows")
-        lengths.legend()
-        mine = [of for of in summaries if of.task == name]
-        for number, of in enumerate(mine):
-            at = np.arange(len(of.labels)) + number / (len(mine) + 1)
-            labels.bar(at, list(of.labels.values()), 1 / (len(mine) + 1), align="edge", label=of.split)
-        if mine and mine[0].labels:
-            labels.set_xticks(np.arange(len(mine[0].labels)) + 0.5, list(mine[0].labels))
-            labels.set(ylabel="share of rows")
-        else:
-            labels.set_axis_off()
+    for (left, right), name in zip(axes, names, strict=True):
+        lengths = {split: of.tables[of.tasks.index(name)].lengths for split, of in tables.items()}
+        _draw_lengths(left, name, lengths)
+        _draw_labels(right, [of for of in summaries if of.task == name])
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=120)
+
+
+def _draw_lengths(axes: Axes, name: str, lengths: dict[Split, np.ndarray]) -> None:
+    """Draw histograms with bins of whole numbers of tokens, the same for each split."""
+    longest = max(int(of_split.max()) for of_split in lengths.values())
+    width = -(-longest // BINS)
+    bins = np.arange(0, longest + width + 1, width) - 0.5
+    for split, of_split in lengths.items():
+        weights = np.full(len(of_split), 1 / len(of_split))
+        axes.hist(of_split, bins=list(bins), weights=weights, histtype="step", label=split)
+    axes.set(title=name, xlabel="tokens a row", ylabel="share of rows")
+    axes.legend()
+
+
+def _draw_labels(axes: Axes, summaries: Sequence[Summary]) -> None:
+    labels = list(dict.fromkeys(label for of in summaries for label in of.labels))
+    if not labels:
+        axes.set_axis_off()
+        return
+    width = 0.8 / len(summaries)
+    for number, of in enumerate(summaries):
+        at = np.arange(len(labels)) + (number + 0.5) * width - 0.4
+        axes.bar(at, [of.labels.get(label, 0.0) for label in labels], width, label=of.split)
+    axes.set_xticks(np.arange(len(labels)), labels)
+    axes.set(ylabel="share of rows")
