@@ -75,6 +75,8 @@ def load_rows(
 
     Raises UserError if the data cannot be used.
     """
+    if not spec.data.tasks:
+        raise UserError("data.tasks is empty: name at least one task to train on")
     preparation = Preparation(tokenizer, spec.data, progress)
     tasks = [registry.load("task", name) for name in spec.data.tasks]
     return TaskTables(

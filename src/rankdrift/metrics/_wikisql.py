@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from rankdrift.errors import UserError
+
 AGGREGATIONS = ("", "MAX", "MIN", "COUNT", "SUM", "AVG")
 OPERATORS = ("=", ">", "<", "OP")
 
@@ -61,9 +63,21 @@ class Gold:
 
 
 def read_gold(reference: str) -> Gold:
-    """Return what the JSON of a row's ``{"sql": ..., "table": ...}`` holds, in the layout of HF's wikisql."""
-    row = json.loads(reference)
-    sql, table = row["sql"], row["table"]
+    """Return what the JSON of a row's ``{"sql": ..., "table": ...}`` holds, in the layout of HF's wikisql.
+
+    Raises UserError where it is no such text.
+    """
+    try:
+        row = json.loads(reference)
+        return _gold_of(row["sql"], row["table"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            "a WikiSQL reference has to be the JSON of a row's 'sql' and 'table' in the layout of the hub's "
+            f"wikisql, but is '{reference[:80]}' ({error!r})"
+        ) from error
+
+
+def _gold_of(sql: dict[str, Any], table: dict[str, Any]) -> Gold:
     columns = (sql["conds"][key] for key in ("column_index", "operator_index", "condition"))
     conditions = tuple(
         (column, operator, str(value)) for column, operator, value in zip(*columns, strict=True)

@@ -19,7 +19,12 @@ BASE_STEP = 0
 
 
 def score_run(
-    run: RunLayout, steps: Sequence[int], base: bool, progress: Progress, shares: Shares | None = None
+    run: RunLayout,
+    steps: Sequence[int],
+    base: bool,
+    progress: Progress,
+    shares: Shares | None = None,
+    spec: Spec | None = None,
 ) -> list[Path]:
     """Score a run's exports on every split of ``scoring.splits``; return the paths of their scores.
 
@@ -35,6 +40,8 @@ def score_run(
         Called with one line for each thing done.
     shares
         The ranks that score together.
+    spec
+        The run's settings with others for data and scoring; by default those it was trained with.
 
     Raises
     ------
@@ -42,7 +49,7 @@ def score_run(
         If the run, or a step's export, is missing.
 
     """
-    spec = read_spec(run.spec)
+    spec = spec or read_spec(run.spec)
     base_folder = resolve(spec.model.name, spec.model.revision)
     places = [(run, step, run.export(step)) for step in _exported(run, steps, base)]
     if base:

@@ -29,11 +29,11 @@ def compared_texts(
     spec: Spec, tokenizer: PreTrainedTokenizerBase, trained: Sequence[TaskItems]
 ) -> dict[str, GeneralText]:
     """Return general text, and the prompts of each trained task, at most ``scoring.text_limit`` of each."""
-    pad = tokenizer.pad_token_id
-    windows = load_windows(spec.data, tokenizer, spec.scoring.text_limit)
+    pad, limit = tokenizer.pad_token_id, spec.scoring.text_limit or spec.scoring.limit
+    windows = load_windows(spec.data, tokenizer, limit)
     texts = {GENERAL_TEXT: tuple(windows)}
     for items in trained:
-        found = prompt_windows(items, spec.scoring.text_limit)
+        found = prompt_windows(items, limit)
         if found:
             texts[items.task.name + PROMPTS] = found
     return {name: GeneralText(found, pad, spec.scoring.batch_tokens) for name, found in texts.items()}

@@ -180,7 +180,7 @@ class ScoringSpec(Section):
     max_new_tokens: PositiveInt | None = None
     """Longest generated answer, in tokens; None is what each task says."""
     text_limit: PositiveInt | None = None
-    """Windows of general text scored, and of each trained task's prompts."""
+    """Windows of general text scored, and prompts of each trained task; None is ``limit``."""
     merge: bool = True
     """Whether an adapter is merged into the base, in fp32, before it is scored."""
 
@@ -246,7 +246,7 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Spec:
-        if not self.data.tasks:
+        if not self.data.tasks and not self.scoring.tasks:
             raise ValueError("data.tasks is empty: name at least one task")
         for task in (*self.data.tasks, *(self.scoring.tasks or ()), *self.data.carve):
             registry.require("task", task)

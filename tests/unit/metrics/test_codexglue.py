@@ -40,6 +40,11 @@ def test_code_to_text_takes_the_shortest_of_several_references():
     assert found == pytest.approx(100)  # of the longer one it would be exp(1 - 6 / 5)
 
 
+def test_a_word_said_twice_counts_as_often_as_one_reference_has_it():
+    """Of "a a" one word and no pair match: (1 / 2 x (0 + 1) / (1 + 1) x 1 x 1)^(1/4)."""
+    assert TO_TEXT.per_item("a a", ("a", "a b")) == pytest.approx(100 * 0.25**0.25)
+
+
 def test_an_empty_text_scores_by_the_length_of_its_reference():
     assert TO_TEXT.per_item("", ("a b c",)) == pytest.approx(100 * math.exp(-3))
 

@@ -41,6 +41,7 @@ def test_answers_come_with_their_parts():
 def test_several_are_combined():
     both = evaluate.combine([as_evaluate("rouge1"), as_evaluate("exact_match")])
     assert both.compute(predictions=["a b"], references=[["a b"]]) == {"rouge1": 100.0, "exact_match": 1.0}
+    assert both.evaluation_module_names == ["rouge1", "exact_match"]
 
 
 def test_items_may_be_added_one_by_one():

@@ -68,6 +68,19 @@ def test_the_best_of_the_accepted_answers_counts():
     )
 
 
+def test_an_accepted_answer_without_words_is_none():
+    """The script drops it, so that an empty text is not right beside another; alone it makes "" right."""
+    assert SQUAD.per_item(Answered("", 0.0), ("the", "Rollo")) == 0.0
+    assert SQUAD.per_item(Answered("", 0.0), ("the",)) == 100.0
+
+
+def test_an_answer_that_there_should_not_be_lowers_the_score_at_a_threshold():
+    """From the surest on: 1 of 3 right with no answers, 0 with the first, 1 and 2 with the next two."""
+    predictions = [Answered("Rollo", chance) for chance in (0.3, 0.1, 0.2)]
+    found = SQUAD.parts(predictions, [("Rollo",), (), ("Rollo",)])
+    assert (found["best_exact"], found["best_exact_thresh"]) == (pytest.approx(200 / 3), 0.3)
+
+
 def test_a_kind_of_question_that_does_not_occur_has_no_values():
     found = SQUAD.parts(PREDICTIONS[:3], ANSWERS[:3])
     assert "HasAns_f1" in found

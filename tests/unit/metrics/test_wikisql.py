@@ -16,12 +16,21 @@ FORM, EXECUTION = (
     registry.load("metric", "wikisql_logical_form"),
     registry.load("metric", "wikisql_execution"),
 )
-HEADER = ("Player", "No.", "Max Speed", "Speed", "Years in Toronto = team", "Wins and losses")
-TYPES = ("text", "real", "text", "real", "text", "text")
+HEADER = (
+    "Player",
+    "No.",
+    "Max Speed",
+    "Speed",
+    "Years in Toronto",
+    "Years in Toronto = team",
+    "Wins and losses",
+    "Losses",
+)
+TYPES = ("text", "real", "text", "real", "text", "text", "text", "real")
 ROWS = (
-    ("Aleksandar", "25", "x", "1200", "1999", "2"),
-    ("Muggsy", "1", "y", "900", "1998", "3"),
-    ("muggsy", "2", "z", "950", "1998", "4"),
+    ("Aleksandar", "25", "x", "1200", "", "1999", "2", "1"),
+    ("Muggsy", "1", "y", "900", "", "1998", "3", "1"),
+    ("muggsy", "2", "z", "950", "", "1998", "4", "1"),
 )
 
 
@@ -42,11 +51,11 @@ def reference(sel=0, agg=0, conds=(), rows=ROWS):
         ("SELECT MAX Speed FROM table", Query(3, 1, ())),
         ("SELECT MAX(Speed) FROM table", Query(3, 1, ())),
         ("SELECT MIN Max Speed FROM table", Query(2, 2, ())),
-        ("SELECT No. FROM table WHERE Years in Toronto = team = 1999", Query(1, 0, ((4, 0, "1999"),))),
+        ("SELECT No. FROM table WHERE Years in Toronto = team = 1999", Query(1, 0, ((5, 0, "1999"),))),
         ("SELECT No. FROM table WHERE Player = this AND that", Query(1, 0, ((0, 0, "this AND that"),))),
         (
             "SELECT No. FROM table WHERE Wins and losses = 3 AND Player < a b",
-            Query(1, 0, ((5, 0, "3"), (0, 2, "a b"))),
+            Query(1, 0, ((6, 0, "3"), (0, 2, "a b"))),
         ),
     ],
 )
@@ -107,12 +116,21 @@ def test_execution(text, expected):
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "column", "value"),
-    [("", 1, [25, 1, 2]), ("MAX", 3, [1200]), ("MIN", 3, [900]), ("COUNT", 0, [3]), ("SUM", 1, [28])],
+    ("aggregation", "column", "conditions", "results"),
+    [
+        ("", 1, (), [25, 1, 2]),
+        ("MAX", 3, (), [1200]),
+        ("MIN", 3, (), [900]),
+        ("COUNT", 0, (), [3]),
+        ("SUM", 1, (), [28]),
+        ("AVG", 3, ((1, 2, "3"),), [925]),
+        ("", 1, ((0, 0, "MUGGSY"),), [1, 2]),  # no case in text
+        ("", 0, ((3, 0, "1,200"),), ["aleksandar"]),  # commas between thousands
+    ],
 )
-def test_results_by_hand(aggregation, column, value):
-    gold = read_gold(*reference())
-    assert execute(Query(column, AGGREGATIONS.index(aggregation), ()), gold) == value
+def test_results_by_hand(aggregation, column, conditions, results):
+    query = Query(column, AGGREGATIONS.index(aggregation), conditions)
+    assert execute(query, read_gold(*reference())) == results
 
 
 def test_execution_over_a_table_without_rows_is_undefined(caplog):
@@ -123,6 +141,12 @@ def test_execution_over_a_table_without_rows_is_undefined(caplog):
     assert "no rows" in caplog.text
     assert math.isnan(EXECUTION.per_item(right, empty))
     assert FORM.compute([right], [empty]) == 1.0
+
+
+@pytest.mark.parametrize("text", ["Muggsy", '{"sql": {"sel": 0}}', '"text"'])
+def test_a_reference_that_is_no_row_is_shown(text):
+    with pytest.raises(UserError, match="has to be the JSON of"):
+        FORM.per_item("SELECT Player FROM table", (text,))
 
 
 def test_a_reference_that_cannot_be_executed_is_named():
