@@ -3,8 +3,9 @@
     python benchmarks/data_preparation.py --data ../shared/data --model smollm2-135m --rows 400000
 
 SST-2's training rows, repeated with a number of their own behind each, are prepared once with the tokenizer's
-calls timed apart (both in seconds of the CPU, of one thread), and asked for a second time. Then fresh processes, as a rank does, load the prepared rows
-and take the first global batch, with few rows and with all of them in turn.
+calls timed apart (both in seconds of the CPU, of one thread), and asked for a second time. Then fresh
+processes, as a rank does, load the prepared rows and take the first global batches, with few rows and with
+all of them in turn.
 """
 
 from __future__ import annotations

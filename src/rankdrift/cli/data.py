@@ -117,7 +117,7 @@ def upload(arguments: argparse.Namespace, spec: Spec) -> int:
 
     if arguments.folder:
         if not arguments.folder.is_dir():
-            raise UserError(f"{arguments.folder}: no such folder")
+            raise UserError(f"{arguments.folder}: no such folder; name that of an export")
         print(upload_model(arguments.folder, arguments.repo, arguments.force))
         return 0
     tables = _tables(arguments, spec)
