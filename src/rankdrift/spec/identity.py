@@ -25,7 +25,7 @@ KEYS: dict[str, Role] = {
     "model.name": "content",
     "model.revision": "content",
     "model.head": "identity",
-    "model.heads": "identity",
+    "model.heads": "content",
     "model.attention": "rounding",
     "model.gradient_checkpointing": "rounding",
     "data.tasks": "content",

@@ -69,7 +69,8 @@ def test_bad_settings(
     ("arguments", "part"),
     [
         (["consolidate", "{}"], "no complete checkpoint"),
-        (["score", "{}"], "spec.json: no such file"),
+        (["score", "{}"], "{}: is no run, so it has no tasks of its own"),
+        (["score", "{}", "--tasks", "topic"], "no config.json"),
         (["report", "{}"], "run 'rankdrift analyze --study {}' first"),
         (["analyze", "spectra"], "give either --study FOLDER, or --base MODEL"),
         (["analyze", "spektra", "--study", "x"], "unknown analysis 'spektra': did you mean 'spectra'?"),

@@ -14,7 +14,7 @@ from sklearn import metrics as sklearn_metrics
 
 from rankdrift import registry
 from rankdrift.errors import UserError
-from rankdrift.metrics import Answered
+from rankdrift.metrics import Answered, ScoredText
 
 METRICS = [registry.load("metric", name) for name in registry.names("metric")]
 TEXTS = (
@@ -33,6 +33,7 @@ PERFECT = {
     "normalised_choice": (LABELS, LABELS),
     "text": (TEXTS, REFERENCES),
     "answer": (ANSWERS, ACCEPTED),
+    "text_likelihood": (tuple(ScoredText(0.0, 2 + size, 9 + size) for size in range(4)), (None,) * 4),
 }
 METEOR = sum(1 - 0.5 / len(text.split()) ** 3 for text in TEXTS) / len(TEXTS)  # of identical texts, W05-0909
 
@@ -73,8 +74,10 @@ def test_perfect_predictions_give_the_best_value(metric):
 
 def test_a_wrong_prediction_costs(metric):
     predictions, answers = a_perfect_set(metric)
-    wrong = {"text": "zzz", "answer": Answered("zzz", 0.5)}.get(metric.reads, 1)
-    assert metric.compute((wrong, *predictions[1:]), answers) < best_of(metric) * 0.999
+    other = {"text": "zzz", "answer": Answered("zzz", 0.5), "text_likelihood": ScoredText(-9.0, 2, 9)}
+    value = metric.compute((other.get(metric.reads, 1), *predictions[1:]), answers)
+    cost = (best_of(metric) - value) * (1 if metric.higher_is_better else -1)
+    assert cost > 0.001 * best_of(metric)
 
 
 def test_order_of_the_items_does_not_matter(metric):
@@ -219,3 +222,16 @@ def test_exact_match_ignores_white_space_only(prediction, expected):
 def test_rouge_compares_stems(name):
     """Porter's stemmer takes "jumps" and "jumping" to "jump" (Program 14, 1980, step 1)."""
     assert registry.load("metric", name).compute(["a fox jumps"], [("a fox jumping",)]) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("word_perplexity", math.exp(16 / 8)),
+        ("byte_perplexity", math.exp(16 / 40)),
+        ("bits_per_byte", 16 / math.log(2) / 40),
+    ],
+)
+def test_likelihoods_of_texts_are_taken_together(name, expected):
+    texts = [ScoredText(-10.0, 5, 30), ScoredText(-6.0, 3, 10)]
+    assert registry.load("metric", name).compute(texts, [None, None]) == pytest.approx(expected)

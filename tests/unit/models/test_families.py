@@ -24,7 +24,8 @@ from rankdrift.models.base import load_model, load_tokenizer
 from rankdrift.models.direction import padding_side
 from rankdrift.models.families import GROUPS, roles
 from rankdrift.models.targets import target_modules
-from rankdrift.scoring.classification import choice_log_likelihoods, class_log_likelihoods
+from rankdrift.scoring.answers import answer
+from rankdrift.scoring.codec import Codec
 from rankdrift.scoring.items import task_items
 from rankdrift.spec import Spec, parse_spec
 
@@ -75,15 +76,14 @@ def test_a_padded_training_batch_is_its_rows_alone(folder_of: Callable, family: 
 def test_scores_of_a_padded_batch_are_its_rows_alone(folder_of: Callable, family: str, head: str) -> None:
     folder = folder_of(family)
     model, tokenizer = opened(folder, head), load_tokenizer(folder)
-    items = task_items(a_spec(head), registry.load("task", "topic"), tokenizer)
-    pad = tokenizer.pad_token_id
+    items = task_items(a_spec(head), registry.load("task", "topic"), "test", tokenizer, 512)
+    found = answer(model, items.requests, Codec.of(tokenizer), 8 * 96)
     if head == "classifier":
-        found = class_log_likelihoods(model, items.prompts, pad, 8)
-        expected = [alone(model, np.array(prompt)).log_softmax(-1).numpy() for prompt in items.prompts]
+        expected = [alone(model, np.array(asked.prompt)).log_softmax(-1).numpy() for asked in items.requests]
     else:
-        found = choice_log_likelihoods(model, items.prompts, items.choices, pad, 8)
-        expected = [[likelihood(model, p, choice) for choice in items.choices] for p in items.prompts]
-    np.testing.assert_allclose(found, np.array(expected), rtol=1e-5, atol=1e-4)
+        expected = [likelihood(model, asked.context, asked.continuation) for asked in items.requests]
+        found = [told.log_likelihood for told in found]
+    np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-5, atol=1e-4)
 
 
 def likelihood(model: PreTrainedModel, prompt: tuple[int, ...], choice: tuple[int, ...]) -> float:
