@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from rankdrift.data.batches import padded
 from rankdrift.scoring.batches import batches_by_tokens
-from rankdrift.scoring.caches import cache_layers, can_be_padded, rows_of
+from rankdrift.scoring.caches import keeps_keys_and_values, rows_of
 from rankdrift.scoring.codec import Codec
 from rankdrift.scoring.logits import logits_at
 from rankdrift.tasks.requests import Completion
@@ -81,7 +81,7 @@ def completion_texts(
 
     """
     written = [Written(request) for request in requests]
-    padding = bool(requests) and can_be_padded(cache_layers(model))
+    padding = bool(requests) and keeps_keys_and_values(model)
     for batch in _batches(requests, token_budget, padding):
         rows = [written[number] for number in batch]
         _write(model, rows, codec) if padding else _write_without_cache(model, rows, codec)

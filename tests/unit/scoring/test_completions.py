@@ -71,6 +71,12 @@ def test_a_text_ends_before_the_first_stop(model, prompts, plain, budget):
     assert completion_texts(model, asked(prompts, (within, across)), codec(), budget) == expected
 
 
+def test_of_two_stops_in_one_token_the_first_counts(model, prompts, plain):
+    token = plain[0][0]
+    assert completion_texts(model, asked(prompts[:1], (f"{token}>", f"<{token}")), codec(), 100) == [""]
+    assert completion_texts(model, asked(prompts[:1], (">", f"{token}>")), codec(), 100) == ["<"]
+
+
 def test_a_text_is_written_no_further_than_its_stop(model, prompts, plain):
     passes = count_passes(model, asked(prompts[:1], (f"<{plain[0][3]}>",)))
     assert passes == 1 + plain[0].index(plain[0][3]) + 1  # one asks which cache the model has

@@ -95,12 +95,14 @@ def test_models_without_keys_and_values_are_passed_plainly():
     check(model, requests, 40)
 
 
-def passes(model, requests, budget=10_000):
-    """Shape (rows, columns) of each pass."""
+def passes(model, requests, budget=10_000, of="input_ids"):
+    """Shape (rows, columns) of each pass; ``attention_mask`` counts what is in the cache as well."""
     shapes = []
-    hook = model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
+
+    def passed(module, args, kwargs):
+        shapes.append(tuple(kwargs.get(of, kwargs["input_ids"]).shape))
+
+    hook = model.register_forward_pre_hook(passed, with_kwargs=True)
     continuation_likelihoods(model, requests, PAD, budget)
     hook.remove()
     return shapes
@@ -125,7 +127,7 @@ def test_a_short_context_is_not_shared(model):
 def test_a_pass_keeps_to_the_budget(model, prompts):
     requests = asked([prompt * 2 for prompt in prompts], CHOICES["of unequal length, one within another"])
     longest = max(len(request.context) + len(request.continuation) for request in requests)
-    shapes = passes(model, requests, budget=longest)
+    shapes = passes(model, requests, longest, of="attention_mask")
     assert max(rows * columns for rows, columns in shapes) <= longest
     assert len(passes(model, requests)) < len(shapes)
 
