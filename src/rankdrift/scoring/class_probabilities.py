@@ -17,7 +17,7 @@ from rankdrift.tasks.requests import Classes
 NO_TOKEN = -1
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def class_log_probabilities(
     model: PreTrainedModel,
     requests: Sequence[Classes],

@@ -54,7 +54,7 @@ class Written:
         return codec.decode(self.tokens) if stopped is None else stopped
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def completion_texts(
     model: PreTrainedModel,
     requests: Sequence[Completion],

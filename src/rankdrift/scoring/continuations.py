@@ -88,7 +88,7 @@ class Tally:
         ]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def continuation_likelihoods(
     model: PreTrainedModel,
     requests: Sequence[Continuation],
