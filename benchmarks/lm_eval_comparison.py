@@ -11,7 +11,7 @@ lm-evaluation-harness detokenizes them for both sides; a window holds 1,024 toke
 
 Speed is that from pairs of texts to log-likelihoods, encoding included, the sides in turn, each at the batch
 size (token budget) that is best on a small slice. ``without sharing`` is rankdrift with every context read
-again for each continuation.
+again for each continuation. On a machine that does other work ``--threads 1 --clock processor`` says more.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import re
 import statistics
 import tempfile
@@ -49,6 +50,7 @@ YAML = Path(lm_eval.__file__).parent / "tasks"
 WINDOW = 1024
 TOLERANCE, TARGET = 1e-4, 1.5
 BATCH_SIZES = (1, 4, 8, 16, 32)
+CLOCKS = ("wall", "processor")
 TOKEN_BUDGETS = (512, 1024, 2048, 4096)
 JUDGED = 10  # requests of a task that are computed in fp64 as well
 
@@ -279,11 +281,11 @@ def compare_rolling(theirs: Theirs, ours: Ours, lm: HFLM) -> dict[str, Any]:
 # ---- speed
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return the wall-clock time of some work."""
-    began = time.perf_counter()
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the wall-clock and the processor time of some work."""
+    wall, processor = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - wall, time.process_time() - processor
 
 
 def sides(theirs: Theirs, ours: Ours, lm: HFLM) -> dict[str, Callable[[int, int], object]]:
@@ -308,26 +310,29 @@ def sides(theirs: Theirs, ours: Ours, lm: HFLM) -> dict[str, Callable[[int, int]
     }
 
 
-def measure(theirs: Theirs, ours: Ours, lm: HFLM, repeats: int, quick: bool) -> dict[str, Any]:
+def measure(theirs: Theirs, ours: Ours, lm: HFLM, arguments: argparse.Namespace) -> dict[str, Any]:
     """Find each side's best size on a tenth of the requests; then time all of them, in turn."""
     work = sides(theirs, ours, lm)
-    count = len(theirs.instances)
+    count = min(len(theirs.instances), arguments.timed)
+    clock = CLOCKS.index(arguments.clock)
     tried = {
-        side: {size: seconds(lambda: work[side](size, count // 10)) for size in sizes}  # noqa: B023
+        side: {size: seconds(lambda: work[side](size, count // 10))[clock] for size in sizes}  # noqa: B023
         for side, sizes in (("lm_eval", BATCH_SIZES), ("rankdrift", TOKEN_BUDGETS))
     }
     best = {side: min(times, key=times.__getitem__) for side, times in tried.items()}
     print(f"best sizes: {best}", flush=True)
     names = list(work)
     runs: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(repeats):
+    for repeat in range(arguments.repeats):
         for name in names if repeat % 2 == 0 else names[::-1]:
             size = best["lm_eval" if name == "lm_eval" else "rankdrift"]
-            runs[name].append(seconds(lambda: work[name](size, count // 10 if quick else count)))  # noqa: B023
-            print(f"{repeat + 1}/{repeats} {name}: {runs[name][-1]:.2f} s", flush=True)
+            runs[name].append(seconds(lambda: work[name](size, count))[clock])  # noqa: B023
+            print(f"{repeat + 1}/{arguments.repeats} {name}: {runs[name][-1]:.2f} s", flush=True)
     medians = {name: statistics.median(times) for name, times in runs.items()}
     return {
         "requests": count,
+        "clock": arguments.clock,
+        "load_average_after": os.getloadavg(),
         "seconds_by_size_on_a_tenth": tried,
         "size": best,
         "seconds": runs,
@@ -339,6 +344,8 @@ def measure(theirs: Theirs, ours: Ours, lm: HFLM, repeats: int, quick: bool) -> 
 
 def main(arguments: argparse.Namespace, folder: Path) -> None:
     """Compare, measure, write."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     path = resolve(arguments.model)
     tokenizer = load_tokenizer(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
@@ -359,10 +366,9 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
         result["equality"][name] = compare(name, theirs[name], ours, lm, tables[name])
         print(name, json.dumps(result["equality"][name]), flush=True)
     for name in [task for task in TIMED if task in arguments.tasks and arguments.repeats]:
-        result["speed"][name] = measure(theirs[name], ours, lm, arguments.repeats, arguments.quick)
+        result["speed"][name] = measure(theirs[name], ours, lm, arguments)
         print(name, json.dumps(result["speed"][name]), flush=True)
-    if not arguments.quick:
-        files.write_json(arguments.output, result | {"environment": files.environment()})
+    files.write_json(arguments.output, result | {"environment": files.environment()})
 
 
 if __name__ == "__main__":
@@ -374,7 +380,9 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--repeats", type=int, default=3, help="0: equality alone")
     parser.add_argument("--speed-alone", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="check the script; writes nothing")
+    parser.add_argument("--timed", type=int, default=400, help="requests of a task that are timed")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
+    parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0])
     parser.add_argument("--output", type=Path, default=HERE / "results" / "lm_eval_comparison.json")
     with tempfile.TemporaryDirectory() as temporary:
         main(parser.parse_args(), Path(temporary))

@@ -82,9 +82,9 @@ def completion_texts(
     """
     written = [Written(request) for request in requests]
     padding = bool(requests) and keeps_keys_and_values(model)
+    write = _write if padding else _write_without_cache
     for batch in _batches(requests, token_budget, padding):
-        rows = [written[number] for number in batch]
-        _write(model, rows, codec) if padding else _write_without_cache(model, rows, codec)
+        write(model, [written[number] for number in batch], codec)
         advance(len(batch))
     return [one.text(codec) for one in written]
 
