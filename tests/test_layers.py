@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "zero_checkpoint": BASE | {"files"},
     "export": BASE | {"files", "methods", "progress", "zero_checkpoint"},
     "verify": BASE | {"files", "methods", "progress", "zero_checkpoint", "export"},
-    "training": GROUND | STORED | {"signals", "tasks", "metrics", "methods", "data", "models"},
+    "training": GROUND | STORED | {"signals", "tasks", "metrics", "methods", "data", "models", "scoring"},
     "scoring": GROUND | {"tasks", "metrics", "methods", "data", "models"},
     "studies": GROUND | STORED | {"signals", "progress", "data", "models", "scoring", "analysis"},
     "analysis": BASE | {"files", "progress"},
