@@ -90,6 +90,7 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     keep = ["training.keep_last=1", "training.keep_best=1"]
     two += [job(folder, "kept", 2, "training.save_every=2", "training.save_steps=[3]", *keep)]
     both = ["data.tasks=[topic,describe]", "training.steps=2", "training.warmup_steps=0"]
+    both += ["training.eval_items=5", "scoring.max_new_tokens=4", "data.max_length=192"]
     two += [job(folder, f"mixed-z{s}", s, *both, "training.save_every=null") for s in (0, 3)]
     shares = [
         "data.tasks=[topic,describe]",
@@ -110,6 +111,7 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         two += [job(folder, f"halved-lora-z{s}", s, *brief_full, *LORA[:2])]
         two += [job(folder, f"halved-bf16-z{s}", s, *brief_full, "training.precision=bf16")]
     one = [job(folder, f"full-z{s}-r1", s) for s in (0, 2)]
+    one += [job(folder, "mixed-z0-r1", 0, *both, "training.save_every=null")]
     one += [job(folder, "six-z0-r1", 0, *SIX), job(folder, "shares-r1", 0, *shares)]
     brief = ["training.steps=1", "training.warmup_steps=0", "training.save_every=null"]
     one += [job(folder, "slow-probe", 2, *brief, slow_probe=SLOW)]
@@ -140,6 +142,21 @@ def test_losses_do_not_depend_on_stage_ranks_and_accumulation(runs: Path, name: 
         losses, expected = (column(runs, run, "loss", split) for run in (name, reference_of(name)))
         assert len(losses) >= 2
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics"), [("topic", ("accuracy", "f1")), ("describe", ("rouge_l", "bleu", "exact_match"))]
+)
+@pytest.mark.parametrize("name", ["mixed-z0", "mixed-z3"])
+def test_metrics_while_training_do_not_depend_on_stage_and_ranks(
+    runs: Path, name: str, task: str, metrics: tuple[str, ...]
+) -> None:
+    for metric in metrics:
+        values = column(runs, name, metric, f"validation/{task}")
+        assert len(values) == 2  # before and after
+        np.testing.assert_allclose(
+            values, column(runs, "mixed-z0-r1", metric, f"validation/{task}"), rtol=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", FP32_RUNS)
