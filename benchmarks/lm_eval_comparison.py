@@ -11,13 +11,15 @@ lm-evaluation-harness detokenizes them for both sides; a window holds 1,024 toke
 
 Speed is that from pairs of texts to log-likelihoods, encoding included, the sides in turn, each at the batch
 size (token budget) that is best on a small slice. ``without sharing`` is rankdrift with every context read
-again for each continuation.
+again for each continuation. On a machine that does other work ``--threads 1 --clock processor`` says more.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import os
 import re
 import statistics
 import tempfile
@@ -48,7 +50,9 @@ YAML = Path(lm_eval.__file__).parent / "tasks"
 WINDOW = 1024
 TOLERANCE, TARGET = 1e-4, 1.5
 BATCH_SIZES = (1, 4, 8, 16, 32)
+CLOCKS = ("wall", "processor")
 TOKEN_BUDGETS = (512, 1024, 2048, 4096)
+JUDGED = 10  # requests of a task that are computed in fp64 as well
 
 Row = Mapping[str, Any]
 Pair = tuple[str, str]
@@ -125,7 +129,7 @@ def articles(lines: Sequence[str]) -> Iterator[str]:
     article: list[str] = []
     for number, line in enumerate(lines):
         heading = re.fullmatch(r" = [^=].*[^=] = \n", line) and not lines[number - 1].strip()
-        if heading and article:
+        if heading and any(map(str.strip, article)):
             yield "".join(article)
             article = []
         article.append(line or " \n")
@@ -174,6 +178,7 @@ class Ours:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer, self.codec = model, tokenizer, Codec.of(tokenizer)
+        self.double: PreTrainedModel | None = None
 
     def requests(self, pairs: Sequence[Pair]) -> list[Continuation]:
         """Encode pairs: a context's last spaces go to the continuation, which is all behind the context."""
@@ -189,6 +194,15 @@ class Ours:
     def likelihoods(self, pairs: Sequence[Pair], token_budget: int) -> list[Likelihood]:
         """Encode and answer."""
         return answer(self.model, self.requests(pairs), self.codec, token_budget)  # type: ignore[return-value]
+
+    def in_fp64(self, request: Continuation) -> float:
+        """Return a log-likelihood of the same weights in double precision."""
+        if self.double is None:
+            self.double = copy.deepcopy(self.model).double()
+        tokens, first = request.context + request.continuation, len(request.context)
+        with torch.inference_mode():
+            logits = self.double(input_ids=torch.tensor([tokens[:-1]])).logits[0, first - 1 :]
+        return float(logits.log_softmax(-1).gather(-1, torch.tensor(tokens[first:])[:, None]).sum())
 
     def rolling(self, text: str, token_budget: int) -> float:
         """Return log p of a text, in windows that follow one another."""
@@ -223,11 +237,18 @@ def compare(name: str, theirs: Theirs, ours: Ours, lm: HFLM, rows: pd.DataFrame)
     expected = [Likelihood(*value) for value in lm.loglikelihood(theirs.instances, disable_tqdm=True)]
     found = ours.likelihoods(made, TOKEN_BUDGETS[1])
     scores, own = theirs.metrics(expected), theirs.metrics(found)
+    requests = ours.requests(made)
+    apart = sorted(range(len(found)), key=lambda n: -abs(found[n][0] - expected[n][0]))[:JUDGED]
+    truth = {number: ours.in_fp64(requests[number]) for number in apart}
     names = [key for key in scores[0] if key in ("acc", "acc_norm")]
     return {
         "rows": len(scores),
         "requests": len(found),
         "largest_difference": largest_difference(found, expected),
+        f"largest_difference_from_fp64_of_the_{JUDGED}_most_apart": {
+            "lm_eval": max(abs(expected[number].log_likelihood - value) for number, value in truth.items()),
+            "rankdrift": max(abs(found[number].log_likelihood - value) for number, value in truth.items()),
+        },
         "greedy_equal": all(a.greedy == b.greedy for a, b in zip(found, expected, strict=True)),
         "items_with_other_scores": sum(
             any(a[key] != b[key] for key in names) for a, b in zip(scores, own, strict=True)
@@ -260,11 +281,11 @@ def compare_rolling(theirs: Theirs, ours: Ours, lm: HFLM) -> dict[str, Any]:
 # ---- speed
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return the wall-clock time of some work."""
-    began = time.perf_counter()
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the wall-clock and the processor time of some work."""
+    wall, processor = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - wall, time.process_time() - processor
 
 
 def sides(theirs: Theirs, ours: Ours, lm: HFLM) -> dict[str, Callable[[int, int], object]]:
@@ -289,27 +310,30 @@ def sides(theirs: Theirs, ours: Ours, lm: HFLM) -> dict[str, Callable[[int, int]
     }
 
 
-def measure(theirs: Theirs, ours: Ours, lm: HFLM, repeats: int, quick: bool) -> dict[str, Any]:
-    """Find each side's best size on a fifth of the requests; then time all of them, in turn."""
+def measure(theirs: Theirs, ours: Ours, lm: HFLM, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Find each side's best size on a tenth of the requests; then time all of them, in turn."""
     work = sides(theirs, ours, lm)
-    count = len(theirs.instances)
+    count = min(len(theirs.instances), arguments.timed)
+    clock = CLOCKS.index(arguments.clock)
     tried = {
-        side: {size: seconds(lambda: work[side](size, count // 5)) for size in sizes}  # noqa: B023
+        side: {size: seconds(lambda: work[side](size, count // 10))[clock] for size in sizes}  # noqa: B023
         for side, sizes in (("lm_eval", BATCH_SIZES), ("rankdrift", TOKEN_BUDGETS))
     }
     best = {side: min(times, key=times.__getitem__) for side, times in tried.items()}
     print(f"best sizes: {best}", flush=True)
     names = list(work)
     runs: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(repeats):
+    for repeat in range(arguments.repeats):
         for name in names if repeat % 2 == 0 else names[::-1]:
             size = best["lm_eval" if name == "lm_eval" else "rankdrift"]
-            runs[name].append(seconds(lambda: work[name](size, count // 10 if quick else count)))  # noqa: B023
-            print(f"{repeat + 1}/{repeats} {name}: {runs[name][-1]:.2f} s", flush=True)
+            runs[name].append(seconds(lambda: work[name](size, count))[clock])  # noqa: B023
+            print(f"{repeat + 1}/{arguments.repeats} {name}: {runs[name][-1]:.2f} s", flush=True)
     medians = {name: statistics.median(times) for name, times in runs.items()}
     return {
         "requests": count,
-        "seconds_by_size_on_a_fifth": tried,
+        "clock": arguments.clock,
+        "load_average_after": os.getloadavg(),
+        "seconds_by_size_on_a_tenth": tried,
         "size": best,
         "seconds": runs,
         "median_seconds": medians,
@@ -320,6 +344,8 @@ def measure(theirs: Theirs, ours: Ours, lm: HFLM, repeats: int, quick: bool) -> 
 
 def main(arguments: argparse.Namespace, folder: Path) -> None:
     """Compare, measure, write."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     path = resolve(arguments.model)
     tokenizer = load_tokenizer(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
@@ -340,10 +366,9 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
         result["equality"][name] = compare(name, theirs[name], ours, lm, tables[name])
         print(name, json.dumps(result["equality"][name]), flush=True)
     for name in [task for task in TIMED if task in arguments.tasks and arguments.repeats]:
-        result["speed"][name] = measure(theirs[name], ours, lm, arguments.repeats, arguments.quick)
+        result["speed"][name] = measure(theirs[name], ours, lm, arguments)
         print(name, json.dumps(result["speed"][name]), flush=True)
-    if not arguments.quick:
-        files.write_json(arguments.output, result | {"environment": files.environment()})
+    files.write_json(arguments.output, result | {"environment": files.environment()})
 
 
 if __name__ == "__main__":
@@ -355,7 +380,9 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--repeats", type=int, default=3, help="0: equality alone")
     parser.add_argument("--speed-alone", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="check the script; writes nothing")
+    parser.add_argument("--timed", type=int, default=400, help="requests of a task that are timed")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
+    parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0])
     parser.add_argument("--output", type=Path, default=HERE / "results" / "lm_eval_comparison.json")
     with tempfile.TemporaryDirectory() as temporary:
         main(parser.parse_args(), Path(temporary))

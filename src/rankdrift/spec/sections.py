@@ -137,6 +137,8 @@ class TrainingSpec(Section):
     """Steps between evaluations of the validation loss; None evaluates where it saves."""
     eval_rows: PositiveInt = 64
     """Validation rows of each task used for that loss."""
+    eval_items: NonNegativeInt = 0
+    """Validation items of each task whose metrics are taken at the same time, as scoring takes them."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints; the last step is always saved."""
     save_steps: tuple[PositiveInt, ...] = ()
@@ -248,8 +250,18 @@ class Spec(Section):
     def _names_exist(self) -> Spec:
         if not self.data.tasks and not self.scoring.tasks:
             raise ValueError("data.tasks is empty: name at least one task")
-        for task in (*self.data.tasks, *(self.scoring.tasks or ()), *self.data.carve):
+        tasks = dict.fromkeys((*self.data.tasks, *(self.scoring.tasks or ())))
+        for task in tasks:
             registry.require("task", task)
+        own = [registry.load("task", task).name for task in tasks if task.endswith(registry.TASK_FILES)]
+        for name in own:
+            if own.count(name) > 1:
+                raise ValueError(f"two files of tasks have the name '{name}': give one another")
+        for name in self.data.carve:
+            if name.endswith(registry.TASK_FILES):
+                raise ValueError(f"data.carve={name}: give the name that is in the file")
+            if name not in own:
+                registry.require("task", name)
         return self
 
     @model_validator(mode="after")

@@ -180,7 +180,6 @@ def _task(declared: Declaration, path: Path) -> Task:
         cue=declared.cue,
         source=source,
         content=files.digest_file(path),
-        trains="train" in declared.files if declared.files else source.named("train") is not None,
     )
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from rankdrift.data.tokens import Head, RowCounts, losses, tokenize
+from rankdrift.data.tokens import RowCounts, losses, tokenize
 from rankdrift.errors import UserError
 from rankdrift.tasks import Example, Task
-from rankdrift.tasks.kinds import Codec, classification
-from rankdrift.tasks.kinds.generation import Generation
+from rankdrift.tasks.kinds import Codec, Head, classification, generation
 
 MakeTokenizer = Callable[[str], PreTrainedTokenizerBase]
 PROMPT = "The river rose in the night.\nTopic:"
@@ -22,7 +21,7 @@ CHOICE = " nature"
 CHOICES = (" business", CHOICE)
 SHARED: dict[str, Any] = {"version": 1, "metrics": (), "columns": (), "example": lambda row: Example("", "")}
 CLASSIFY = Task(name="rivers", kind=classification.KIND, choices=CHOICES, **SHARED)
-GENERATE = Task(name="trails", kind=Generation(), **SHARED)
+GENERATE = Task(name="trails", kind=generation.KIND, **SHARED)
 LABELLED = Example(PROMPT, CHOICE, label=1)
 WRITTEN = Example("name: Otter Way\nDescription:", " Otter Way runs for 9 km.", references=("x",), group="g")
 
@@ -60,10 +59,13 @@ def test_generation_ends_with_eos_and_classification_does_not(tokenizer: PreTrai
     assert tokenizer.eos_token_id not in labelled
 
 
-def test_target_tokens_do_not_depend_on_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
-    alone = tokenizer(CHOICE, add_special_tokens=False).input_ids
-    for prompt in (PROMPT, "x"):
-        assert _only(Example(prompt, CHOICE, 1), CLASSIFY, tokenizer)[1] == alone
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT + " ", "x"])
+def test_prompt_and_target_are_the_tokens_of_one_text(
+    prompt: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """White space at the border goes with the target."""
+    head, whole = (tokenizer(text).input_ids for text in (prompt.rstrip(), prompt + CHOICE))
+    assert _only(Example(prompt, CHOICE, 1), CLASSIFY, tokenizer)[:2] == (head, whole[len(head) :])
 
 
 def test_text_like_a_special_token_survives_in_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -100,13 +102,13 @@ def test_a_generated_answer_has_a_quarter_of_the_length_at_least(tokenizer: PreT
     assert len(whole) > 9
     assert prompt == whole[:1] + whole[-8:]
     assert kept == target[:3]
-    (counts,) = tokenize([WRITTEN], GENERATE, Codec(tokenizer, 12)).counts.values()
+    (counts,) = tokenize([WRITTEN], GENERATE, Codec(tokenizer, 12, "lm")).counts.values()
     assert (counts.prompts_cut, counts.targets_cut) == (1, 1)
 
 
 def test_rows_without_a_target_are_dropped_and_told_of(tokenizer: PreTrainedTokenizerBase) -> None:
     empty = Example(PROMPT, "")
-    result = tokenize([empty, WRITTEN, empty], GENERATE, Codec(tokenizer, 128))
+    result = tokenize([empty, WRITTEN, empty], GENERATE, Codec(tokenizer, 128, "lm"))
     assert result.counts == {"trails": RowCounts(rows=1, dropped=2, prompts_cut=0, targets_cut=0)}
     assert result.rows[0].index == 1
     assert losses(result.counts, "train", 128) == [
@@ -167,4 +169,4 @@ def test_generation_needs_an_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = None
     with pytest.raises(UserError, match=r"has no EOS token.*set eos_token in its tokenizer_config.json"):
-        tokenize([WRITTEN], GENERATE, Codec(tokenizer, 128))
+        tokenize([WRITTEN], GENERATE, Codec(tokenizer, 128, "lm"))

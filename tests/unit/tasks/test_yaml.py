@@ -258,7 +258,6 @@ def test_splits_of_ones_own_files_are_carved_on_request(tmp_path: Path) -> None:
 
 def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     task = registry.load("task", str(declare(tmp_path, "generation", {"test": "b.jsonl"})))
-    assert not task.trains
     with pytest.raises(UserError, match=r"task 'mine' has no split 'train', only test"):
         load_examples(task, "train", DataSpec())
     with pytest.raises(UserError, match=rf"^{tmp_path / 'b.jsonl'}: no such file"):
@@ -269,7 +268,7 @@ def test_a_hub_id_has_configuration_and_splits(tmp_path: Path) -> None:
     source = {"hub": "me/rows", "configuration": "small", "splits": {"test": "dev"}}
     path = declare(tmp_path, "generation", **source, files=None)
     task = registry.load("task", str(path))
-    assert (task.source.hub, task.source.configuration, task.trains) == ("me/rows", "small", False)
+    assert (task.source.hub, task.source.configuration) == ("me/rows", "small")
     assert split_of(task, "test", DataSpec()) == ("dev", 0)
 
 
@@ -279,6 +278,18 @@ def test_a_file_is_a_name_of_a_task_in_a_recipe(tmp_path: Path) -> None:
     Path(path).write_text("name: mine")
     with pytest.raises(UserError, match=f"{path}: the task is not valid"):
         parse_spec({"data": {"tasks": [path]}})
+
+
+def test_a_files_task_goes_by_the_name_in_it(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    path, other = (str(declare(folder, "generation")) for folder in (tmp_path, tmp_path / "other"))
+    spec = parse_spec({"data": {"tasks": [path], "carve": ["mine"]}})
+    task = registry.load("task", path)
+    assert split_of(task, "train", spec.data) == split_of(task, "validation", spec.data) == ("train", 0.1)
+    with pytest.raises(UserError, match="two files of tasks have the name 'mine'"):
+        parse_spec({"data": {"tasks": [path]}, "scoring": {"tasks": [other]}})
+    with pytest.raises(UserError, match=f"data.carve={path}: give the name that is in the file"):
+        parse_spec({"data": {"tasks": [path], "carve": [path]}})
 
 
 def test_content_changes_with_the_file(tmp_path: Path) -> None:
