@@ -149,6 +149,13 @@ def test_cells_of_csv_are_texts_with_their_zeros_and_line_breaks(tmp_path: Path)
     assert said == ["007", 'so,\n"so"', "null"]
 
 
+def test_a_cell_of_csv_may_be_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
+    cell = "so,\n" * 200_000
+    _put(tmp_path, "train.csv", f'label,sentence\n1,"{cell}"\n0,"{cell}"\n1,"{cell}"\n'.encode())
+    examples = load_examples(SST2, "train", DataSpec(root=str(tmp_path)))
+    assert [example.prompt for example in examples] == [f"Review: {cell.strip()}\nSentiment:"] * 3
+
+
 def _put(root: Path, name: str, content: bytes) -> Path:
     path = root / "glue_sst2" / name
     path.parent.mkdir()

@@ -23,6 +23,7 @@ PIECES = (
     "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 LAST_ONLY = TURNS.replace("{{ m['content'] | trim }}", "{% if loop.last %}{{ m['content'] }}{% endif %}")
+THINKS = TURNS.replace("<|assistant|>\n{% endif %}", "<|assistant|>\nHm. {% endif %}")
 FORBIDS = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
 
 USER, SAID = {"role": "user", "content": "Who swims?"}, {"role": "assistant", "content": " An otter runs. "}
@@ -106,6 +107,7 @@ def test_tokens_are_those_of_transformers(form: str, template: str) -> None:
             "fails on .* roles system, user .*no system turn.*correct the rows",
         ),
         ("{{ messages[5].content }", (USER, SAID), "chat template fails .*TemplateSyntaxError"),
+        (THINKS, (USER, SAID), "writes turn 2 .* what stands before it changes"),
         (LAST_ONLY, (USER, SAID, AGAIN, ENDED), "writes turn [24] .* what stands before it changes"),
     ],
 )

@@ -115,7 +115,8 @@ def test_what_is_trained_on_is_what_is_scored(name: str, form: str, real: Path |
 @pytest.mark.parametrize("size", [16, 4096])
 def test_a_texts_tokens_are_each_learned_and_scored_once(form: str, size: int, real: Path | None) -> None:
     task: Task = registry.load("task", "wikitext")
-    codec, examples = Codec(made_tokenizer(form), size), examples_of("wikitext", real)
+    codec = Codec(made_tokenizer(form), size)
+    examples = [*examples_of("wikitext", real), *(Example("", "x" * length) for length in range(1, 33))]
     items = task.kind.items(task, examples, codec)
     learned: list[list[int]] = [[] for _ in examples]
     for row in task.kind.encode(task, examples, codec):
