@@ -34,7 +34,7 @@ class Written:
 
     def add(self, token: int, codec: Codec) -> None:
         """Take the next token, and see whether it is the last."""
-        if token in codec.eos_ids:
+        if token in codec.eos_ids or token in self.request.ends:
             self.finished = True
             return
         self.tokens.append(token)

@@ -138,6 +138,13 @@ def test_a_long_chat_is_trained_up_to_its_end_and_asked_from_its_last_part() -> 
     assert request.max_new_tokens == 9
 
 
+@pytest.mark.parametrize(("end", "ends"), [("</s>", ["</s>"]), ("<pad>\n", ["<pad>"]), ("\n", [])])
+def test_an_answer_ends_where_the_template_ends_a_turn(end: str, ends: list[str]) -> None:
+    codec = a_codec(TURNS.replace("</s>", end))
+    _, request = asked(codec, chat(USER, SAID))
+    assert list(request.ends) == codec.tokenizer.convert_tokens_to_ids(ends)
+
+
 def test_what_was_said_is_compared_without_the_space_around_it() -> None:
     outcome = TASK.kind.outcome(TASK, chat(USER, ENDED), [" In the water.\n"])
     assert outcome.predictions == {"text": "In the water."}

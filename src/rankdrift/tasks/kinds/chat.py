@@ -45,8 +45,10 @@ class Chat(Kind):
         room = codec.room(answer, task.name)
         items = []
         for example in examples:
-            prompt = conversation(codec, example.messages).prompts[-1]
-            asked = Completion(tuple(codec.cut(prompt, room)), min(self.max_new_tokens, answer))
+            of = conversation(codec, example.messages)
+            prompt = of.prompts[-1]
+            most, ends = min(self.max_new_tokens, answer), _end_of_turn(codec, of)
+            asked = Completion(tuple(codec.cut(prompt, room)), most, ends=ends)
             items.append(Item((asked,), len(prompt) > room))
         return items
 
@@ -114,6 +116,13 @@ def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], prompt: bool)
             f"({type(error).__name__}: {error}); correct the rows or the template"
         ) from None
     return str(text)
+
+
+def _end_of_turn(codec: Codec, of: Conversation) -> tuple[int, ...]:
+    """Return the token that the template ends the last turn with; it need not be the tokenizer's EOS."""
+    special = {number for number, token in codec.tokenizer.added_tokens_decoder.items() if token.special}
+    turn = of.ids[len(of.prompts[-1]) : of.ends[-1]]
+    return tuple([token for token in turn if token in special][-1:])
 
 
 def _spans(of: Conversation, length: int) -> tuple[tuple[int, int], ...]:
