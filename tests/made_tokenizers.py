@@ -13,7 +13,7 @@ CORPUS = [
     "She sold the mill and bought a boat. Topic: business nature",
     "name: Otter Way | length: 9 km. Description: Otter Way runs for 9 km.",
 ]
-TEMPLATES = {"bos": "<s> $A", "bos_eos": "<s> $A </s>", "pieces": "<s> $A"}
+TEMPLATES = {"bos": "<s> $A", "bos_eos": "<s> $A </s>", "pieces": "<s> $A", "eos_is_bos": "$A </s>"}
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
 
@@ -22,14 +22,17 @@ def made_tokenizer(form: str) -> PreTrainedTokenizerBase:
     """Return a tokenizer by its form.
 
     ``none``, ``bos`` and ``bos_eos`` are byte-level BPE that adds so much to a text; ``pad_is_eos`` is the
-    first, padding with EOS; ``pieces`` writes a space as part of the word behind it and puts one before a
-    text, and adds BOS; ``words`` knows whole words alone.
+    first, padding with EOS; ``eos_is_bos`` ends a text with EOS, which is its BOS too; ``pieces`` writes a
+    space as part of the word behind it and puts one before a text, and adds BOS; ``words`` knows whole words
+    alone.
     """
     core = {"pieces": _pieces, "words": _words}.get(form, _byte_level)()
     if template := TEMPLATES.get(form):
         special = [(token, core.token_to_id(token)) for token in ("<s>", "</s>")]
         core.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
     names = {**NAMES, "pad_token": "</s>"} if form == "pad_is_eos" else dict(NAMES)
+    if form == "eos_is_bos":
+        names["bos_token"] = "</s>"
     if core.token_to_id("<unk>") is None:
         del names["unk_token"]
     return PreTrainedTokenizerFast(tokenizer_object=core, **names)

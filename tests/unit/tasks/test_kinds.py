@@ -246,6 +246,15 @@ def test_eos_is_learned_also_where_it_is_the_padding_token(form: str) -> None:
     assert row.ids.count(codec.tokenizer.bos_token_id) == (form not in ("none", "pad_is_eos"))
 
 
+def test_an_eos_behind_a_text_is_no_bos_before_it() -> None:
+    """Also where both are one token; a classification head alone closes a text."""
+    for form, before in (("eos_is_bos", []), ("bos_eos", ["<s>"]), ("none", [])):
+        tokenizer = made_tokenizer(form)
+        for head in ("lm", "classifier"):
+            codec = Codec(tokenizer, 128, head)  # type: ignore[arg-type]
+            assert (codec.before, codec.behind) == (tokenizer.convert_tokens_to_ids(before), [])
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_border_has_the_tokens_of_the_whole_text(form: str) -> None:
     """White space at a prompt's end goes with the answer, as a model meets it in running text."""

@@ -118,9 +118,10 @@ class Codec:
 
 def _special_tokens(tokenizer: Any, head: Head) -> tuple[Ids, Ids]:
     """Return what goes before a prompt and behind it: BOS; for a classifier also [CLS] and [SEP]."""
-    special = list(tokenizer("").input_ids)
+    whole, alone = (list(tokenizer("a", add_special_tokens=add).input_ids) for add in (True, False))
+    first = next((at for at in range(len(whole)) if whole[at : at + len(alone)] == alone), 0)
+    begin, after = whole[:first], whole[first + len(alone) :]
     starts = {tokenizer.bos_token_id} | ({tokenizer.cls_token_id} if head == "classifier" else set())
-    before = special[:1] if special and special[0] in starts - {None} else []
-    after = special[len(before) :]
+    before = begin if len(begin) == 1 and begin[0] in starts - {None} else []
     ends = tokenizer.sep_token_id is not None and after == [tokenizer.sep_token_id]
     return before, after if ends and head == "classifier" else []
