@@ -42,9 +42,8 @@ from rankdrift import files, registry
 from rankdrift.models.base import load_tokenizer, resolve
 from rankdrift.scoring import continuations
 from rankdrift.scoring.answers import answer
-from rankdrift.scoring.codec import Codec
-from rankdrift.tasks.kinds import Codec as TextCodec
-from rankdrift.tasks.kinds import Continuation, Likelihood
+from rankdrift.scoring.detokenizer import Detokenizer
+from rankdrift.tasks.kinds import Codec, Continuation, Likelihood
 
 HERE = Path(__file__).resolve().parent
 YAML = Path(lm_eval.__file__).parent / "tasks"
@@ -137,7 +136,7 @@ class Ours:
         self.task, self.model = registry.load("task", name), model
         plain = json.loads(rows.to_json(orient="records"))
         self.examples = [self.task.example(row) for row in plain]
-        self.texts, self.tokens = TextCodec(tokenizer, WINDOW), Codec.of(tokenizer)
+        self.texts, self.tokens = Codec(tokenizer, WINDOW), Detokenizer.of(tokenizer)
 
     def requests(self, count: int | None = None) -> list[list[Continuation]]:
         """Encode the first so many rows; return what is asked of each."""

@@ -21,7 +21,7 @@ from rankdrift.layout import RunLayout
 from rankdrift.metrics import Metric
 from rankdrift.scoring.answers import answer
 from rankdrift.scoring.baselines import baselines
-from rankdrift.scoring.codec import Codec
+from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.scoring.estimates import Estimate, jackknife_stderr, mean_stderr, ratio_estimate
 from rankdrift.scoring.items import TaskItems, task_items, trained_names
 from rankdrift.scoring.retention import GeneralText, Reference, measure_windows
@@ -199,8 +199,8 @@ def score_task(
     kind (``tasks/kinds``: label, prediction, log-likelihoods, references ...), one a metric that is a mean
     over items, and ``document`` where items share one: their errors go together.
     """
-    codec = Codec.of(workload.tokenizer)
-    outcomes = outcomes_of(items, model, codec, workload.spec.scoring.batch_tokens, shares)
+    detokenizer = Detokenizer.of(workload.tokenizer)
+    outcomes = outcomes_of(items, model, detokenizer, workload.spec.scoring.batch_tokens, shares)
     table = _table(items, outcomes)
     _check_finite(table, items, source)
     documents = [example.document for example in items.examples]
@@ -216,10 +216,14 @@ def score_task(
 
 
 def outcomes_of(
-    items: TaskItems, model: PreTrainedModel, codec: Codec, token_budget: int, shares: Shares | None = None
+    items: TaskItems,
+    model: PreTrainedModel,
+    detokenizer: Detokenizer,
+    token_budget: int,
+    shares: Shares | None = None,
 ) -> list[Outcome]:
     """Return what a model in evaluation mode answers to every item, as the task's kind reads it."""
-    answers = iter(answer(model, items.requests, codec, token_budget, shares))
+    answers = iter(answer(model, items.requests, detokenizer, token_budget, shares))
     return [
         items.task.kind.outcome(items.task, example, [next(answers) for _ in item.requests])
         for example, item in zip(items.examples, items.items, strict=True)
