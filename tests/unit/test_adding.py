@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,10 +30,13 @@ from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
 from rankdrift.models.base import load_model, load_tokenizer
 from rankdrift.spec import ModelSpec, analysis_settings, parse_spec
+from rankdrift.tasks import Example
+from rankdrift.tasks.kinds import Codec, Likelihood
 
 BLOCK = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)
 POINTS = {
     "tasks": "task",
+    "kinds": "kind",
     "metrics": "metric",
     "methods": "method",
     "probes": "probe",
@@ -67,6 +72,21 @@ def test_there_is_one_of_each_and_each_is_found_by_its_name(added: dict[str, str
     for point, name in added.items():
         assert name in registry.names(point)
         assert registry.load(point, name).name == name
+
+
+def test_the_kind_asks_what_it_teaches(added: dict[str, str], tiny: Path) -> None:
+    task = replace(registry.load("task", added["task"]), kind=registry.load("kind", added["kind"]))
+    examples = [Example(f"Is {number} odd?", " yes", number % 2) for number in range(4)]
+    codec = Codec(load_tokenizer(tiny), 32)
+    rows, items = task.kind.encode(task, examples, codec), task.kind.items(task, examples, codec)
+    assert [row.number for row in rows] == [1, 3]
+    (asked,) = items[1].requests
+    ((first, _),) = rows[0].carries
+    assert (tuple(rows[0].ids[:first]), tuple(rows[0].ids[first:])) == (asked.context, asked.continuation)
+    assert codec.decoded(asked.continuation) == " yes"
+    said = [[Likelihood(math.log(share), False)] for share in (0.9, 0.1)]
+    outcomes = [task.kind.outcome(task, examples[1], answers) for answers in said]
+    assert [outcome.predictions["choice"] for outcome in outcomes] == [1, 0]
 
 
 def test_the_task_trains_and_its_metric_scores(added: dict[str, str], tiny: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,22 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
             whole = place / f"{split}{ending}"
             found = [whole] if whole.is_file() else sorted(place.glob(f"{split}-*-of-*{ending}"))
             if found:
-                return found
+                return _all_shards(found)
     there = sorted(path.name for path in folder.glob("*") if path.suffix in READERS)
     raise UserError(
         f"{folder}: no file of the split '{split}' ({split}.parquet, .jsonl, .json or .csv); the folder has "
         f"{', '.join(there) or 'no such file'}"
     )
+
+
+def _all_shards(found: list[Path]) -> list[Path]:
+    """Return the shards; raise UserError unless there are as many as the last one's name says."""
+    shards = re.search(r"-of-(\d+)\.", found[-1].name)
+    if shards is not None and len(found) != int(shards[1]):
+        raise UserError(
+            f"{found[-1]}: the folder has {len(found)} of {int(shards[1])} shards; add the others"
+        )
+    return found
 
 
 def read_rows(path: Path, columns: Sequence[str], task: str) -> Rows:
@@ -75,10 +86,16 @@ def _read_parquet(path: Path, columns: Sequence[str], task: str) -> Rows:
 
 
 def _read_csv(path: Path, columns: Sequence[str], task: str) -> Rows:
+    """Read texts: a CSV file does not say which of its columns are numbers; a cell may hold line breaks."""
+    content = _decoded(path).encode()
     try:
-        table = pyarrow.csv.read_csv(path)
+        table = pyarrow.csv.read_csv(
+            pyarrow.BufferReader(content),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pyarrow.string())),
+        )
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable CSV file in UTF-8 ({error}); correct it") from None
+        raise UserError(f"{path}: not a readable CSV file ({error}); correct it") from None
     require_columns(columns, table.column_names, task, str(path))
     rows: Rows = table.select(list(columns)).to_pylist()
     return rows
@@ -114,9 +131,10 @@ def _parsed(text: str, origin: str) -> Any:
 
 
 def _decoded(path: Path) -> str:
+    """Return the text of a file in UTF-8, without the mark that some programs begin it with."""
     content = path.read_bytes()
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{path}: line {line} is not UTF-8 (byte {error.start}); convert the file") from None

@@ -15,7 +15,8 @@ from rankdrift.spec.identity import identity
 
 def run_identity(spec: Spec, rows: TaskTables, base: Path) -> dict[str, Any]:
     """Return what makes a run the run it is (``spec.identity``), of its training rows and base folder."""
-    versions = {name: registry.load("task", name).version for name in spec.data.tasks}
+    tasks = [registry.load("task", name) for name in spec.data.tasks]
+    versions = {task.name: task.version for task in tasks}
     return identity(spec, resolved_precision(spec), versions, rows.digest, files.weights_digest(base))
 
 

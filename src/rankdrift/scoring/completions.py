@@ -34,7 +34,7 @@ class Written:
 
     def add(self, token: int, detokenizer: Detokenizer) -> None:
         """Take the next token, and see whether it is the last."""
-        if token in detokenizer.eos_ids:
+        if token in detokenizer.eos_ids or token in self.request.ends:
             self.finished = True
             return
         self.tokens.append(token)

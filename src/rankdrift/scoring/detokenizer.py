@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 
@@ -22,25 +21,11 @@ class Detokenizer:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Detokenizer:
-        """Take them from a tokenizer that has a padding token; its chat template may end turns otherwise."""
+        """Take them from a tokenizer that has a padding token."""
         assert tokenizer.pad_token_id is not None, "the tokenizer was loaded without a padding token"
-        ends = {tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
+        ends = {tokenizer.eos_token_id} - {None}
 
         def decode(tokens: Sequence[int]) -> str:
             return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
         return cls(tokenizer.pad_token_id, frozenset(ends), decode)
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the special token that the chat template writes behind what the assistant says, if it does."""
-    if not tokenizer.chat_template:
-        return None
-    said = "Yes"
-    turns = [{"role": "user", "content": "No?"}, {"role": "assistant", "content": said}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except (jinja2.TemplateError, ValueError, TypeError):  # who needs the template is told by chats
-        return None
-    behind = tokenizer(text.rpartition(said)[2].lstrip(), add_special_tokens=False)["input_ids"]
-    return int(behind[0]) if behind and behind[0] in tokenizer.all_special_ids else None

@@ -250,8 +250,18 @@ class Spec(Section):
     def _names_exist(self) -> Spec:
         if not self.data.tasks and not self.scoring.tasks:
             raise ValueError("data.tasks is empty: name at least one task")
-        for task in (*self.data.tasks, *(self.scoring.tasks or ()), *self.data.carve):
+        tasks = dict.fromkeys((*self.data.tasks, *(self.scoring.tasks or ())))
+        for task in tasks:
             registry.require("task", task)
+        own = [registry.load("task", task).name for task in tasks if task.endswith(registry.TASK_FILES)]
+        for name in own:
+            if own.count(name) > 1:
+                raise ValueError(f"two files of tasks have the name '{name}': give one another")
+        for name in self.data.carve:
+            if name.endswith(registry.TASK_FILES):
+                raise ValueError(f"data.carve={name}: give the name that is in the file")
+            if name not in own:
+                registry.require("task", name)
         return self
 
     @model_validator(mode="after")

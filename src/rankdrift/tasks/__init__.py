@@ -36,7 +36,8 @@ class Example:
     choices: tuple[str, ...] = ()
     """The row's own answers, where each row has its own."""
     contexts: tuple[str, ...] = ()
-    """Texts of which the target goes best behind one, where the choice stands before it."""
+    """Texts of which the target goes best behind one, where the choice stands before it; the prompt is then
+    the question as it stands, which no model reads."""
     messages: tuple[Mapping[str, str], ...] = ()
     """A conversation: ``role`` and ``content`` of each turn, the assistant's the last."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ def text(row: Mapping[str, Any], column: str) -> str:
 def label(row: Mapping[str, Any], column: str, classes: int) -> int:
     """Return a class index; raise UserError where it is not a whole number from 0 to ``classes - 1``."""
     value = row[column]
+    if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
+        value = int(value)  # of a CSV file
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(
             f"column '{column}' must hold a class index, got {value!r} ({type(value).__name__}): "
@@ -37,33 +40,29 @@ def label(row: Mapping[str, Any], column: str, classes: int) -> int:
 def named_label(row: Mapping[str, Any], column: str, names: Sequence[Any]) -> int:
     """Return the place of a column's value among the names it may have; UserError where it is none of them.
 
-    A value and a name that are written alike are the same: 1 and "1".
+    A value and a name that are written alike are the same: 1 and "1", and true (of a CSV file) and "true".
     """
     value = row[column]
     written = [str(name) for name in names]
-    if isinstance(value, bool) or str(value) not in written:
-        hint = (
-            " (an empty one marks a split without labels: use another split)" if value in ("", None) else ""
-        )
+    said = str(value).lower() if isinstance(value, bool) else str(value)
+    if said not in written:
+        hidden = said in ("", "None", "-1")
+        hint = " (it marks a split without labels: use another split)" if hidden else ""
         raise UserError(f"column '{column}' is {value!r}, expected one of {', '.join(written)}{hint}")
-    return written.index(str(value))
+    return written.index(said)
 
 
-def texts(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
-    """Return a column that holds several texts; UserError where it does not."""
-    value = row[column]
-    if (
-        isinstance(value, str)
-        or not isinstance(value, Sequence)
-        or not all(isinstance(v, str) for v in value)
-    ):
-        raise UserError(
-            f"column '{column}' must hold a list of texts, got {value!r}: correct or remove the row"
-        )
-    return tuple(value)
+def texts(row: Mapping[str, Any], column: str, key: str = "", least: int = 1) -> tuple[str, ...]:
+    """Return the texts that a column holds, or a part of it; UserError where they are not so many texts."""
+    value = part(row, column, key) if key else row[column]
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else None
+    if listed is None or len(listed) < least or not all(isinstance(of, str) for of in listed):
+        where = f"column '{column}'" + (f", '{key}'," if key else "")
+        raise UserError(f"{where} must hold a list of texts, got {value!r}: correct or remove the row")
+    return tuple(listed)
 
 
-def field(row: Mapping[str, Any], column: str, key: str) -> Any:
+def part(row: Mapping[str, Any], column: str, key: str) -> Any:
     """Return a part of a column that holds several; UserError where it is not there."""
     value = row[column]
     if not isinstance(value, Mapping) or key not in value:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rankdrift import files, registry
 from rankdrift.errors import UserError
 from rankdrift.settings import PositiveInt, Section, problems
-from rankdrift.tasks import Example, Source, Split, Task
+from rankdrift.tasks import GROUPS, Example, Source, Split, Task
 from rankdrift.tasks._fields import chosen, named_label, text, texts
 from rankdrift.tasks.kinds import Kind
 from rankdrift.tasks.kinds.chat import ASSISTANT, Chat
@@ -65,29 +66,75 @@ class Declaration(Section):
     messages: str = "messages"
     """Column of the conversation (chat)."""
     stop: tuple[str, ...] = ("\n",)
-    """Texts that end a generated answer."""
+    """Texts that end a generated answer; no right one may have them."""
     max_new_tokens: PositiveInt = 64
     """Longest generated answer."""
 
+    @field_validator("choices", "labels", mode="before")
+    @classmethod
+    def _as_written(cls, given: Any) -> Any:
+        if isinstance(given, list) and any(isinstance(one, bool) for one in given):
+            raise ValueError(f"{given} has truth values, as YAML reads no and yes: put words in quotes")
+        return given
+
     @model_validator(mode="after")
     def _complete(self) -> Declaration:
-        needed = {
-            "classification": ("prompt", "choices"),
-            "multiple_choice": ("prompt",),
-            "generation": ("prompt", "target"),
-            "language_modelling": ("target",),
-            "chat": (),
-        }[self.kind]
-        missing = [key for key in needed if not getattr(self, key)]
+        missing = [key for key in NEEDED[self.kind] if not getattr(self, key)]
         if missing:
             raise ValueError(f"a {self.kind} task needs {' and '.join(missing)}")
+        of_kinds = {key for keys in USED.values() for key in keys}
+        idle = sorted(self.model_fields_set & of_kinds - set(USED[self.kind]))
+        if idle:
+            raise ValueError(f"a {self.kind} task has no {' and no '.join(idle)}: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Declaration:
         if bool(self.files) == bool(self.hub):
             raise ValueError("give either files or a hub id")
-        if self.labels and len(self.labels) != len(self.choices):
-            raise ValueError(f"labels names {len(self.labels)} values for {len(self.choices)} choices")
+        if self.files and (self.configuration or self.splits):
+            raise ValueError("configuration and splits are a hub id's: remove them, or files")
+        has = set(self.files or self.splits or {"train"})
+        if self.carved and ("train" not in has or "validation" in has):
+            raise ValueError(
+                f"carved={self.carved} makes the validation split out of train: name a train split and no "
+                "validation split, or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> Declaration:
+        if self.kind == "classification":
+            if len(set(self.choices)) < max(len(self.choices), 2):
+                raise ValueError(f"choices={list(self.choices)} must be two or more, each another")
+            if self.labels and len(self.labels) != len(self.choices):
+                raise ValueError(f"labels names {len(self.labels)} values for {len(self.choices)} choices")
+        written = self.prompt + self.cue
+        if written != written.rstrip():
+            raise ValueError(
+                f"the prompt ends with white space ({written[-9:]!r}), but an answer brings the space before "
+                "it: end the prompt with its last word (of a block in YAML: prompt: |-)"
+            )
+        if self.kind == "generation" and self.target != self.target.strip():
+            raise ValueError(f"target={self.target!r} has white space around it: remove it")
         return self
 
 
+NEEDED: dict[str, tuple[str, ...]] = {
+    "classification": ("prompt", "choices"),
+    "multiple_choice": ("prompt",),
+    "generation": ("prompt", "target"),
+    "language_modelling": ("target",),
+    "chat": (),
+}
+USED: dict[str, tuple[str, ...]] = {
+    "classification": ("prompt", "cue", "choices", "labels", "label", "document"),
+    "multiple_choice": ("prompt", "cue", "options", "labels", "label", "document"),
+    "generation": ("prompt", "cue", "target", "group", "document", "stop", "max_new_tokens"),
+    "language_modelling": ("target", "document"),
+    "chat": ("messages", "max_new_tokens"),
+}
+"""Kind -> the keys that mean something to it, of those that are not every kind's."""
 USUAL = {
     "classification": ("accuracy", "f1_macro"),
     "multiple_choice": ("accuracy", "accuracy_norm"),
@@ -110,7 +157,7 @@ def read_task(path: Path) -> Task:
     except ValidationError as error:
         lines = problems(error, lambda _: list(Declaration.model_fields))
         raise UserError("\n  ".join([f"{path}: the task is not valid:", *lines])) from None
-    if declared.name in registry.names("task"):
+    if declared.name in registry.names("task") or declared.name in GROUPS:
         raise UserError(f"{path}: name={declared.name!r} is a task of rankdrift's own; choose another name")
     try:
         return _task(declared, path)
@@ -119,21 +166,34 @@ def read_task(path: Path) -> Task:
 
 
 def _task(declared: Declaration, path: Path) -> Task:
-    metrics = declared.metrics or USUAL[declared.kind]
+    metrics, kind, source = declared.metrics or USUAL[declared.kind], _kind(declared), _source(declared, path)
     for metric in metrics:
-        registry.require("metric", metric)
+        _require_computable(metric, kind)
     return Task(
         name=declared.name,
         version=declared.version,
-        kind=_kind(declared),
+        kind=kind,
         metrics=metrics,
         columns=_columns(declared),
         example=_EXAMPLES[declared.kind](declared),
         choices=_spaced(declared.choices),
         cue=declared.cue,
-        source=_source(declared, path),
+        source=source,
         content=files.digest_file(path),
     )
+
+
+def _require_computable(metric: str, kind: Kind) -> None:
+    """Raise UserError unless a metric can be computed of what a kind gives."""
+    reads = registry.load("metric", metric).reads
+    if reads not in kind.gives:
+        fitting = [
+            name for name in registry.names("metric") if registry.load("metric", name).reads in kind.gives
+        ]
+        raise UserError(
+            f"metrics: a {kind.name} task has no {metric}, which reads {reads} and not "
+            f"{' or '.join(kind.gives)}; choose of {', '.join(fitting)}"
+        )
 
 
 def _kind(declared: Declaration) -> Kind:
@@ -202,7 +262,8 @@ def _multiple_choice(declared: Declaration) -> _Make:
         options = texts(row, declared.options)
         names = declared.labels or tuple(range(len(options)))
         right = named_label(row, declared.label, names)
-        return chosen(_filled(declared.prompt, row) + declared.cue, options, right)
+        given = chosen(_filled(declared.prompt, row) + declared.cue, options, right)
+        return replace(given, document=_filled(declared.document, row))
 
     return example
 
@@ -256,6 +317,8 @@ def _messages(row: Mapping[str, Any], column: str) -> tuple[Mapping[str, str], .
             f"column '{column}' must end with a turn of the {ASSISTANT}'s, got {turns[-1]['role']!r}; "
             "correct the row"
         )
+    if turns[0]["role"] == ASSISTANT:
+        raise UserError(f"column '{column}' begins with a turn of the {ASSISTANT}'s; correct the row")
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
 
 

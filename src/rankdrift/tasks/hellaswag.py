@@ -24,7 +24,7 @@ def _context(row: Mapping[str, Any]) -> str:
     """Return activity and context; some copies have the context as one text alone."""
     if not row["ctx_a"]:
         return text(row, "ctx")
-    return f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    return f"{row['activity_label']}: {row['ctx_a']} {str(row['ctx_b']).capitalize()}"
 
 
 def _example(row: Mapping[str, Any]) -> Example:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rankdrift import files
 from rankdrift.tasks import Example, Source, Task
-from rankdrift.tasks._fields import field, text
+from rankdrift.tasks._fields import text, texts
 from rankdrift.tasks.kinds.generation import Generation
 
 NO_ANSWER = " unanswerable"
@@ -18,7 +18,7 @@ NO_ANSWER = " unanswerable"
 
 def _example(row: Mapping[str, Any]) -> Example:
     passage, question = text(row, "context"), text(row, "question")
-    answers = [answer.strip() for answer in field(row, "answers", "text")]
+    answers = [answer.strip() for answer in texts(row, "answers", "text", least=0)]
     return Example(
         prompt=f"Passage: {passage}\nQuestion: {question}\nAnswer:",
         target=f" {answers[0]}" if answers else NO_ANSWER,

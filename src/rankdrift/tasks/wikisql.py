@@ -10,18 +10,18 @@ from typing import Any
 
 from rankdrift import files
 from rankdrift.tasks import Example, Source, Task
-from rankdrift.tasks._fields import field, text, texts
+from rankdrift.tasks._fields import part, text, texts
 from rankdrift.tasks.kinds.generation import Generation
 
 
 def _example(row: Mapping[str, Any]) -> Example:
-    header = ", ".join(texts(row["table"], "header"))
-    query = " ".join(str(field(row, "sql", "human_readable")).split())
+    header = ", ".join(texts(row, "table", "header"))
+    query = " ".join(str(part(row, "sql", "human_readable")).split())
     return Example(
         prompt=f"Columns: {header}\nQuestion: {text(row, 'question')}\nSQL:",
         target=f" {query}",
         references=(files.canonical_json({"sql": row["sql"], "table": row["table"]}),),
-        document=str(field(row, "table", "id")),
+        document=str(part(row, "table", "id")),
     )
 
 

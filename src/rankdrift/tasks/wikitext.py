@@ -49,7 +49,7 @@ def _articles(rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     A new one begins at each title, as in the set that lm-evaluation-harness reads.
     """
-    lines = [row["text"].rstrip("\n") or " " for row in rows]
+    lines = [str(row["text"] or "").rstrip("\n") or " " for row in rows]
     starts = [number for number, line in enumerate(lines) if TITLE.fullmatch(line)]
     articles = ("\n".join(lines[a:b]) for a, b in zip(starts, [*starts[1:], len(lines)], strict=True))
     return [{"text": article} for article in articles]

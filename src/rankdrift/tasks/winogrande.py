@@ -16,14 +16,16 @@ from rankdrift.tasks.kinds import multiple_choice
 
 
 def _example(row: Mapping[str, Any]) -> Example:
-    before, gap, after = text(row, "sentence").partition("_")
+    sentence = text(row, "sentence")
+    before, gap, after = sentence.partition("_")
     if not gap or not after.strip():
         raise UserError(
             f"column 'sentence' has no '_' with text behind it: {row['sentence']!r}; correct the row"
         )
     contexts = (before + text(row, "option1"), before + text(row, "option2"))
     right = named_label(row, "answer", (1, 2))
-    return Example(contexts[right], f" {after.strip()}", label=right, contexts=contexts)
+    # what is asked, not which is right, is what a row goes by: the prompt is the sentence as it stands
+    return Example(sentence, f" {after.strip()}", label=right, contexts=contexts)
 
 
 TASK = Task(

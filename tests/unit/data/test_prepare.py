@@ -209,7 +209,7 @@ def test_no_row_left_leaves_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
         ("train.parquet", b"", r"train\.parquet: the file is empty; replace it"),
         ("train.parquet", b"PAR1 cut", r"train\.parquet: not a readable Parquet file .*; replace it"),
         ("train.jsonl", b'{"sentence": "\xff"}', r"train\.jsonl: line 1 is not UTF-8"),
-        ("train.csv", b"sentence,label\n\xff,1\n", r"train\.csv: row 0: column 'sentence' must hold text"),
+        ("train.csv", b"sentence,label\n\xff,1\n", r"train\.csv: line 2 is not UTF-8"),
     ],
 )
 def test_a_bad_file_is_named_and_leaves_nothing(

@@ -62,6 +62,8 @@ def test_any_of_several_ends_ends_a_text(model, prompts, plain, budget):
     assert len(set(map(len, expected))) > 2, "some must end early for this test to say anything"
     assert "" in expected, "an immediate end is an empty answer"
     assert completion_texts(model, asked(prompts), detokenizer(*ends), budget) == expected
+    of_requests = [Completion(prompt, STEPS, ends=tuple(ends)) for prompt in prompts]
+    assert completion_texts(model, of_requests, detokenizer(), budget) == expected
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -1,90 +1,83 @@
-"""What holds of every task: prompts as literal strings, labels, order and separation of splits."""
+"""What holds of every task: prompts as literal strings, labels, metrics, order and separation of splits."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from golden import GOLDEN, block
 
 from rankdrift import files, registry
-from rankdrift.data.sources import load_examples
+from rankdrift.data.sources import load_examples, split_of
 from rankdrift.errors import UserError
 from rankdrift.spec import DataSpec
-from rankdrift.tasks import Example, Task
+from rankdrift.tasks import GROUPS, SPLITS, Example, Split, Task
+from rankdrift.tasks.kinds.generation import Generation
 
-# a row as its data set has it, and the example that a reader of the task's file expects
-GOLDEN = {
-    "sst2": (
-        {"sentence": "a gorgeous , witty , seductive movie . ", "label": 1},
-        Example("Review: a gorgeous , witty , seductive movie .\nSentiment:", " positive", 1),
-    ),
-    "mrpc": (
-        {"sentence1": "He left on Monday .", "sentence2": "On Monday he left .", "label": 1},
-        Example("First: He left on Monday .\nSecond: On Monday he left .\nSame meaning:", " yes", 1),
-    ),
-    "rte": (
-        {"sentence1": "The dog slept on the mat.", "sentence2": "A dog was awake.", "label": 1},
-        Example(
-            "Text: The dog slept on the mat.\nClaim: A dog was awake.\nThe text supports the claim:", " no", 1
-        ),
-    ),
-    "e2e_nlg": (
-        {
-            "meaning_representation": "name[The Mill], food[English]",
-            "human_reference": "The Mill is English.",
-        },
-        Example(
-            "Restaurant: name[The Mill], food[English]\nDescription:",
-            " The Mill is English.",
-            references=("The Mill is English.",),
-            group="name[The Mill], food[English]",
-        ),
-    ),
-    "topic": (
-        {"text": "Ruth had a tooth pulled.", "label": 1},
-        Example("Ruth had a tooth pulled.\nTopic:", " health", 1),
-    ),
-    "describe": (
-        {"record": "name: Slate Loop | length: 4 km", "sentence": "Slate Loop is a walk of 4 km."},
-        Example(
-            "Trail | name: Slate Loop | length: 4 km\nDescription:",
-            " Slate Loop is a walk of 4 km.",
-            references=("Slate Loop is a walk of 4 km.",),
-            group="name: Slate Loop | length: 4 km",
-        ),
-    ),
-}
-NAMES = registry.names("task")
-BUILT_IN = [name for name in NAMES if registry.load("task", name).generate]
-CLASSIFICATION = [name for name in NAMES if registry.load("task", name).kind == "classification"]
+TASKS: dict[str, Task] = {name: registry.load("task", name) for name in registry.names("task")}
+BUILT_IN = [name for name, task in TASKS.items() if task.generate]
+ROW_BY_ROW = [name for name, task in TASKS.items() if task.source and not task.gather]
+CLASSIFICATION = [name for name, task in TASKS.items() if task.kind.name == "classification"]
+CHOICES = [name for name, task in TASKS.items() if task.kind.name == "multiple_choice"]
+NO_TEST = ("code_to_text", "e2e_nlg", "mrpc", "samsum", "wikisql")
+"""Tasks whose slice has no test split."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TASKS)
 def test_golden_example(name: str) -> None:
     row, expected = GOLDEN[name]
-    assert registry.load("task", name).example(row) == expected
+    assert TASKS[name].example(row) == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TASKS)
+def test_the_document_has_each_task_with_version_metrics_and_golden_prompt(name: str, root: Path) -> None:
+    task, document = TASKS[name], (root / "docs" / "tasks.md").read_text()
+    section = document.split(f"\n### {name} (version {task.version})\n")[1].split("\n#")[0]
+    assert f"\n```text\n{block(task)}\n```\n" in section
+    assert f"`{task.kind.name}`: {', '.join(f'`{metric}`' for metric in task.metrics)}" in section
+    assert task.source is None or task.source.hub in section
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_declaration(name: str) -> None:
-    task: Task = registry.load("task", name)
+    task = TASKS[name]
     assert task.name == name
     assert task.version >= 1
-    assert set(GOLDEN[name][0]) == set(task.columns)
+    assert set(task.columns) <= set(GOLDEN[name][0])
     assert task.metrics
-    assert set(task.metrics) <= set(registry.names("metric"))
-    assert (task.kind == "classification") == (len(task.choices) >= 2)
-    assert len(set(task.choices)) == len(task.choices)
-    assert task.generate or (task.hub and task.folder)
+    assert {registry.load("metric", metric).reads for metric in task.metrics} <= set(task.kind.gives)
+    assert len(set(task.choices)) == len(task.choices) != 1
+    assert bool(task.choices) == (task.kind.name == "classification")
+    assert bool(task.generate) != bool(task.source)
+    assert task.source is None or (task.source.hub and task.source.folder and task.source.named("test"))
+    assert GOLDEN[name][1].prompt.endswith(task.cue)
+
+
+def test_groups_name_tasks() -> None:
+    assert set(GROUPS) == {"similar", "dissimilar", "glue", "retention"}
+    assert {name for group in GROUPS.values() for name in group} <= set(TASKS)
+    assert not set(GROUPS) & set(TASKS)
+    assert registry.tasks_of(["rte", "glue", "rte", "topic"]) == (
+        "rte",
+        "sst2",
+        "mnli",
+        "qqp",
+        "mrpc",
+        "topic",
+    )
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
 def test_each_label_is_written_as_its_choice(name: str) -> None:
-    task: Task = registry.load("task", name)
-    row = GOLDEN[name][0]
+    task, row = TASKS[name], GOLDEN[name][0]
     targets = [task.example({**row, "label": label}).target for label in range(len(task.choices))]
     assert tuple(targets) == task.choices
+    assert task.example({**row, "label": "0"}).label == 0  # as a CSV file has it
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
@@ -99,67 +92,144 @@ def test_each_label_is_written_as_its_choice(name: str) -> None:
         (None, r"got None \(NoneType\)"),
     ],
 )
-def test_wrong_label_is_named(name: str, label: object, message: str) -> None:
+def test_wrong_class_is_named(name: str, label: object, message: str) -> None:
     with pytest.raises(UserError, match=f"'label'.*{message}"):
-        registry.load("task", name).example({**GOLDEN[name][0], "label": label})
+        TASKS[name].example({**GOLDEN[name][0], "label": label})
 
 
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize(
-    ("name", "column"), [(name, column) for name in NAMES for column in GOLDEN[name][0] if column != "label"]
+    ("value", "message"),
+    [("", "use another split"), (-1, "use another split"), (1.0, ""), ("E", "")],
 )
-@pytest.mark.parametrize(("value", "message"), [(None, "must hold text, got None"), ("  ", "is empty")])
-def test_missing_text_is_named(name: str, column: str, value: object, message: str) -> None:
-    with pytest.raises(UserError, match=f"'{column}' {message}"):
-        registry.load("task", name).example({**GOLDEN[name][0], column: value})
+def test_wrong_choice_is_named(name: str, value: object, message: str) -> None:
+    column = {"winogrande": "answer"}.get(name, "answerKey" if name.startswith("arc") else "label")
+    with pytest.raises(UserError, match=f"column '{column}' is {value!r}, expected one of .*{message}"):
+        TASKS[name].example({**GOLDEN[name][0], column: value})
 
 
-def _check_splits(name: str, data: DataSpec) -> None:
-    task: Task = registry.load("task", name)
-    train, validation = (load_examples(task, split, data) for split in ("train", "validation"))
-    assert not {example.prompt for example in train} & {example.prompt for example in validation}
-    for example in [*train, *validation]:
-        if task.kind == "classification":
+@pytest.mark.parametrize("name", TASKS)
+def test_any_wrong_column_is_an_error_that_names_it(name: str) -> None:
+    """Whatever stands in a column, or in a part of it, is read or named; it never ends in a traceback."""
+    row, task = GOLDEN[name][0], TASKS[name]
+    bad: list[Any] = [None, 5, 1.5, True, [], {}, [None], [5], b"x"]
+    whole = [(column, value) for column in task.columns for value in [*bad, " "]]
+    parts = [
+        (column, {**row[column], key: value})
+        for column in task.columns
+        if isinstance(row[column], dict)
+        for key in row[column]
+        for value in bad
+    ]
+    for column, value in whole + parts:
+        told = _told(lambda column=column, value=value: task.example({**row, column: value}))
+        assert not told or f"'{column}'" in told or "is number" in told or "'ctx'" in told
+    empty = [name for name in task.columns if row[name] and isinstance(row[name], (str, list))]
+    for column, value in itertools.product(
+        set(empty) - {"activity_label", "ctx_a", "ctx_b"}, (None, "  ", [])
+    ):
+        assert f"'{column}'" in _told(lambda column=column, value=value: task.example({**row, column: value}))
+
+
+def _told(read: Callable[[], object]) -> str:
+    """Return the message of the error that reading ends in, or an empty text."""
+    try:
+        read()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _trains(task: Task) -> bool:
+    return task.source is None or task.source.named("train") is not None
+
+
+def _slices(name: str, root: Path) -> dict[Split, list[Example]]:
+    """Return the examples of a task's splits, of those that the slice has."""
+    task, found = TASKS[name], {}
+    data = DataSpec(root=str(root), carve=tuple({name} & set(NO_TEST)))
+    for split in SPLITS:
+        told = _told(lambda split=split: found.update({split: load_examples(task, split, data)}))
+        assert not told or any(f"no {what}" in told for what in ("such folder", "file of the split", "split"))
+    return found
+
+
+def _check(name: str, splits: dict[Split, list[Example]]) -> None:
+    """What holds of real and of built-in rows: nothing is shared, and every answer is one of its answers."""
+    task = TASKS[name]
+    for one, two in itertools.combinations(splits.values(), 2):
+        assert not {e.prompt for e in one} & {e.prompt for e in two}
+        assert not {e.document for e in one if e.document} & {e.document for e in two}
+        assert not {e.group for e in one if e.group} & {e.group for e in two}
+    for example in itertools.chain.from_iterable(splits.values()):
+        assert example.target[0] == " "
+        if "choice" in task.kind.gives:
             assert example.label is not None
-            assert example.target == task.choices[example.label]
-        else:
-            assert example.target.removeprefix(" ") in example.references
+            choices = task.choices or example.choices or (example.target,) * len(example.contexts)
+            assert example.target == choices[example.label]
+        if isinstance(task.kind, Generation):
+            assert not any(stop in example.target for stop in task.kind.stop)
+            said = task.kind.no_answer if not example.references else example.target
+            assert said == example.target
+            assert task.name == "wikisql" or not example.references or said[1:] in example.references
+
+
+@pytest.mark.parametrize("name", ROW_BY_ROW)
+def test_real_splits_share_nothing(name: str, shared_data: Path) -> None:
+    splits = _slices(name, shared_data)
+    if not splits:
+        pytest.skip(f"no real rows of {name}")
+    if _trains(TASKS[name]) and name not in CHOICES:
+        assert len(splits) == 3
+    _check(name, splits)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_built_in_splits_do_not_overlap(name: str) -> None:
-    _check_splits(name, DataSpec())
+def test_built_in_splits_share_nothing(name: str) -> None:
+    data = DataSpec()
+    _check(name, {split: load_examples(TASKS[name], split, data) for split in SPLITS})
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if registry.load("task", name).folder])
-def test_real_splits_do_not_overlap(name: str, shared_data: object) -> None:
-    _check_splits(name, DataSpec(root=str(shared_data)))
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_that_trains_has_all_three_splits(name: str) -> None:
+    """Whose labels of the test split are hidden carves; all others take the splits as they are."""
+    task, data = TASKS[name], DataSpec()
+    splits = [split for split in SPLITS if _trains(task) or split == "test"]
+    names = {split: split_of(task, split, data) for split in splits}
+    if task.source and task.source.carved:
+        assert names["train"] == names["validation"] == ("train", task.source.carved)
+        assert names["test"][0].startswith("validation")
+        assert names["test"][1] == 0
+    elif _trains(task):
+        assert names == {split: (split, 0) for split in SPLITS}
 
 
 # SHA-256 over the canonical JSON of the first 20 examples; a change of wording must raise the task's version
 DIGESTS = {
-    ("describe", 1, "train"): "f699b74721d83285600fd2b1d4ce4b694e58827b604433568b8a7b6ae3ad9645",
-    ("describe", 1, "validation"): "ba0cc1cfc8fedc373ff54167ef4b7d34ec3bcad5305939f7cfb0c0359eed81b1",
-    ("topic", 1, "train"): "a2d0efdab9d873328f93bc63e98ed6cecf452cbddbb5c0843ad5bfa94c2e576e",
-    ("topic", 1, "validation"): "12d2775b849669077117420f9ef9de691d933b478106aabb2dfd8a25e270bfde",
+    ("describe", 2, "train"): "f22f978ca35ff192a70c4e82ff3bf88641b597e2e25677135b51c806ba025f33",
+    ("describe", 2, "validation"): "fb0f93b16c8788bd49f032c49af874e6517c444d1c2a24e32245bf9f13e98618",
+    ("describe", 2, "test"): "af44e69c06cdbca4534f7a3a8b7e324df0e6370fa0d368da7a330484a31b29f0",
+    ("topic", 1, "train"): "e39467e336a1583bc443150f89f5f0ae23adebebdb13c39e316dc7ca2d06145f",
+    ("topic", 1, "validation"): "d4283c88e7aec175bd927e48b71ba0f54a5668b20d75b971d912ebe8f78e9b8d",
+    ("topic", 1, "test"): "078a1d5638a87aa448e3e6315e6c2f0f09c7c03773b51110bf469bace4429727",
 }
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_built_in_rows_are_the_same_every_time(name: str, split: str) -> None:
-    task: Task = registry.load("task", name)
+@pytest.mark.parametrize("split", SPLITS)
+def test_built_in_rows_are_the_same_every_time(name: str, split: Split) -> None:
+    task = TASKS[name]
     assert task.generate is not None
-    assert task.generate(split) == task.generate(split)
-    first = [dataclasses.asdict(task.example(row)) for row in task.generate(split)[:20]]
-    assert not any(example.pop("document") for example in first)  # rows of these stand alone
+    rows = task.generate(split)
+    assert rows == task.generate(split)
+    first = [dataclasses.asdict(task.example(row)) for row in rows[:20]]
     assert files.digest_json(first) == DIGESTS[name, task.version, split]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_rows_are_many_and_distinct(name: str) -> None:
-    task: Task = registry.load("task", name)
+    task = TASKS[name]
     assert task.generate is not None
-    for split, least in (("train", 2000), ("validation", 400)):
-        rows = Counter(tuple(row.values()) for row in task.generate(split))
-        assert len(rows) >= least
-        assert max(rows.values()) == 1
+    rows = Counter(tuple(row.values()) for split in SPLITS for row in task.generate(split))
+    assert len(rows) == {"topic": 2400 + 2 * 480, "describe": 3 * (800 + 2 * 160)}[name]
+    assert max(rows.values()) == 1

@@ -1,26 +1,26 @@
-"""The built-in classification task: balance, what decides a label, what only validation shows."""
+"""The built-in classification task: balance, what decides a label, what training never shows."""
 
 from __future__ import annotations
 
 import pytest
 
-from rankdrift.tasks import topic
+from rankdrift.tasks import SPLITS, Split, topic
 from rankdrift.tasks.topic import FIELDS, HELD_OUT_EVENTS, TASK
 
 
-def _rows(split: str) -> list[dict[str, object]]:
+def _rows(split: Split) -> list[dict[str, object]]:
     assert TASK.generate is not None
     return TASK.generate(split)
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_labels_are_balanced_in_every_block_of_four(split: str) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_labels_are_balanced_in_every_block_of_four(split: Split) -> None:
     labels = [row["label"] for row in _rows(split)]
     assert all(sorted(labels[first : first + 4]) == [0, 1, 2, 3] for first in range(0, len(labels), 4))
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_the_label_is_the_field_of_the_main_clause(split: str) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_label_is_the_field_of_the_main_clause(split: Split) -> None:
     settings = {setting for field in FIELDS for setting in field.settings}
     for row in _rows(split):
         sentence = str(row["text"]).removesuffix(".").split(" while a ")[0]
@@ -31,8 +31,8 @@ def test_the_label_is_the_field_of_the_main_clause(split: str) -> None:
         assert ending == [row["label"]], row
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_what_colours_a_sentence_comes_from_one_other_field(split: str) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_what_colours_a_sentence_comes_from_one_other_field(split: Split) -> None:
     for row in _rows(split):
         sentence = str(row["text"]).lower()
         phrases = [field.events + field.settings + field.descriptions for field in FIELDS]
@@ -46,7 +46,8 @@ def test_no_training_sentence_holds_a_held_out_event() -> None:
     assert len(held_out) == 48
     texts = [str(row["text"]) for row in _rows("train")]
     assert not [text for text in texts if any(event in text for event in held_out)]
-    assert all(any(event in str(row["text"]) for event in held_out) for row in _rows("validation"))
+    for split in SPLITS[1:]:
+        assert all(any(event in str(row["text"]) for event in held_out) for row in _rows(split))
 
 
 def test_no_phrase_belongs_to_two_fields() -> None:

@@ -39,6 +39,8 @@ class Completion:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     """Texts before the first of which the answer ends, besides the tokenizer's EOS."""
+    ends: Tokens = ()
+    """Tokens that end it as well, and are no part of it."""
 
 
 @dataclass(frozen=True)

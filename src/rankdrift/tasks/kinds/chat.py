@@ -1,14 +1,14 @@
 """Chat: a conversation in the tokenizer's own template; the assistant's turns carry the loss.
 
-The template is rendered turn by turn, and each piece is tokenised by itself: what stands before a turn is
-then the very prompt that the turn is generated behind. A template may write BOS itself: none is added.
+The template is rendered turn by turn, so that the assistant's turns are found in any template; the tokens are
+those of the whole text. A template may write BOS itself: none is added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rankdrift.errors import UserError
 from rankdrift.tasks.kinds import Answer, Codec, Completion, Encoded, Ids, Item, Kind, Outcome
@@ -34,10 +34,9 @@ class Chat(Kind):
         """Return one row a conversation, cut at its end where it is too long."""
         rows = []
         for index, example in enumerate(examples):
-            pieces = conversation(codec, example.messages)
-            ids = [token for piece, _ in pieces for token in piece]
-            kept = ids[: codec.max_length]
-            rows.append(Encoded(kept, _spans(pieces, len(kept)), index, None, False, len(kept) < len(ids)))
+            of = conversation(codec, example.messages)
+            kept = of.ids[: codec.max_length]
+            rows.append(Encoded(kept, _spans(of, len(kept)), index, None, False, len(kept) < len(of.ids)))
         return rows
 
     def items(self, task: Task, examples: Sequence[Example], codec: Codec) -> list[Item]:
@@ -46,9 +45,10 @@ class Chat(Kind):
         room = codec.room(answer, task.name)
         items = []
         for example in examples:
-            pieces = conversation(codec, example.messages)
-            prompt = [token for piece, _ in pieces[:-1] for token in piece]
-            asked = Completion(tuple(codec.cut(prompt, room)), min(self.max_new_tokens, answer))
+            of = conversation(codec, example.messages)
+            prompt = of.prompts[-1]
+            most, ends = min(self.max_new_tokens, answer), _end_of_turn(codec, of)
+            asked = Completion(tuple(codec.cut(prompt, room)), most, ends=ends)
             items.append(Item((asked,), len(prompt) > room))
         return items
 
@@ -59,8 +59,18 @@ class Chat(Kind):
         return Outcome({"text": text}, columns)
 
 
-def conversation(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[tuple[Ids, bool]]:
-    """Return a conversation's tokens in pieces, and of each whether it is a turn of the assistant's.
+class Conversation(NamedTuple):
+    """A conversation in tokens."""
+
+    ids: Ids
+    prompts: list[Ids]
+    """What stands before each of the assistant's turns, as it is where nothing follows."""
+    ends: list[int]
+    """Where the turns end in ``ids``; they begin behind their prompts."""
+
+
+def conversation(codec: Codec, messages: Sequence[Mapping[str, str]]) -> Conversation:
+    """Return a conversation up to the assistant's last turn, tokenised as one text.
 
     Raises
     ------
@@ -68,26 +78,25 @@ def conversation(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[tu
         If there is no template, it fails, or it changes what it wrote before when a turn is added.
 
     """
-    texts: list[tuple[str, bool]] = []
-    done = ""
+    texts: list[str] = []
     for number, message in enumerate(messages):
         if message["role"] != ASSISTANT:
             continue
         before = _rendered(codec, messages[:number], prompt=True)
         through = _rendered(codec, messages[: number + 1], prompt=False)
-        if not (before.startswith(done) and through.startswith(before)):
+        if not (before.startswith(texts[-1] if texts else "") and through.startswith(before)):
             raise UserError(
                 f"the tokenizer's chat template writes turn {number + 1} of a conversation so that what "
                 "stands before it changes; give a template that only adds to its text"
             )
-        texts += [(before[len(done) :], False), (through[len(before) :], True)]
-        done = through
-    tokens = codec.plain([text for text, _ in texts])
-    begin = [] if not texts or tokens[0][: len(codec.before)] == codec.before else codec.before
-    return [
-        (begin + ids if number == 0 else ids, spoken)
-        for number, (ids, (_, spoken)) in enumerate(zip(tokens, texts, strict=True))
-    ]
+        texts += [before, through]
+    tokens = [_begun(codec, ids) for ids in codec.plain(texts)]
+    return Conversation(tokens[-1] if tokens else [], tokens[::2], [len(ids) for ids in tokens[1::2]])
+
+
+def _begun(codec: Codec, ids: Ids) -> Ids:
+    """Return tokens that begin with BOS, where the tokenizer has one: the template may have written it."""
+    return ids if ids[: len(codec.before)] == codec.before else codec.before + ids
 
 
 def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], prompt: bool) -> str:
@@ -109,15 +118,17 @@ def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], prompt: bool)
     return str(text)
 
 
-def _spans(pieces: Sequence[tuple[Ids, bool]], length: int) -> tuple[tuple[int, int], ...]:
+def _end_of_turn(codec: Codec, of: Conversation) -> tuple[int, ...]:
+    """Return the token that the template ends the last turn with; it need not be the tokenizer's EOS."""
+    special = {number for number, token in codec.tokenizer.added_tokens_decoder.items() if token.special}
+    turn = of.ids[len(of.prompts[-1]) : of.ends[-1]]
+    return tuple([token for token in turn if token in special][-1:])
+
+
+def _spans(of: Conversation, length: int) -> tuple[tuple[int, int], ...]:
     """Return where the assistant's turns are, up to a length."""
-    spans, first = [], 0
-    for ids, spoken in pieces:
-        last = first + len(ids)
-        if spoken and first < length:
-            spans.append((max(first, 1), min(last, length)))
-        first = last
-    return tuple(spans)
+    turns = [(max(len(prompt), 1), min(end, length)) for prompt, end in zip(of.prompts, of.ends, strict=True)]
+    return tuple((first, last) for first, last in turns if first < last)
 
 
 KIND = Chat()

@@ -49,6 +49,7 @@ class Classification(Kind):
                 for index, ((ids, cut), label) in enumerate(zip(found, labels, strict=True))
             ]
         pairs = codec.joined(prompts, [example.target for example in examples])
+        _require_distinct(task, codec.plain(task.choices))
         room = codec.room(_longest(task, codec), task.name)
         rows = enumerate(zip(pairs, labels, strict=True))
         return [supervised(codec, task, pair, room, index, label) for index, (pair, label) in rows]
