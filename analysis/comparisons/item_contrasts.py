@@ -211,10 +211,15 @@ def _not_paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
 
 
 def same_items(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Return whether two tables hold the same items: indices, and prompts or token counts where there are."""
+    """Return whether two tables hold the same items: indices, and prompts or token counts where there are.
+
+    Of a prompt the digest is compared where there is one: only its end is kept as text.
+    """
     if not one.index.equals(other.index):
         return False
-    shared = [name for name in ("prompt", "tokens") if name in one.columns and name in other.columns]
+    both = one.columns.intersection(other.columns)
+    prompt = "prompt_digest" if "prompt_digest" in both else "prompt"
+    shared = [name for name in (prompt, "tokens") if name in both]
     return all(one[name].equals(other[name]) for name in shared)
 
 
