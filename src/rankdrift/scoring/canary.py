@@ -91,8 +91,9 @@ def check_canary() -> Canary:
     """Return how this environment scores the reference model, found once a process (well below 2 s)."""
     stored = files.read_json(REFERENCE)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = frozen_model()
     with _one_thread():  # a model as small is slowed down by more
-        found = reference_answers(frozen_model().to(device))
+        found = reference_answers(model.to(device))
     return compared(found, Answers(**stored), device)
 
 
