@@ -9,6 +9,8 @@ STUDY ?= demo
 KILLS ?= 200
 CONFIG ?= ds_configs/zero2.json
 METHOD ?= full
+EXPERIMENT ?= launch/recipes/demo.yaml
+REAL := $(if $(DATA),data.root=$(DATA) 'data.tasks=[sst2]')
 
 # one set of tools everywhere: DeepSpeed starts ninja and its launcher by name
 export PATH := $(BIN):$(PATH)
@@ -16,7 +18,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit faults check format report clean
+.PHONY: help install data demo test test-unit faults check format report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
@@ -30,6 +32,10 @@ $(READY): requirements/lock.txt requirements/install.sh setup.cfg
 demo: $(READY)  ## full fine-tuning against LoRA on a small real model, to a report (DATA=folder: real SST-2)
 	@rankdrift study --lean --experiment launch/recipes/demo.yaml $(if $(RANKS),--ranks $(RANKS)) \
 		$(if $(DATA),study=demo-sst2 data.root=$(DATA) 'data.tasks=[sst2]',study=$(STUDY))
+
+data: $(READY)  ## prepare a recipe's data and say what they are like (EXPERIMENT=recipe, DATA=folder: real SST-2)
+	@rankdrift data prepare --experiment $(EXPERIMENT) $(REAL)
+	@rankdrift data summary --experiment $(EXPERIMENT) $(REAL)
 
 test: $(READY)  ## run all tests
 	@HF_HUB_OFFLINE=1 python -m pytest --durations=15

@@ -55,6 +55,15 @@ ENCODERS: dict[str, Callable[[], Any]] = {
     ),
 }  # fmt: skip
 FAMILIES = DECODERS | ENCODERS
+RECURRENT: dict[str, Callable[[], Any]] = {
+    "mamba": lambda: hf.MambaConfig(
+        hidden_size=16, num_hidden_layers=2, vocab_size=VOCABULARY, state_size=4, initializer_range=0.2
+    ),
+    "lfm2": lambda: hf.Lfm2Config(
+        **LLAMA, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
+    ),
+}
+"""Families that are not trained here, whose caches hold more than keys and values, or other things."""
 
 
 def encoder_tokenizer() -> hf.PreTrainedTokenizerFast:

@@ -88,9 +88,10 @@ FIGURE = Figure(
     caption=(
         "The first metric of each task trained on, and their macro average where there are several, at every "
         "scored checkpoint; bands are one standard error over the scored items, the dashed line is the base "
-        "model. Thin dotted lines without markers: the validation split, where it was scored, by which a checkpoint may "
-        "be chosen; what is reported is the other one. The thin grey dotted line is what always giving the "
-        "most frequent answer scores: a run that is not above it has learnt nothing else. All checkpoints are scored on the same items, so "
+        "model. Thin dotted lines without markers: the validation split, where it was scored, by which a "
+        "checkpoint may be chosen; what is reported is the other one. The thin grey dotted line is what "
+        "always giving the most frequent answer scores: a run that is not above it has learnt nothing else. "
+        "All checkpoints are scored on the same items, so "
         "that differences between lines are surer than the bands suggest, but the bands hold no variation "
         "over seeds."
     ),

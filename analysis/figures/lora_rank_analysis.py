@@ -131,8 +131,8 @@ FIGURE = Figure(
         "forgotten. A point is a run with one standard error over items; the line joins the means over all "
         "runs of a rank, whatever else they differ in. Solid: the mean of full fine-tuning, its band one "
         "standard deviation over its runs, of a single run one standard error over items. Dashed: the base "
-        "model, by definition 0 where something is lost. The best learning rate may differ from rank to rank: "
-        "where all were trained with one, a slope is not the rank's alone."
+        "model, by definition 0 where something is lost. The best learning rate may differ from rank to "
+        "rank: where all were trained with one, a slope is not the rank's alone."
     ),
     draw=_draw,
 )

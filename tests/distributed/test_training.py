@@ -15,8 +15,10 @@ from ranks import RECIPE, job, run_of, train_jobs
 from safetensors.torch import load_file, save_file
 
 from rankdrift import files
+from rankdrift.data.dataset import load_training_data
 from rankdrift.layout import steps_in
-from rankdrift.models.base import resolve
+from rankdrift.models.base import load_tokenizer, resolve
+from rankdrift.spec import read_spec
 from rankdrift.training.checkpointing import predicted_bytes
 from rankdrift.zero_checkpoint.manifest import Manifest
 from rankdrift.zero_checkpoint.shards import open_checkpoint
@@ -88,7 +90,15 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     keep = ["training.keep_last=1", "training.keep_best=1"]
     two += [job(folder, "kept", 2, "training.save_every=2", "training.save_steps=[3]", *keep)]
     both = ["data.tasks=[topic,describe]", "training.steps=2", "training.warmup_steps=0"]
+    both += ["training.eval_items=5", "scoring.max_new_tokens=4", "data.max_length=192"]
     two += [job(folder, f"mixed-z{s}", s, *both, "training.save_every=null") for s in (0, 3)]
+    shares = [
+        "data.tasks=[topic,describe]",
+        "training.steps=6",
+        "data.mixture.weights={topic: 1, describe: 3}",
+    ]
+    shares += ["data.train_limit=10"]  # blocks of 20 rows: 5 and 15
+    two += [job(folder, "shares-r2", 2, *shares, stop_at=5), job(folder, "shares-r2", 2, *shares)]
     two += [job(folder, f"classifier-z{s}", s, "model.head=classifier") for s in (2, 3)]
     still = ["training.learning_rate=1e-30", "training.weight_decay=0", "training.precision=bf16"]
     still += ["training.steps=1", "training.warmup_steps=0", "training.save_every=1"]
@@ -101,7 +111,8 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         two += [job(folder, f"halved-lora-z{s}", s, *brief_full, *LORA[:2])]
         two += [job(folder, f"halved-bf16-z{s}", s, *brief_full, "training.precision=bf16")]
     one = [job(folder, f"full-z{s}-r1", s) for s in (0, 2)]
-    one += [job(folder, "six-z0-r1", 0, *SIX)]
+    one += [job(folder, "mixed-z0-r1", 0, *both, "training.save_every=null")]
+    one += [job(folder, "six-z0-r1", 0, *SIX), job(folder, "shares-r1", 0, *shares)]
     brief = ["training.steps=1", "training.warmup_steps=0", "training.save_every=null"]
     one += [job(folder, "slow-probe", 2, *brief, slow_probe=SLOW)]
     one += [job(folder, "micro64-fp32", 2, *MICRO_64, states=True)]
@@ -131,6 +142,21 @@ def test_losses_do_not_depend_on_stage_ranks_and_accumulation(runs: Path, name: 
         losses, expected = (column(runs, run, "loss", split) for run in (name, reference_of(name)))
         assert len(losses) >= 2
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics"), [("topic", ("accuracy", "f1")), ("describe", ("rouge_l", "bleu", "exact_match"))]
+)
+@pytest.mark.parametrize("name", ["mixed-z0", "mixed-z3"])
+def test_metrics_while_training_do_not_depend_on_stage_and_ranks(
+    runs: Path, name: str, task: str, metrics: tuple[str, ...]
+) -> None:
+    for metric in metrics:
+        values = column(runs, name, metric, f"validation/{task}")
+        assert len(values) == 2  # before and after
+        np.testing.assert_allclose(
+            values, column(runs, "mixed-z0-r1", metric, f"validation/{task}"), rtol=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", FP32_RUNS)
@@ -291,6 +317,41 @@ def test_every_task_has_its_own_validation_loss_and_their_mean_decides(runs: Pat
         alone = column(runs, REFERENCE, "loss", "validation")[0]
         assert losses["validation/topic"][0] == pytest.approx(alone, rel=1e-5)
         assert losses["validation/describe"][0] != pytest.approx(alone, rel=1e-4)
+
+
+def test_tasks_that_are_mixed_are_accounted_for(runs: Path) -> None:
+    """On two ranks and with a resume as on one; the tasks' losses add up to the step's."""
+    spec = read_spec(run_of(runs, "shares-r1").spec)
+    data = load_training_data(spec, load_tokenizer(resolve("tiny")), "left")
+    terms, rows, tokens = (dict.fromkeys(data.train.tasks, 0) for _ in range(3))
+    for step in range(6):
+        summed, of_step = 0.0, 0
+        for task in data.train.tasks:
+            mine = [row for n in data.order.rows(step) if (row := data.train[int(n)]).task == task]
+            terms[task] = sum(row.target_tokens for row in mine)
+            rows[task] += len(mine)
+            tokens[task] += sum(len(row.input_ids) for row in mine)
+            for name in ("shares-r1", "shares-r2"):
+                lines = files.read_jsonl(run_of(runs, name).metrics)
+                found = [r for r in lines if (r["step"], r["split"]) == (step + 1, f"train/{task}")]
+                assert len(found) == (1 if mine else 0)  # a task without a row has no loss
+                for line in found:
+                    assert (line["rows"], line["tokens"]) == (rows[task], tokens[task])
+            if mine:
+                summed, of_step = summed + line["loss"] * terms[task], of_step + terms[task]
+        assert column(runs, "shares-r2", "loss")[step] == pytest.approx(summed / of_step, rel=1e-9)
+        if step == 4:  # two blocks
+            assert rows == {"topic": 10, "describe": 30}
+    for task in data.train.tasks:
+        losses, expected = (
+            column(runs, name, "loss", f"train/{task}") for name in ("shares-r2", "shares-r1")
+        )
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_one_task_has_no_lines_of_its_own(runs: Path) -> None:
+    splits = {row["split"] for row in files.read_jsonl(run_of(runs, REFERENCE).metrics)}
+    assert splits == {"train", "validation", "validation/topic"}
 
 
 def test_a_classification_head_trains(runs: Path) -> None:

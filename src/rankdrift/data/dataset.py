@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +15,7 @@ from rankdrift.data.mixture import Mixture
 from rankdrift.data.prepare import Preparation
 from rankdrift.data.token_table import TaskTables
 from rankdrift.errors import UserError
-from rankdrift.progress import Progress
+from rankdrift.progress import Progress, progress_lines
 from rankdrift.spec import Spec
 from rankdrift.tasks import Split, Task
 from rankdrift.tasks.kinds import Codec
@@ -54,7 +55,8 @@ class TrainingData:
 
 def load_training_data(spec: Spec, tokenizer: PreTrainedTokenizerBase, side: Side) -> TrainingData:
     """Return the tokenised rows of both splits."""
-    train, validation = (load_rows(spec, split, tokenizer) for split in ("train", "validation"))
+    progress = progress_lines(partial(print, flush=True))  # of the rank that prepares while others wait
+    train, validation = (load_rows(spec, split, tokenizer, progress) for split in ("train", "validation"))
     order = Mixture(train.sizes, spec.training.global_batch, spec.seed, spec.data.mixture)
     terms = train.targets if spec.model.head == "lm" else np.ones(len(train), np.int32)
     pad = tokenizer.pad_token_id

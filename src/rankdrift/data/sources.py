@@ -42,18 +42,28 @@ def load_examples(task: Task, split: Split, data: DataSpec) -> list[Example]:
         Where the source, a column or a usable value is missing; it names file, row, column and value.
 
     """
-    theirs, share = split_of(task, split, data)
+    _, share = split_of(task, split, data)
+    origin, rows = rows_of(task, split, data)
+    examples = [_example(task, row, origin, number) for number, row in enumerate(rows)]
+    if share:
+        examples = [example for example in examples if is_carved(example, share) == (split == "validation")]
+        if not examples:
+            raise UserError(f"{origin}: too few rows to carve a '{split}' split out of; provide more")
+    limits = {"train": data.train_limit, "validation": data.validation_limit, "test": None}
+    return _with_shared_references(examples)[: limits[split]]
+
+
+def rows_of(task: Task, split: Split, data: DataSpec) -> tuple[str, list[dict[str, Any]]]:
+    """Return the rows that a split is taken from, as the task's ``example`` takes them, and their origin.
+
+    Raises UserError where the source or a column is missing, or where there is no row.
+    """
+    theirs, _ = split_of(task, split, data)
     source = _read(task, theirs, data)
     rows = source.rows if task.gather is None else task.gather(list(source.rows))
     if not rows:
         raise UserError(f"{source.origin}: the split '{theirs}' has no rows; provide at least one")
-    examples = [_example(task, row, source.origin, number) for number, row in enumerate(rows)]
-    if share:
-        examples = [example for example in examples if is_carved(example, share) == (split == "validation")]
-        if not examples:
-            raise UserError(f"{source.origin}: too few rows to carve a '{split}' split out of; provide more")
-    limits = {"train": data.train_limit, "validation": data.validation_limit, "test": None}
-    return _with_shared_references(examples)[: limits[split]]
+    return source.origin, rows
 
 
 def split_of(task: Task, split: Split, data: DataSpec) -> tuple[str, float]:

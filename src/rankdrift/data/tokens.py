@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -88,8 +89,8 @@ def encode(examples: Sequence[Example], task: Task, codec: Codec) -> tuple[list[
     task.kind.require_head(task, codec.head)
     encoded = task.kind.encode(task, examples, codec)
     kept = [row for row in encoded if teaches(row, codec.head)]
-    dropped, prompts = len(encoded) - len(kept), sum(row.prompt_cut for row in kept)
-    return kept, RowCounts(len(kept), dropped, prompts, sum(row.target_cut for row in kept))
+    prompts_cut, targets_cut = (sum(map(attrgetter(name), kept)) for name in ("prompt_cut", "target_cut"))
+    return kept, RowCounts(len(kept), len(encoded) - len(kept), prompts_cut, targets_cut)
 
 
 def require_rows(task: Task, counts: RowCounts, max_length: int) -> None:

@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 """Takes how many requests are answered, and how many there are."""
 
 
-@torch.inference_mode()
+@torch.no_grad()  # parameters that ZeRO-3 gathers in inference mode could not be trained afterwards
 def answer(
     model: PreTrainedModel,
     requests: Sequence[Request],
@@ -52,6 +52,7 @@ def answer(
         Called after every batch, with the requests of this rank.
 
     """
+    assert all(_fits(request, model) for request in requests), "a request is longer than the model can read"
     own = shares.own(requests) if shares else list(range(len(requests)))
     done = 0
 
@@ -91,6 +92,19 @@ def _answers(
     found |= zip(completions, texts, strict=True)
     found |= zip(classes, probabilities, strict=True)
     return found
+
+
+def _fits(request: Request, model: PreTrainedModel) -> bool:
+    """Return whether all tokens that are passed have positions; what comes last is only predicted."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    match request:
+        case Continuation():
+            length = len(request.context) + len(request.continuation) - 1
+        case Completion():
+            length = len(request.prompt) + request.max_new_tokens - 1
+        case Classes():
+            length = len(request.prompt)
+    return limit is None or length <= limit
 
 
 def _of_kind(kind: type[Kind], requests: dict[int, Request]) -> dict[int, Kind]:

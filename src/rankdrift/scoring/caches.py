@@ -1,4 +1,4 @@
-"""Which cache a model keeps of the tokens it has read, and what can be done with it."""
+"""Which cache a model keeps of the tokens it has read, and rows taken out of it."""
 
 from __future__ import annotations
 
@@ -10,28 +10,18 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 
-def cache_layers(model: PreTrainedModel) -> list[object]:
-    """Return the layers of a model's cache, as one pass over one token leaves it; none if it keeps none.
+def keeps_keys_and_values(model: PreTrainedModel) -> bool:
+    """Return whether a model's cache holds keys and values of tokens, and nothing else.
 
-    What a configuration says of its layers is not asked: the cache that the model makes is what counts.
+    Then rows may be padded on the left, go on from one another's tokens, and leave a batch. The states of
+    recurrent layers are made of all tokens, the padding's among them, which no mask can hide. What the
+    configuration says of the layers is not asked: the cache that one pass over one token leaves is what
+    counts.
     """
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     cache = getattr(model(input_ids=token, use_cache=True), "past_key_values", None)
-    return list(cache.layers) if isinstance(cache, Cache) else []
-
-
-def can_be_shared(layers: Sequence[object]) -> bool:
-    """Return whether a cache may serve several rows that go on differently after gaps of padding.
-
-    So may keys and values of all tokens. Sliding windows count columns, the padding's among them, and states
-    of recurrent layers hold no tokens that a mask could hide.
-    """
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-
-
-def can_be_padded(layers: Sequence[object]) -> bool:
-    """Return whether rows padded on the left may be generated with the cache, and rows taken out of it."""
-    return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    known = (DynamicLayer, DynamicSlidingWindowLayer)
+    return isinstance(cache, Cache) and all(type(layer) in known for layer in cache.layers)
 
 
 def rows_of(cache: Cache, rows: Sequence[int]) -> Cache:

@@ -14,7 +14,7 @@ from rankdrift.scoring.batches import batches_by_tokens
 from rankdrift.tasks.kinds import Classes
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def class_log_probabilities(
     model: PreTrainedModel,
     requests: Sequence[Classes],

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from rankdrift.data.batches import padded
 from rankdrift.scoring.batches import batches_by_tokens
-from rankdrift.scoring.caches import cache_layers, can_be_padded, rows_of
+from rankdrift.scoring.caches import keeps_keys_and_values, rows_of
 from rankdrift.scoring.codec import Codec
 from rankdrift.scoring.logits import logits_at
 from rankdrift.tasks.kinds import Completion
@@ -54,7 +54,7 @@ class Written:
         return codec.decode(self.tokens) if stopped is None else stopped
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def completion_texts(
     model: PreTrainedModel,
     requests: Sequence[Completion],
@@ -81,10 +81,10 @@ def completion_texts(
 
     """
     written = [Written(request) for request in requests]
-    padding = bool(requests) and can_be_padded(cache_layers(model))
+    padding = bool(requests) and keeps_keys_and_values(model)
+    write = _write if padding else _write_without_cache
     for batch in _batches(requests, token_budget, padding):
-        rows = [written[number] for number in batch]
-        _write(model, rows, codec) if padding else _write_without_cache(model, rows, codec)
+        write(model, [written[number] for number in batch], codec)
         advance(len(batch))
     return [one.text(codec) for one in written]
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rankdrift.data.batches import padded
 from rankdrift.scoring.batches import batches_by_tokens
-from rankdrift.scoring.caches import cache_layers, can_be_shared, rows_of
+from rankdrift.scoring.caches import keeps_keys_and_values, rows_of
 from rankdrift.scoring.logits import logits_at, token_log_probabilities
 from rankdrift.tasks.kinds import Continuation, Likelihood, Tokens
 
@@ -88,7 +88,7 @@ class Tally:
         ]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def continuation_likelihoods(
     model: PreTrainedModel,
     requests: Sequence[Continuation],
@@ -158,7 +158,7 @@ def _plan(requests: Sequence[Continuation], model: PreTrainedModel) -> tuple[lis
         stems = shared_stems([requests[number].continuation for number in numbers])
         own = {stem: [numbers[index] for index in served] for stem, served in stems.items()}
         (shared if _worth_sharing(len(tokens), stems) else alone).append(Context(tokens, own))
-    if shared and not can_be_shared(cache_layers(model)):
+    if shared and not keeps_keys_and_values(model):
         return alone + shared, []
     return alone, shared
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ from rankdrift.scoring.scored import scored_tasks
 from rankdrift.scoring.shares import Shares
 from rankdrift.scoring.texts import GENERAL_TEXT_VERSION, compared_texts
 from rankdrift.spec import Spec
-from rankdrift.tasks import Example, Split
+from rankdrift.tasks import Split
 from rankdrift.tasks.kinds import Outcome
 
 Progress = Callable[[str], None]
@@ -208,11 +208,7 @@ def score_task(
     over items, and ``document`` where items share one: their errors go together.
     """
     codec = Codec.of(workload.tokenizer)
-    answers = iter(answer(model, items.requests, codec, workload.spec.scoring.batch_tokens, shares))
-    outcomes = []
-    for example, item in zip(items.examples, items.items, strict=True):
-        told = [next(answers) for _ in item.requests]
-        outcomes.append(items.task.kind.outcome(items.task, example, told))
+    outcomes = outcomes_of(items, model, codec, workload.spec.scoring.batch_tokens, shares)
     table = _table(items, outcomes)
     _check_finite(table, items, source)
     documents = [example.document for example in items.examples]
@@ -229,8 +225,33 @@ def score_task(
         content=items.task.content,
     )
     for name in items.task.metrics:
-        _evaluate(name, outcomes, items.examples, clusters, score, table)
+        _evaluate(name, _compared(items, outcomes, name), clusters, score, table)
     return score, table
+
+
+def outcomes_of(
+    items: TaskItems, model: PreTrainedModel, codec: Codec, token_budget: int, shares: Shares | None = None
+) -> list[Outcome]:
+    """Return what a model in evaluation mode answers to every item, as the task's kind reads it."""
+    answers = iter(answer(model, items.requests, codec, token_budget, shares))
+    return [
+        items.task.kind.outcome(items.task, example, [next(answers) for _ in item.requests])
+        for example, item in zip(items.examples, items.items, strict=True)
+    ]
+
+
+def metric_values(items: TaskItems, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Return the task's metrics over its items."""
+    return {
+        name: registry.load("metric", name).compute(*_compared(items, outcomes, name))
+        for name in items.task.metrics
+    }
+
+
+def _compared(items: TaskItems, outcomes: Sequence[Outcome], name: str) -> tuple[list[Any], list[Any]]:
+    """Return the predictions that a metric reads, and what is right."""
+    reads = registry.load("metric", name).reads
+    return [o.predictions[reads] for o in outcomes], [example.right(reads) for example in items.examples]
 
 
 def _table(items: TaskItems, outcomes: Sequence[Outcome]) -> pd.DataFrame:
@@ -259,16 +280,14 @@ def _check_finite(table: pd.DataFrame, items: TaskItems, source: Path) -> None:
 
 def _evaluate(
     name: str,
-    outcomes: Sequence[Outcome],
-    examples: Sequence[Example],
+    compared: tuple[list[Any], list[Any]],
     documents: Sequence[str] | None,
     score: TaskScore,
     table: pd.DataFrame,
 ) -> None:
     """Put a metric's estimate into the score, and items' values into the table where it is their mean."""
     metric: Metric = registry.load("metric", name)
-    predictions = [outcome.predictions[metric.reads] for outcome in outcomes]
-    answers = [example.right(metric.reads) for example in examples]
+    predictions, answers = compared
     value = metric.compute(predictions, answers)
     if metric.per_item is not None:
         values = [metric.per_item(*pair) for pair in zip(predictions, answers, strict=True)]

@@ -51,6 +51,7 @@ KEYS: dict[str, Role] = {
     "training.log_every": "record",
     "training.eval_every": "record",
     "training.eval_rows": "record",
+    "training.eval_items": "record",
     "training.save_every": "record",
     "training.save_steps": "record",
     "training.keep_last": "record",

@@ -137,6 +137,8 @@ class TrainingSpec(Section):
     """Steps between evaluations of the validation loss; None evaluates where it saves."""
     eval_rows: PositiveInt = 64
     """Validation rows of each task used for that loss."""
+    eval_items: NonNegativeInt = 0
+    """Validation items of each task whose metrics are taken at the same time, as scoring takes them."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints; the last step is always saved."""
     save_steps: tuple[PositiveInt, ...] = ()

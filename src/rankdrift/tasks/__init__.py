@@ -96,8 +96,6 @@ class Task:
     """Makes rows of the source's rows, where one is several of theirs (lines of an article)."""
     content: str = ""
     """Digest of a task that comes from a file; empty for those of the package."""
-    trains: bool = True
-    """Whether it has training rows."""
 
 
 GROUPS: dict[str, tuple[str, ...]] = {

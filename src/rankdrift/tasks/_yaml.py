@@ -133,7 +133,6 @@ def _task(declared: Declaration, path: Path) -> Task:
         cue=declared.cue,
         source=_source(declared, path),
         content=files.digest_file(path),
-        trains=not declared.files or "train" in declared.files,
     )
 
 

@@ -15,5 +15,4 @@ TASK = Task(
     example=nli_example,
     choices=CHOICES,
     source=Source("nyu-mll/glue", "mnli", "glue_mnli", {"test": "validation_mismatched"}),
-    trains=False,
 )

@@ -26,7 +26,17 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_commands_are_found_by_file_name() -> None:
-    assert commands() == ["analyze", "clean", "consolidate", "report", "score", "study", "train", "verify"]
+    assert commands() == [
+        "analyze",
+        "clean",
+        "consolidate",
+        "data",
+        "report",
+        "score",
+        "study",
+        "train",
+        "verify",
+    ]
 
 
 @pytest.mark.parametrize("command", commands())

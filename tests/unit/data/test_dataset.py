@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift import registry
-from rankdrift.data.dataset import codec_of, load_rows
+from rankdrift.data.dataset import class_ranges, codec_of, load_rows, num_labels
 from rankdrift.data.prepare import Preparation
 from rankdrift.data.sources import load_examples
 from rankdrift.data.token_table import TaskTables, TokenTable
 from rankdrift.data.tokens import RowCounts
+from rankdrift.errors import UserError
 from rankdrift.spec import DataSpec, Spec, parse_spec
 from rankdrift.tasks.kinds import Codec, Continuation
 
@@ -75,3 +77,30 @@ def test_the_digest_of_rows_knows_all_that_is_trained_on(tokenizer: PreTrainedTo
     digests = {TaskTables([table]).digest for table in tables}
     assert len(digests) == 5
     assert rows.digest in digests  # of the file as of the rows in memory
+
+
+@pytest.mark.parametrize(
+    ("tasks", "heads", "ranges"),
+    [
+        (["sst2", "mnli"], "per_task", {"sst2": range(2), "mnli": range(2, 5)}),
+        (["sst2", "qqp"], "shared", {"sst2": range(2), "qqp": range(2)}),
+        (["mnli"], "shared", {"mnli": range(3)}),
+    ],
+)
+def test_a_heads_classes_are_each_tasks_own_or_shared(tasks, heads, ranges):
+    spec = parse_spec({"model": {"head": "classifier", "heads": heads}, "data": {"tasks": tasks}})
+    assert class_ranges(spec) == ranges
+    assert num_labels(spec) == max(classes.stop for classes in ranges.values())
+
+
+@pytest.mark.parametrize(
+    ("tasks", "heads", "message"),
+    [
+        (["sst2", "mnli"], "shared", r"numbers differ \(sst2: 2, mnli: 3\); use model.heads=per_task"),
+        (["sst2", "e2e_nlg"], "per_task", "'e2e_nlg' is generation: it needs model.head=lm"),
+    ],
+)
+def test_classes_that_cannot_be_shared_are_refused(tasks, heads, message):
+    spec = parse_spec({"model": {"head": "classifier", "heads": heads}, "data": {"tasks": tasks}})
+    with pytest.raises(UserError, match=message):
+        class_ranges(spec)

@@ -14,9 +14,11 @@ from rankdrift import registry
 from rankdrift.data.sources import load_examples
 from rankdrift.errors import UserError
 from rankdrift.spec import DataSpec
-from rankdrift.tasks import Task
+from rankdrift.tasks import Source, Task
 
-SST2: Task = registry.load("task", "sst2")
+CARVED: Task = registry.load("task", "sst2")
+SST2 = replace(CARVED, source=Source("nyu-mll/glue", "sst2", "glue_sst2"))
+"""With splits as they are stored."""
 E2E: Task = registry.load("task", "e2e_nlg")
 TOPIC: Task = registry.load("task", "topic")
 REVIEWS = {"sentence": ["fine .", "dull .", "grand ."], "label": [1, 0, 1], "idx": [7, 8, 9]}
@@ -77,13 +79,13 @@ def test_unusable_rows_are_named(columns: dict[str, list[Any]], message: str, tm
 
 
 def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"^{tmp_path / 'none'}: no such folder; data.root="):
+    with pytest.raises(UserError, match=f"^{tmp_path / 'none'}: no such folder; data.root must hold"):
         _load(tmp_path / "none")
-    message = f"^{tmp_path / 'glue_sst2'}: no such folder.* must hold glue_sst2/train"
+    message = f"^{tmp_path / 'glue_sst2'}: no such folder; data.root={tmp_path} must hold it for task 'sst2'"
     with pytest.raises(UserError, match=message):
         _load(tmp_path)
     _write(tmp_path, REVIEWS)
-    with pytest.raises(UserError, match=r"validation.parquet: no such file; the folder has train.parquet"):
+    with pytest.raises(UserError, match=r"no file of the split 'validation' .* has train.parquet"):
         _load(tmp_path, split="validation")
 
 
@@ -131,9 +133,20 @@ def test_built_in_task_needs_no_root(tmp_path: Path) -> None:
     assert examples == [TOPIC.example(row) for row in TOPIC.generate("train")[:10]]
 
 
-def test_task_without_a_source_says_so() -> None:
-    with pytest.raises(UserError, match=r"'sst2' is neither built in nor on the hub: set data.root"):
-        load_examples(replace(SST2, hub=None), "train", DataSpec())
+def test_what_selects_is_carved_out_of_the_training_rows_by_their_content(tmp_path: Path) -> None:
+    """About a twentieth of SST-2's, whatever their order and labels; all of the stored validation reports."""
+    texts = [f"text {number}" for number in range(1000)]
+    _write(tmp_path, {"sentence": texts, "label": [0] * 1000})
+    _write(tmp_path, REVIEWS, "validation")
+    data = DataSpec(root=str(tmp_path))
+    trained = [example.prompt for example in load_examples(CARVED, "train", data)]
+    selecting = [example.prompt for example in load_examples(CARVED, "validation", data)]
+    assert sorted(trained + selecting) == sorted(f"Review: {text}\nSentiment:" for text in texts)
+    assert 20 <= len(selecting) <= 80  # 50 expected, 6.9 standard deviation
+    assert len(load_examples(CARVED, "test", data)) == len(REVIEWS["label"])
+    _write(tmp_path, {"sentence": texts[::-1], "label": [1] * 1000})
+    again = [example.prompt for example in load_examples(CARVED, "validation", data)]
+    assert again == selecting[::-1]
 
 
 def test_real_slices_load(shared_data: Path) -> None:
@@ -144,5 +157,6 @@ def test_real_slices_load(shared_data: Path) -> None:
         ]
         for name in ("sst2", "mrpc", "rte", "e2e_nlg")
     }
-    # row counts as the data folder's README states them
-    assert counts == {"sst2": [4000, 872], "mrpc": [3668, 408], "rte": [2490, 277], "e2e_nlg": [4000, 1000]}
+    # row counts as the data folder's README states them; of sst2 and rte those that select are carved out
+    assert (counts["mrpc"], counts["e2e_nlg"]) == ([3668, 408], [4000, 1000])
+    assert (sum(counts["sst2"]), sum(counts["rte"])) == (4000, 2490)

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from rankdrift.data.tokens import Head, RowCounts, losses, tokenize
+from rankdrift.data.tokens import RowCounts, losses, tokenize
 from rankdrift.errors import UserError
 from rankdrift.tasks import Example, Task
+from rankdrift.tasks.kinds import Codec, Head, classification, generation
 
 MakeTokenizer = Callable[[str], PreTrainedTokenizerBase]
 PROMPT = "The river rose in the night.\nTopic:"
 CHOICE = " nature"
 CHOICES = (" business", CHOICE)
 SHARED: dict[str, Any] = {"version": 1, "metrics": (), "columns": (), "example": lambda row: Example("", "")}
-CLASSIFY = Task(name="rivers", kind="classification", choices=CHOICES, **SHARED)
-GENERATE = Task(name="trails", kind="generation", **SHARED)
+CLASSIFY = Task(name="rivers", kind=classification.KIND, choices=CHOICES, **SHARED)
+GENERATE = Task(name="trails", kind=generation.KIND, **SHARED)
 LABELLED = Example(PROMPT, CHOICE, label=1)
 WRITTEN = Example("name: Otter Way\nDescription:", " Otter Way runs for 9 km.", references=("x",), group="g")
 
@@ -29,7 +30,7 @@ def _only(
     example: Example, task: Task, tokenizer: PreTrainedTokenizerBase, length: int = 128, head: Head = "lm"
 ) -> tuple[list[int], list[int], int]:
     """Return prompt ids, target ids and the count of truncated rows of one example."""
-    result = tokenize([example], task, tokenizer, length, head)
+    result = tokenize([example], task, Codec(tokenizer, length, head))
     (row,) = result.rows
     (counts,) = result.counts.values()
     assert (counts.rows, counts.dropped) == (1, 0)
@@ -58,10 +59,13 @@ def test_generation_ends_with_eos_and_classification_does_not(tokenizer: PreTrai
     assert tokenizer.eos_token_id not in labelled
 
 
-def test_target_tokens_do_not_depend_on_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
-    alone = tokenizer(CHOICE, add_special_tokens=False).input_ids
-    for prompt in (PROMPT, PROMPT + " ", "x"):
-        assert _only(Example(prompt, CHOICE, 1), CLASSIFY, tokenizer)[1] == alone
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT + " ", "x"])
+def test_prompt_and_target_are_the_tokens_of_one_text(
+    prompt: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """White space at the border goes with the target."""
+    head, whole = (tokenizer(text).input_ids for text in (prompt.rstrip(), prompt + CHOICE))
+    assert _only(Example(prompt, CHOICE, 1), CLASSIFY, tokenizer)[:2] == (head, whole[len(head) :])
 
 
 def test_text_like_a_special_token_survives_in_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -98,13 +102,13 @@ def test_a_generated_answer_has_a_quarter_of_the_length_at_least(tokenizer: PreT
     assert len(whole) > 9
     assert prompt == whole[:1] + whole[-8:]
     assert kept == target[:3]
-    (counts,) = tokenize([WRITTEN], GENERATE, tokenizer, 12, "lm").counts.values()
+    (counts,) = tokenize([WRITTEN], GENERATE, Codec(tokenizer, 12, "lm")).counts.values()
     assert (counts.prompts_cut, counts.targets_cut) == (1, 1)
 
 
 def test_rows_without_a_target_are_dropped_and_told_of(tokenizer: PreTrainedTokenizerBase) -> None:
     empty = Example(PROMPT, "")
-    result = tokenize([empty, WRITTEN, empty], GENERATE, tokenizer, 128, "lm")
+    result = tokenize([empty, WRITTEN, empty], GENERATE, Codec(tokenizer, 128, "lm"))
     assert result.counts == {"trails": RowCounts(rows=1, dropped=2, prompts_cut=0, targets_cut=0)}
     assert result.rows[0].index == 1
     assert losses(result.counts, "train", 128) == [
@@ -117,7 +121,7 @@ def test_cut_rows_are_told_of_above_one_in_a_hundred(cut: int, told: bool) -> No
     lines = losses({"a": RowCounts(1000, 0, cut, 0), "b": RowCounts(1000, 0, 0, cut)}, "train", 64)
     assert len(lines) == 2 * told
     if told:
-        cut = "11 of 1,000 prompts lose their beginning (1.1%)"
+        cut = "11 of 1,000 prompts lose tokens (1.1%)"
         assert lines[0] == f"task 'a', train: {cut} at data.max_length=64"
         assert "task 'b', train: 11 of 1,000 targets lose their end" in lines[1]
 
@@ -138,14 +142,14 @@ def test_nothing_left_is_an_error(
     example: Example, task: Task, length: int, head: Head, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     with pytest.raises(UserError, match=rf"'rivers': none of its 1 rows .* data.max_length={length}; raise"):
-        tokenize([example], task, tokenizer, length, head)
+        tokenize([example], task, Codec(tokenizer, length, head))
 
 
 def test_classifier_rows_are_prompts_with_their_label(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt, target, _ = _only(LABELLED, CLASSIFY, tokenizer, head="classifier")
     assert tokenizer.decode(prompt) == f"<s>{PROMPT}"
     assert target == []
-    (row,) = tokenize([LABELLED], CLASSIFY, tokenizer, 128, "classifier").rows
+    (row,) = tokenize([LABELLED], CLASSIFY, Codec(tokenizer, 128, "classifier")).rows
     assert (row.label, row.task, row.index) == (1, "rivers", 0)
 
 
@@ -158,11 +162,11 @@ def test_classifier_prompt_is_cut_from_the_left(tokenizer: PreTrainedTokenizerBa
 
 def test_classifier_cannot_generate(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UserError, match=r"task 'trails' is generation: it needs model.head=lm"):
-        tokenize([WRITTEN], GENERATE, tokenizer, 128, "classifier")
+        tokenize([WRITTEN], GENERATE, Codec(tokenizer, 128, "classifier"))
 
 
 def test_generation_needs_an_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = None
     with pytest.raises(UserError, match=r"has no EOS token.*set eos_token in its tokenizer_config.json"):
-        tokenize([WRITTEN], GENERATE, tokenizer, 128, "lm")
+        tokenize([WRITTEN], GENERATE, Codec(tokenizer, 128, "lm"))

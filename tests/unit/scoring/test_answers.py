@@ -51,6 +51,15 @@ def test_a_classifier_is_asked_for_classes_alone(build, prompts):
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_requests_may_be_as_long_as_the_model_reads(build):
+    model = build(1, max_position_embeddings=8)
+    longest = [Continuation((2, 3, 4), (5,) * 6), Completion((2, 3, 4), 6)]
+    assert len(answer(model, longest, CODEC, 100)) == 2
+    for request in (Continuation((2, 3, 4), (5,) * 7), Completion((2, 3, 4), 7)):
+        with pytest.raises(AssertionError, match="longer than the model can read"):
+            answer(model, [request], CODEC, 100)
+
+
 def test_nothing_asked_is_nothing_answered(model):
     assert answer(model, [], CODEC, 100) == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
-from families import DECODERS
+from families import DECODERS, RECURRENT
 from transformers import GenerationConfig
 
 from rankdrift.scoring.codec import Codec
@@ -71,6 +71,12 @@ def test_a_text_ends_before_the_first_stop(model, prompts, plain, budget):
     assert completion_texts(model, asked(prompts, (within, across)), codec(), budget) == expected
 
 
+def test_of_two_stops_in_one_token_the_first_counts(model, prompts, plain):
+    token = plain[0][0]
+    assert completion_texts(model, asked(prompts[:1], (f"{token}>", f"<{token}")), codec(), 100) == [""]
+    assert completion_texts(model, asked(prompts[:1], (">", f"{token}>")), codec(), 100) == ["<"]
+
+
 def test_a_text_is_written_no_further_than_its_stop(model, prompts, plain):
     passes = count_passes(model, asked(prompts[:1], (f"<{plain[0][3]}>",)))
     assert passes == 1 + plain[0].index(plain[0][3]) + 1  # one asks which cache the model has
@@ -125,13 +131,11 @@ def test_settings_saved_with_a_model_do_not_change_the_answer(build, prompts, pl
     assert completion_texts(model, asked(prompts), codec(), 10_000) == [spelt(tokens) for tokens in plain]
 
 
-@pytest.mark.parametrize("family", [*DECODERS, "mamba"])
+@pytest.mark.parametrize("family", [*DECODERS, *RECURRENT])
 def test_every_family_writes_as_one_prompt_at_a_time(family):
-    """Absolute and rotary positions, ALiBi, windows that are shorter than the prompts, no cache."""
+    """Absolute and rotary positions, ALiBi, windows that are shorter than the prompts, states."""
     torch.manual_seed(0)
-    mamba = hf.MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=260, state_size=4)
-    config = mamba if family == "mamba" else DECODERS[family]()
-    model = hf.AutoModelForCausalLM.from_config(config).eval()
+    model = hf.AutoModelForCausalLM.from_config((DECODERS | RECURRENT)[family]()).eval()
     numbers = torch.Generator().manual_seed(1)
     prompts = [tuple(torch.randint(2, 250, (n,), generator=numbers).tolist()) for n in (3, 40, 21, 21)]
     requests = [Completion(prompt, steps) for prompt, steps in zip(prompts, (8, 3, 8, 2), strict=True)]

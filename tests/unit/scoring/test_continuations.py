@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from families import DECODERS
+from families import DECODERS, RECURRENT
 from scipy.special import log_softmax
 
 from rankdrift.scoring.continuations import continuation_likelihoods, shared_stems
@@ -74,11 +74,11 @@ def test_what_the_model_would_write_is_greedy_and_nothing_else(model, prompts, b
     check(model, requests, budget)
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", [*DECODERS, *RECURRENT])
 def test_every_family_is_scored_as_by_single_passes(family):
-    """Absolute and rotary positions, ALiBi, sliding windows that are shorter than the contexts."""
+    """Absolute and rotary positions, ALiBi, windows that are shorter than the contexts, states."""
     torch.manual_seed(0)
-    model = hf.AutoModelForCausalLM.from_config(DECODERS[family]()).eval()
+    model = hf.AutoModelForCausalLM.from_config((DECODERS | RECURRENT)[family]()).eval()
     numbers = torch.Generator().manual_seed(1)
     prompts = [
         tuple(torch.randint(2, 250, (length,), generator=numbers).tolist()) for length in (3, 40, 21, 22)
@@ -87,20 +87,14 @@ def test_every_family_is_scored_as_by_single_passes(family):
     check(model, asked(prompts, choices), budget=130, pad=1)
 
 
-def test_models_without_keys_and_values_are_passed_plainly():
-    torch.manual_seed(0)
-    config = hf.MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=97, state_size=4)
-    model = hf.MambaForCausalLM(config).eval()
-    requests = asked([(3, 4, 5, 6, 7), (8, 9, 10)], [(5, 6, 7), (9,), (60, 3)])
-    check(model, requests, 40)
-
-
-def passes(model, requests, budget=10_000):
-    """Shape (rows, columns) of each pass."""
+def passes(model, requests, budget=10_000, of="input_ids"):
+    """Shape (rows, columns) of each pass; ``attention_mask`` counts what is in the cache as well."""
     shapes = []
-    hook = model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
+
+    def passed(module, args, kwargs):
+        shapes.append(tuple(kwargs.get(of, kwargs["input_ids"]).shape))
+
+    hook = model.register_forward_pre_hook(passed, with_kwargs=True)
     continuation_likelihoods(model, requests, PAD, budget)
     hook.remove()
     return shapes
@@ -125,7 +119,7 @@ def test_a_short_context_is_not_shared(model):
 def test_a_pass_keeps_to_the_budget(model, prompts):
     requests = asked([prompt * 2 for prompt in prompts], CHOICES["of unequal length, one within another"])
     longest = max(len(request.context) + len(request.continuation) for request in requests)
-    shapes = passes(model, requests, budget=longest)
+    shapes = passes(model, requests, longest, of="attention_mask")
     assert max(rows * columns for rows, columns in shapes) <= longest
     assert len(passes(model, requests)) < len(shapes)
 

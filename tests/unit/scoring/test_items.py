@@ -99,7 +99,7 @@ def test_a_classification_head_has_only_its_own_tasks(tokenizer):
     ("settings", "split", "scored"),
     [
         ({"data": {"tasks": ["topic"]}}, "test", ["topic"]),
-        ({"data": {"tasks": ["sst2"]}}, "test", ["sst2", *"hellaswag arc_easy arc_challenge".split()]),
+        ({"data": {"tasks": ["sst2"]}}, "test", ["sst2", *["hellaswag", "arc_easy", "arc_challenge"]]),
         ({"data": {"tasks": ["sst2"]}}, "validation", ["sst2"]),
         ({"data": {"tasks": ["sst2"]}, "model": {"head": "classifier"}}, "test", ["sst2"]),
         ({"scoring": {"tasks": ["piqa", "glue"]}}, "test", ["piqa", "sst2", "mnli", "qqp", "mrpc", "rte"]),

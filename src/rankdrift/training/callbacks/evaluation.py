@@ -1,24 +1,40 @@
-"""Takes the validation loss of every task; their mean decides what the best model is."""
+"""Takes the validation loss of every task, whose mean decides what the best model is, and their metrics.
+
+Metrics are those of scoring, by the same code, on the first validation items, whatever the ZeRO stage.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
+from rankdrift import registry
 from rankdrift.data.token_table import TokenTable
+from rankdrift.scoring.codec import Codec
+from rankdrift.scoring.items import TaskItems, task_items
+from rankdrift.scoring.score import metric_values, outcomes_of
+from rankdrift.scoring.shares import Shares
 from rankdrift.training import engine
 from rankdrift.training.callbacks import Callback, Step, is_due
 
 if TYPE_CHECKING:
     from rankdrift.training.trainer import Trainer
 
+ZERO3 = 3
+
 
 class Evaluation(Callback):
-    """The validation loss, at step 0 and every ``training.eval_every`` steps."""
+    """The validation loss, and metrics if asked for, at step 0 and every ``training.eval_every`` steps."""
+
+    def __init__(self) -> None:
+        self.items: list[TaskItems] = []
 
     def at_start(self, trainer: Trainer) -> None:
-        """Evaluate the base model."""
+        """Read what is to be answered, and evaluate the base model."""
+        if trainer.training.eval_items:
+            self.items = _items(trainer)
         if trainer.start == 0:
             self.evaluate(trainer, 0)
 
@@ -29,12 +45,13 @@ class Evaluation(Callback):
             self.evaluate(trainer, step.number)
 
     def evaluate(self, trainer: Trainer, step: int) -> None:
-        """Log the loss of every task, and their mean."""
+        """Log the loss and the metrics of every task, and the losses' mean."""
+        metrics = {items.task.name: _metrics(trainer, items) for items in self.items}
         losses = {table.task: self._loss(trainer, table) for table in trainer.data.validation.tables}
         trainer.exchange()  # a request may have come meanwhile
         if trainer.journal:
             for task, loss in losses.items():
-                trainer.journal.metrics(step, f"validation/{task}", {"loss": loss})
+                trainer.journal.metrics(step, f"validation/{task}", {"loss": loss, **metrics.get(task, {})})
             trainer.journal.metrics(step, "validation", {"loss": sum(losses.values()) / len(losses)})
 
     def _loss(self, trainer: Trainer, table: TokenTable) -> float:
@@ -52,3 +69,22 @@ class Evaluation(Callback):
                 loss_sum += loss if batch else 0.0
         total = engine.sum_over_ranks(torch.tensor(loss_sum, dtype=torch.float64))
         return float(total) / sum(map(trainer.loss.targets, rows))
+
+
+def _items(trainer: Trainer) -> list[TaskItems]:
+    """Return the validation items of every trained task, cut as its training rows."""
+    setup = trainer.setup
+    scoring = setup.spec.scoring.model_copy(update={"limit": trainer.training.eval_items})
+    spec = setup.spec.model_copy(update={"scoring": scoring})
+    tasks = [registry.load("task", name) for name in spec.data.tasks]
+    return [task_items(spec, task, "validation", setup.tokenizer, spec.data.max_length) for task in tasks]
+
+
+def _metrics(trainer: Trainer, items: TaskItems) -> dict[str, float]:
+    """Return a task's metrics; ranks share the items, in step where each holds a part of the model."""
+    model = trainer.engine.deepspeed.module.eval()
+    lockstep = trainer.engine.stage == ZERO3
+    shares = Shares.of_group(lockstep) if engine.world_size() > 1 else None
+    budget = trainer.setup.spec.scoring.batch_tokens
+    outcomes = outcomes_of(items, model, Codec.of(trainer.setup.tokenizer), budget, shares)
+    return {name: value for name, value in metric_values(items, outcomes).items() if math.isfinite(value)}
