@@ -137,6 +137,18 @@ def test_a_prompt_is_compared_by_its_digest_where_there_is_one(study: Study) -> 
     assert pick(table, "lora-r4-seed1", "base", "topic")["reason"] == ""
 
 
+def test_means_over_tasks_of_which_nothing_is_right_have_no_test_of_right_and_wrong(study: Study) -> None:
+    rows = study.performance[study.performance["task"] == "topic"]
+    mean = rows.assign(task="trained_tasks", metric="macro_average")
+    study.performance = pd.concat([study.performance, rows.assign(task="second"), mean])
+    for run in study.names:
+        for task in ("topic", "second"):
+            study.write(run, task, accuracy=np.zeros(N))
+    row = pick(study.compute(), "full-seed1", "base", "trained_tasks")
+    assert row[["gained", "lost", "mcnemar_p"]].isna().all()
+    assert "nothing varies" in row["reason"]
+
+
 def test_means_over_tasks_are_compared_over_the_items_of_all(study: Study) -> None:
     """Two trained tasks: topic's accuracy, and a second one's score of 100, with other items."""
     generator = np.random.default_rng(3)

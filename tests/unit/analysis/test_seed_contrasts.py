@@ -204,14 +204,17 @@ def test_means_over_tasks_have_intervals_over_seeds(
     macro = performance["metric"] == "macro_average"
     for seed, value in zip(SEEDS, (0.5, 0.6, 0.7), strict=True):
         performance.loc[macro & (performance["seed"] == seed), "value"] = value
+    retention = (performance["role"] == "retention") & (performance["method"] == "lora")
+    performance.loc[retention, "value"] += performance.loc[retention, "seed"] ** 2 / 100
     found = compute(performance, tmp_path)
     row = pick(found[MEANS], "macro_average", arm="full")
     assert row["mean"] == pytest.approx(0.6)
     assert row["high"] - row["mean"] == pytest.approx(stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3))
     assert row["role"] == "trained"
     assert pick(found[MEANS], "mean_accuracy", arm="full")["role"] == "retention"
-    # of other retention tasks and prompts nothing is tested: the family is what arms are compared on
-    family = found[CONTRASTS].query("checkpoint == 'last'").dropna(subset=["p_value"])
-    adjusted = set(family.dropna(subset=["p_holm"])["metric"])
-    assert adjusted <= {"accuracy", "rouge_l", "macro_average", "nll", "mean_accuracy"}
-    assert not set(family[family["p_holm"].notna()]["task"]) & {"hellaswag", "topic_prompts"}
+    # other retention tasks have p-values, but are not of the family
+    alone = pick(found[CONTRASTS], "accuracy", task="hellaswag")
+    assert 0 < alone["p_value"] < 1
+    assert np.isnan(alone["p_holm"])
+    mean = pick(found[CONTRASTS], "mean_accuracy")
+    assert mean["p_holm"] >= mean["p_value"]
