@@ -13,10 +13,16 @@ from typing import Any
 
 import pandas as pd
 
-from rankdrift.analysis.sources.observations import GENERAL_TEXT
+from rankdrift.analysis.sources.observations import GENERAL_TEXT, RETENTION, TRAINED_TASKS
 
 MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where nothing was measured
 Form = Callable[..., str]
+AVERAGED = {
+    GENERAL_TEXT: "NLL of general text (nats a token)",
+    RETENTION: "mean accuracy on retention tasks",
+    TRAINED_TASKS: "macro average over the trained tasks",
+}
+"""What is scored beside tasks -> what its score is called."""
 ROUNDING = 1e-12
 """Changes of scores below this are sums of scores that cancel."""
 
@@ -146,13 +152,13 @@ def estimate(value: float, low: float, high: float, reason: str = "", digits: in
 
 
 def score_name(task: str, metric: str, higher_is_better: bool = True) -> str:
-    """Return what a score is called; of general text it is always the NLL, of which all know its direction.
+    """Return what a score is called; of general text it is always the NLL, of averages the average.
 
     >>> score_name("topic", "accuracy"), score_name("mt", "ter", False)
     ('accuracy on topic', 'ter on mt (lower is better)')
     """
-    if task == GENERAL_TEXT:
-        return "NLL of general text (nats a token)"
+    if task in AVERAGED:
+        return AVERAGED[task]
     return f"{metric} on {task}" + ("" if higher_is_better else " (lower is better)")
 
 

@@ -3,13 +3,13 @@
     pip install --no-deps --target FOLDER lm-eval==0.4.13     (and what it says is missing)
     PYTHONPATH=src:FOLDER python benchmarks/lm_eval_comparison.py --data DATA     DATA: the Parquet slices
 
-lm-evaluation-harness runs its own tasks, by its own YAML files, on the slices (``dataset_path: parquet``).
-rankdrift makes the same pairs of texts from the same rows by its own code (checked to be the same texts),
-encodes them and answers them. Both have one fp32 model in one process. HellaSwag's slice holds the whole
-context in ``ctx``: it stands in for ``ctx_a`` on both sides. WikiText's lines are joined to articles, and
-lm-evaluation-harness detokenizes them for both sides; a window holds 1,024 tokens, so there are several.
+lm-evaluation-harness runs its own tasks, by its own YAML files, on the slices (``dataset_path: parquet``);
+rankdrift its own tasks of the same names on the same rows. Both have one fp32 model in one process. SST-2 is
+asked as rankdrift asks it, on both sides. HellaSwag's slice holds the whole context in ``ctx``: it stands in
+for ``ctx_a`` on both sides. WikiText's articles are rankdrift's (62 in the test split, as in the set that
+lm-evaluation-harness reads); a window holds 1,024 tokens, so there are several.
 
-Speed is that from pairs of texts to log-likelihoods, encoding included, the sides in turn, each at the batch
+Speed is that from texts to log-likelihoods, encoding included, the sides in turn, each at the batch
 size (token budget) that is best on a small slice. ``without sharing`` is rankdrift with every context read
 again for each continuation. On a machine that does other work ``--threads 1 --clock processor`` says more.
 """
@@ -24,8 +24,8 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from rankdrift import files
+from rankdrift import files, registry
 from rankdrift.models.base import load_tokenizer, resolve
 from rankdrift.scoring import continuations
 from rankdrift.scoring.answers import answer
-from rankdrift.scoring.codec import Codec
-from rankdrift.tasks.kinds import Continuation, Likelihood, Tokens
+from rankdrift.scoring.detokenizer import Detokenizer
+from rankdrift.tasks.kinds import Codec, Continuation, Likelihood
 
 HERE = Path(__file__).resolve().parent
 YAML = Path(lm_eval.__file__).parent / "tasks"
@@ -54,86 +54,44 @@ CLOCKS = ("wall", "processor")
 TOKEN_BUDGETS = (512, 1024, 2048, 4096)
 JUDGED = 10  # requests of a task that are computed in fp64 as well
 
-Row = Mapping[str, Any]
-Pair = tuple[str, str]
-"""Context and continuation."""
-
-
-# ---- the rows as pairs of texts, by the rules of lm-evaluation-harness
-
-
-def hellaswag_pairs(row: Row) -> list[Pair]:
-    """Return a pair an ending, all of them cleaned of WikiHow's marks."""
-    first, second = row["ctx_a"], row["ctx_b"]
-    context = _without_marks(f"{row['activity_label']}: {first} {second.capitalize()}")
-    return [(context, " " + _without_marks(ending)) for ending in row["endings"]]
-
-
-def _without_marks(text: str) -> str:
-    text = text.strip().replace(" [title]", ". ")
-    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
-
-
-def arc_pairs(row: Row) -> list[Pair]:
-    """Return a pair a choice."""
-    return [(f"Question: {row['question']}\nAnswer:", f" {choice}") for choice in row["choices"]["text"]]
-
-
-def winogrande_pairs(row: Row) -> list[Pair]:
-    """Return a pair an option: what follows the gap, behind what stands before it with the option in it."""
-    before, after = row["sentence"].split("_", 1)
-    return [(before + row[option], " " + after.strip()) for option in ("option1", "option2")]
-
-
-def sst2_pairs(row: Row) -> list[Pair]:
-    """Return a pair a label."""
-    context = f"{row['sentence']}\nQuestion: Is this sentence positive or negative?\nAnswer:"
-    return [(context, " negative"), (context, " positive")]
-
 
 @dataclass(frozen=True)
 class Source:
-    """A task: its slice, its YAML file, and how many of its rows are compared."""
+    """A task: its slice, its YAML file, how many rows are compared, and what is changed in the file."""
 
     folder: str
     split: str
     yaml: str
     rows: int
-    pairs: Callable[[Row], list[Pair]] | None
-    """None for WikiText, which has no pairs."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 SOURCES = {
-    "hellaswag": Source("hellaswag", "validation", "hellaswag/hellaswag.yaml", 100, hellaswag_pairs),
-    "arc_easy": Source("ai2_arc_easy", "test", "arc/arc_easy.yaml", 100, arc_pairs),
-    "arc_challenge": Source("ai2_arc_challenge", "test", "arc/arc_challenge.yaml", 100, arc_pairs),
-    "winogrande": Source("winogrande", "validation", "winogrande/default.yaml", 100, winogrande_pairs),
-    "sst2": Source("glue_sst2", "validation", "glue/sst2/default.yaml", 200, sst2_pairs),
-    "wikitext": Source("wikitext_2_v1", "test", "wikitext/wikitext.yaml", 4, None),
+    "hellaswag": Source("hellaswag", "validation", "hellaswag/hellaswag.yaml", 100),
+    "arc_easy": Source("ai2_arc_easy", "test", "arc/arc_easy.yaml", 100),
+    "arc_challenge": Source("ai2_arc_challenge", "test", "arc/arc_challenge.yaml", 100),
+    "winogrande": Source("winogrande", "validation", "winogrande/default.yaml", 100),
+    "sst2": Source(
+        "glue_sst2",
+        "validation",
+        "glue/sst2/default.yaml",
+        200,
+        {"doc_to_text": "Review: {{sentence.strip()}}\nSentiment:"},
+    ),
+    "wikitext": Source("wikitext_2_v1", "test", "wikitext/wikitext.yaml", 3),
 }
 TIMED = ("hellaswag", "sst2")
 
 
 def slice_of(source: Source, data: Path) -> pd.DataFrame:
-    """Return a task's rows with the columns that lm-evaluation-harness reads."""
+    """Return a task's rows with the columns that both sides read."""
     table = pd.read_parquet(data / source.folder / f"{source.split}.parquet")
     if source.folder == "hellaswag":
         table["ctx_a"] = table["ctx"]
     if source.folder == "wikitext_2_v1":
-        return pd.DataFrame({"page": list(articles(table["text"]))})
-    return table
-
-
-def articles(lines: Sequence[str]) -> Iterator[str]:
-    """Yield WikiText's articles: each begins with a heading of one level behind a blank line."""
-    article: list[str] = []
-    for number, line in enumerate(lines):
-        heading = re.fullmatch(r" = [^=].*[^=] = \n", line) and not lines[number - 1].strip()
-        if heading and any(map(str.strip, article)):
-            yield "".join(article)
-            article = []
-        article.append(line or " \n")
-    yield "".join(article)
+        table = pd.DataFrame(registry.load("task", "wikitext").gather(table.to_dict("records")))
+        table["page"] = table["text"]
+    return table.head(source.rows)
 
 
 # ---- the two sides
@@ -144,7 +102,7 @@ class Theirs:
 
     def __init__(self, name: str, source: Source, rows: pd.DataFrame, folder: Path) -> None:
         path = folder / f"{name}.parquet"
-        rows.head(source.rows).to_parquet(path)
+        rows.to_parquet(path)
         config = folder / f"{name}.yaml"
         split = {"training_split": None, "validation_split": None, "test_split": source.split}
         kwargs = {"data_files": {source.split: str(path)}}
@@ -154,14 +112,10 @@ class Theirs:
             "dataset_kwargs": kwargs,
             "task": f"{name}_here",
         }
-        files.write_json(config, {"include": str(YAML / source.yaml), **here, **split})
+        files.write_json(config, {"include": str(YAML / source.yaml), **here, **split, **source.changes})
         self.task = TaskManager(include_defaults=False).load([str(config)])["tasks"][f"{name}_here"]
         self.task.build_all_requests(rank=0, world_size=1)
         self.instances = self.task.instances
-
-    def pairs(self) -> list[Pair]:
-        """Return the pairs of texts that it asks."""
-        return [instance.args for instance in self.instances]
 
     def metrics(self, values: Sequence[Likelihood]) -> list[dict[str, Any]]:
         """Return what it makes of each row's log-likelihoods."""
@@ -174,72 +128,48 @@ class Theirs:
 
 
 class Ours:
-    """rankdrift: pairs of texts encoded by the rules of lm-evaluation-harness, and answered."""
+    """rankdrift: a task of the same name, on the same rows."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model, self.tokenizer, self.codec = model, tokenizer, Codec.of(tokenizer)
-        self.double: PreTrainedModel | None = None
+    def __init__(
+        self, name: str, rows: pd.DataFrame, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.task, self.model = registry.load("task", name), model
+        plain = json.loads(rows.to_json(orient="records"))
+        self.examples = [self.task.example(row) for row in plain]
+        self.texts, self.tokens = Codec(tokenizer, WINDOW), Detokenizer.of(tokenizer)
 
-    def requests(self, pairs: Sequence[Pair]) -> list[Continuation]:
-        """Encode pairs: a context's last spaces go to the continuation, which is all behind the context."""
-        cut = [context.rstrip() for context, _ in pairs]
-        whole = self.tokenizer([context + continuation for context, continuation in pairs])["input_ids"]
-        distinct = list(dict.fromkeys(cut))
-        encoded = dict(zip(distinct, self.tokenizer(distinct)["input_ids"], strict=True))
-        return [
-            Continuation(tuple(tokens[: len(encoded[context])]), tuple(tokens[len(encoded[context]) :]))
-            for context, tokens in zip(cut, whole, strict=True)
-        ]
+    def requests(self, count: int | None = None) -> list[list[Continuation]]:
+        """Encode the first so many rows; return what is asked of each."""
+        items = self.task.kind.items(self.task, self.examples[:count], self.texts)
+        return [list(item.requests) for item in items]
 
-    def likelihoods(self, pairs: Sequence[Pair], token_budget: int) -> list[Likelihood]:
+    def likelihoods(self, token_budget: int, count: int | None = None) -> list[Likelihood]:
         """Encode and answer."""
-        return answer(self.model, self.requests(pairs), self.codec, token_budget)  # type: ignore[return-value]
-
-    def in_fp64(self, request: Continuation) -> float:
-        """Return a log-likelihood of the same weights in double precision."""
-        if self.double is None:
-            self.double = copy.deepcopy(self.model).double()
-        tokens, first = request.context + request.continuation, len(request.context)
-        with torch.inference_mode():
-            logits = self.double(input_ids=torch.tensor([tokens[:-1]])).logits[0, first - 1 :]
-        return float(logits.log_softmax(-1).gather(-1, torch.tensor(tokens[first:])[:, None]).sum())
-
-    def rolling(self, text: str, token_budget: int) -> float:
-        """Return log p of a text, in windows that follow one another."""
-        tokens = self.tokenizer(text)["input_ids"]
-        start = self.tokenizer.bos_token_id or self.tokenizer.eos_token_id
-        windows = list(rolling_windows(tuple(tokens), start))
-        return sum(one.log_likelihood for one in answer(self.model, windows, self.codec, token_budget))
+        asked = [request for of_row in self.requests(count) for request in of_row]
+        return answer(self.model, asked, self.tokens, token_budget)  # type: ignore[return-value]
 
 
-def rolling_windows(tokens: Tokens, start: int) -> Iterator[Continuation]:
-    """Yield requests that together predict every token once, each with as much before it as a window holds.
-
-    The last window begins so early that it is full.
-    """
-    everything = (start, *tokens)
-    for first in range(0, len(tokens), WINDOW):
-        end = min(first + WINDOW, len(tokens))
-        begin = max(0, end - WINDOW) if first else 0
-        yield Continuation(everything[begin : first + 1], everything[first + 1 : end + 1])
+def in_fp64(double: PreTrainedModel, request: Continuation) -> float:
+    """Return a log-likelihood in double precision."""
+    tokens, first = request.context + request.continuation, len(request.context)
+    with torch.inference_mode():
+        logits = double(input_ids=torch.tensor([tokens[:-1]])).logits[0, first - 1 :]
+    return float(logits.log_softmax(-1).gather(-1, torch.tensor(tokens[first:])[:, None]).sum())
 
 
 # ---- equality
 
 
-def compare(name: str, theirs: Theirs, ours: Ours, lm: HFLM, rows: pd.DataFrame) -> dict[str, Any]:
+def compare(theirs: Theirs, ours: Ours, lm: HFLM, double: PreTrainedModel) -> dict[str, Any]:
     """Return how far the two sides are apart on one task, and the scores of both."""
-    source = SOURCES[name]
-    if source.pairs is None:
+    if ours.task.name == "wikitext":
         return compare_rolling(theirs, ours, lm)
-    made = [pair for row in rows.head(source.rows).to_dict("records") for pair in source.pairs(row)]
-    assert made == theirs.pairs(), f"{name}: the texts differ"
     expected = [Likelihood(*value) for value in lm.loglikelihood(theirs.instances, disable_tqdm=True)]
-    found = ours.likelihoods(made, TOKEN_BUDGETS[1])
+    found = ours.likelihoods(TOKEN_BUDGETS[1])
     scores, own = theirs.metrics(expected), theirs.metrics(found)
-    requests = ours.requests(made)
+    requests = [request for of_row in ours.requests() for request in of_row]
     apart = sorted(range(len(found)), key=lambda n: -abs(found[n][0] - expected[n][0]))[:JUDGED]
-    truth = {number: ours.in_fp64(requests[number]) for number in apart}
+    truth = {number: in_fp64(double, requests[number]) for number in apart}
     names = [key for key in scores[0] if key in ("acc", "acc_norm")]
     return {
         "rows": len(scores),
@@ -254,7 +184,24 @@ def compare(name: str, theirs: Theirs, ours: Ours, lm: HFLM, rows: pd.DataFrame)
             any(a[key] != b[key] for key in names) for a, b in zip(scores, own, strict=True)
         ),
         "lm_eval": {key: float(np.mean([score[key] for score in scores])) for key in names},
-        "rankdrift": {key: float(np.mean([score[key] for score in own])) for key in names},
+        "rankdrift": own_scores(ours, found),
+    }
+
+
+def own_scores(ours: Ours, found: Sequence[Likelihood]) -> dict[str, float]:
+    """Return the metrics that rankdrift makes of the log-likelihoods."""
+    told = iter(found)
+    outcomes = [
+        ours.task.kind.outcome(ours.task, example, [next(told) for _ in of_row])
+        for example, of_row in zip(ours.examples, ours.requests(), strict=True)
+    ]
+    return {
+        name: metric.compute(
+            [outcome.predictions[metric.reads] for outcome in outcomes],
+            [example.right(metric.reads) for example in ours.examples],
+        )
+        for name in ours.task.metrics
+        for metric in [registry.load("metric", name)]
     }
 
 
@@ -266,15 +213,18 @@ def largest_difference(found: Sequence[Likelihood], expected: Sequence[Likelihoo
 def compare_rolling(theirs: Theirs, ours: Ours, lm: HFLM) -> dict[str, Any]:
     """Return the same for whole articles; ``relative`` is a difference over the log-likelihood."""
     expected = lm.loglikelihood_rolling(theirs.instances, disable_tqdm=True)
-    found = [ours.rolling(instance.args[0], TOKEN_BUDGETS[1]) for instance in theirs.instances]
-    differences = np.abs(np.subtract(found, expected))
+    windows, told = ours.requests(), iter(ours.likelihoods(TOKEN_BUDGETS[1]))
+    found = [[next(told) for _ in of_row] for of_row in windows]
+    sums = [sum(one.log_likelihood for one in of_row) for of_row in found]
+    differences = np.abs(np.subtract(sums, expected))
     words = [len(re.split(r"\s+", instance.doc["page"])) for instance in theirs.instances]
     return {
         "rows": len(found),
+        "windows": sum(map(len, windows)),
         "largest_difference": float(differences.max()),
         "largest_relative_difference": float((differences / np.abs(expected)).max()),
         "lm_eval": {"word_perplexity": float(np.exp(-sum(expected) / sum(words)))},
-        "rankdrift": {"word_perplexity": float(np.exp(-sum(found) / sum(words)))},
+        "rankdrift": own_scores(ours, [one for of_row in found for one in of_row]),
     }
 
 
@@ -289,31 +239,27 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def sides(theirs: Theirs, ours: Ours, lm: HFLM) -> dict[str, Callable[[int, int], object]]:
-    """Return what each side does with the first so many requests at a batch size or token budget."""
-    pairs = theirs.pairs()
+    """Return what each side does at a batch size or token budget with the first so many rows."""
+    each = len(theirs.instances) // len(ours.examples)
 
-    def harness(size: int, count: int) -> object:
+    def harness(size: int, rows: int) -> object:
         lm.batch_size_per_gpu = size
-        return lm.loglikelihood(theirs.instances[:count], disable_tqdm=True)
+        return lm.loglikelihood(theirs.instances[: rows * each], disable_tqdm=True)
 
-    def alone(budget: int, count: int) -> object:
+    def alone(budget: int, rows: int) -> object:
         kept, continuations.WORTH_SHARING = continuations.WORTH_SHARING, float("inf")
         try:
-            return ours.likelihoods(pairs[:count], budget)
+            return ours.likelihoods(budget, rows)
         finally:
             continuations.WORTH_SHARING = kept
 
-    return {
-        "lm_eval": harness,
-        "rankdrift": lambda budget, count: ours.likelihoods(pairs[:count], budget),
-        "rankdrift without sharing": alone,
-    }
+    return {"lm_eval": harness, "rankdrift": ours.likelihoods, "rankdrift without sharing": alone}
 
 
 def measure(theirs: Theirs, ours: Ours, lm: HFLM, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Find each side's best size on a tenth of the requests; then time all of them, in turn."""
+    """Find each side's best size on a tenth of the rows; then time all of them, in turn."""
     work = sides(theirs, ours, lm)
-    count = min(len(theirs.instances), arguments.timed)
+    count = min(len(ours.examples), arguments.timed)
     clock = CLOCKS.index(arguments.clock)
     tried = {
         side: {size: seconds(lambda: work[side](size, count // 10))[clock] for size in sizes}  # noqa: B023
@@ -330,7 +276,7 @@ def measure(theirs: Theirs, ours: Ours, lm: HFLM, arguments: argparse.Namespace)
             print(f"{repeat + 1}/{arguments.repeats} {name}: {runs[name][-1]:.2f} s", flush=True)
     medians = {name: statistics.median(times) for name, times in runs.items()}
     return {
-        "requests": count,
+        "rows": count,
         "clock": arguments.clock,
         "load_average_after": os.getloadavg(),
         "seconds_by_size_on_a_tenth": tried,
@@ -350,7 +296,7 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
     tokenizer = load_tokenizer(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=WINDOW)
-    ours = Ours(model, tokenizer)
+    double = copy.deepcopy(model).double()
     result: dict[str, Any] = {
         "claim": f"log-likelihoods within {TOLERANCE} of lm-evaluation-harness, accuracy equal to the item, "
         f"{TARGET} times as fast",
@@ -362,11 +308,12 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
     }
     tables = {name: slice_of(SOURCES[name], arguments.data) for name in arguments.tasks}
     theirs = {name: Theirs(name, SOURCES[name], tables[name], folder) for name in arguments.tasks}
+    ours = {name: Ours(name, tables[name], model, tokenizer) for name in arguments.tasks}
     for name in [] if arguments.speed_alone else arguments.tasks:
-        result["equality"][name] = compare(name, theirs[name], ours, lm, tables[name])
+        result["equality"][name] = compare(theirs[name], ours[name], lm, double)
         print(name, json.dumps(result["equality"][name]), flush=True)
     for name in [task for task in TIMED if task in arguments.tasks and arguments.repeats]:
-        result["speed"][name] = measure(theirs[name], ours, lm, arguments)
+        result["speed"][name] = measure(theirs[name], ours[name], lm, arguments)
         print(name, json.dumps(result["speed"][name]), flush=True)
     files.write_json(arguments.output, result | {"environment": files.environment()})
 
@@ -380,7 +327,7 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--repeats", type=int, default=3, help="0: equality alone")
     parser.add_argument("--speed-alone", action="store_true")
-    parser.add_argument("--timed", type=int, default=400, help="requests of a task that are timed")
+    parser.add_argument("--timed", type=int, default=100, help="rows of a task that are timed")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
     parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0])
     parser.add_argument("--output", type=Path, default=HERE / "results" / "lm_eval_comparison.json")

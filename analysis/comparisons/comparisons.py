@@ -31,7 +31,7 @@ LEVELS = 5
 """Levels at which two arms are compared, evenly spaced over what both reach."""
 
 SCORE = {
-    "task": "a task of the study; empty where none was scored",
+    "task": "a task trained on, or trained_tasks for their mean; empty where none was scored",
     "metric": "its leading metric",
     "score": "the metric's value",
     "score_gain": "its increase over the base model's",
@@ -235,6 +235,6 @@ ANALYSIS = Analysis(
     per="study",
     compute_all=compute_all,
     reads=SOURCES,
-    version=3,
+    version=4,
     findings=(FINDING,),
 )

@@ -24,6 +24,7 @@ from rankdrift.analysis.mathematics.statistics.bootstrap import (
 )
 from rankdrift.analysis.mathematics.statistics.intervals import flip_test, mcnemar
 from rankdrift.analysis.sources.arms import arm_pairs, arms_of, shared_seeds
+from rankdrift.analysis.sources.averages import Average, averages
 from rankdrift.analysis.sources.observations import BASE, last_checkpoints
 from rankdrift.analysis.sources.study_tables import read_study_tables
 from rankdrift.analysis.sources.subjects import Subject
@@ -37,12 +38,14 @@ COLUMNS = {
     "other_run": "second model",
     "other_step": "its last scored step",
     "seed": "seed of the run, or of both",
-    "task": "task, or general_text, whose items are windows of text",
-    "metric": "metric that is a mean over items (on general text: over tokens)",
+    "task": "task; a text, whose items are windows; or a mean over tasks, with the items of all of them",
+    "metric": "metric that is a mean over items (of texts: over tokens; of means over tasks: every task counts "
+    "the same)",
     "items": "items scored by both",
     "resampled": "how many the bootstrap draws from: items, or documents where the items name theirs",
     "difference": "metric of the first - of the second",
-    "low": "lower end of the 95 % BCa interval, items (or documents) drawn in pairs",
+    "low": "lower end of the 95 % BCa interval, items (or documents) drawn in pairs, of means over tasks from "
+    "all tasks together",
     "high": "upper end",
     "gained": "items only the first gets right; NaN where the metric is not right or wrong, or of text",
     "lost": "items only the second gets right; NaN likewise",
@@ -80,6 +83,8 @@ class Items:
     """Run (or base) -> its folder."""
     steps: Mapping[str, int]
     """Run (or base) -> its last scored step."""
+    averages: Mapping[str, Mapping[str, Average]]
+    """Run (or base) -> name -> mean over tasks."""
 
     def path(self, run: str, task: str) -> Path | None:
         """Return the file of a run's items, or None for a run without a folder."""
@@ -88,7 +93,14 @@ class Items:
         )
 
     def read(self, run: str, task: str) -> pd.DataFrame | None:
-        """Return a run's items by their index, or None where none are kept."""
+        """Return a run's items of a task, or of several that are averaged; None where none are kept."""
+        average = self.averages.get(run, {}).get(task)
+        if average is None:
+            return self._read(run, task)
+        tables = {part.task: self._read(run, part.task) for part in average.parts}
+        return average.items({name: table for name, table in tables.items() if table is not None})
+
+    def _read(self, run: str, task: str) -> pd.DataFrame | None:
         path = self.path(run, task)
         if path is None or not path.exists():
             return None
@@ -102,7 +114,7 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
         return {}
     folders = {subject.run: subject.run_dir for subject in subjects if subject.run_dir is not None}
     steps = performance.groupby("run")["step"].max().astype(int).to_dict()
-    items = Items(folders, {str(run): step for run, step in steps.items()})
+    items = Items(folders, {str(run): step for run, step in steps.items()}, _averages(performance))
     wanted: dict[str, list[Wanted]] = {}
     for number, contrast in enumerate(_contrasts(performance)):
         for task, metrics in _metrics(performance, contrast).items():
@@ -112,6 +124,14 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
     ]
     rows.sort(key=lambda numbered: numbered[0])  # contrast after contrast
     return {TABLE: pd.DataFrame([row for _, row in rows], columns=list(COLUMNS))} if rows else {}
+
+
+def _averages(performance: pd.DataFrame) -> dict[str, dict[str, Average]]:
+    """Return what is averaged of every run's last scored step, and of the base."""
+    last = pd.concat([performance[performance["run"] == BASE], last_checkpoints(performance)])
+    return {
+        str(run): {average.task: average for average in averages(rows)} for run, rows in last.groupby("run")
+    }
 
 
 def _contrasts(performance: pd.DataFrame) -> Iterator[Contrast]:
@@ -211,10 +231,15 @@ def _not_paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
 
 
 def same_items(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Return whether two tables hold the same items: indices, and prompts or token counts where there are."""
+    """Return whether two tables hold the same items: indices, and prompts or token counts where there are.
+
+    Of a prompt the digest is compared where there is one: only its end is kept as text.
+    """
     if not one.index.equals(other.index):
         return False
-    shared = [name for name in ("prompt", "tokens") if name in one.columns and name in other.columns]
+    both = one.columns.intersection(other.columns)
+    prompt = "prompt_digest" if "prompt_digest" in both else "prompt"
+    shared = [name for name in (prompt, "tokens") if name in both]
     return all(one[name].equals(other[name]) for name in shared)
 
 
@@ -224,8 +249,8 @@ def bootstrap(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> BootstrapI
 
 
 def _sampling(items: pd.DataFrame) -> tuple[pd.Series | None, pd.Series | None]:
-    """Return what is divided by and what is drawn: the tokens of windows, the documents that items name."""
-    return items.get("tokens"), items.get("document")
+    """Return what is divided by and what is drawn: tokens of windows or weights, documents that items name."""
+    return items.get("tokens", items.get("weight")), items.get("document")
 
 
 def _mcnemar(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict[str, float]:
@@ -234,7 +259,7 @@ def _mcnemar(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict[str, f
     Items of one document are not independent, as that test takes them to be: whole documents are exchanged.
     """
     answers = pd.concat([one[metric], other[metric]])
-    if "tokens" in one.columns or not answers.isin((0, 1)).all():
+    if {"tokens", "weight"} & set(one.columns) or not answers.isin((0, 1)).all():
         return dict.fromkeys(("gained", "lost", "mcnemar_p"), np.nan)
     found = mcnemar(other[metric], one[metric])
     p_value = found.p_value
@@ -249,5 +274,5 @@ ANALYSIS = Analysis(
     per="study",
     compute_all=compute_all,
     reads=(SOURCE,),
-    version=3,
+    version=4,
 )

@@ -1,8 +1,8 @@
 """What predicts forgetting: how the NLL on general text goes with each quantity said to drive it.
 
-Candidates are KL from the base on the same text, which is no independent quantity (arXiv 2509.04259 finds the
-KL on the new task's inputs to go with forgetting; that is not measured), the size of the update, its leading
-value against the base's (2607.23711), intruder dimensions (2410.21228) and drift of the layers. Along one run
+Candidates are KL from the base on the trained tasks' prompts (arXiv 2509.04259 finds it to go with
+forgetting), on the same text, which is no independent quantity, the size of the update, its leading value
+against the base's (2607.23711), intruder dimensions (2410.21228) and drift of the layers. Along one run
 all of them tend to grow with the step, so that any two go together over its checkpoints: rows of the last
 checkpoints alone are free of that. Association is not cause.
 """
@@ -27,6 +27,7 @@ from rankdrift.analysis.sources.subjects import Subject
 
 TABLE = "forgetting_predictors"
 PREDICTORS = (
+    "prompt_kl",
     "kl_from_base",
     "relative_update_norm",
     "sigma1_ratio",
@@ -105,6 +106,7 @@ def _interval(name: str, found: BootstrapInterval) -> dict[str, float]:
 
 
 NAMES = {
+    "prompt_kl": "KL from the base, the trained tasks' prompts",
     "kl_from_base": "KL from the base, same text",
     "relative_update_norm": "relative size of the update",
     "sigma1_ratio": "largest ratio of leading singular values",
@@ -141,14 +143,14 @@ UNDEFINED = Sentence(
     "No correlation with {name}: {reason}.", lambda rows: rows[rows["known"] == 0], per=("name",)
 )
 CAUTION = Sentence(
-    "Where no interval is given nothing is shown. KL is taken on the text whose NLL is forgetting: it is no "
-    "independent predictor. Along one run all of these tend to move with the step: a correlation over its "
+    "Where no interval is given nothing is shown. KL on the text whose NLL is forgetting is no independent "
+    "predictor; KL on the tasks' prompts is of other text. Along one run all of these tend to move with the step: a correlation over its "
     "checkpoints is no evidence, and over runs it is no cause."
 )
 FINDING = Finding("What goes with forgetting", (TABLE,), _correlations, (CORRELATIONS, UNDEFINED, CAUTION))
 ANALYSIS = Analysis(
     name="predictors",
-    version=3,
+    version=4,
     columns={TABLE: COLUMNS},
     per="study",
     compute_all=compute_all,

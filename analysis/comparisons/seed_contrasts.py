@@ -31,9 +31,8 @@ from rankdrift.analysis.mathematics.statistics.seeds import (
 )
 from rankdrift.analysis.sources.arms import Arm, arm_pairs, arms_of, shared_seeds
 from rankdrift.analysis.sources.observations import (
-    GENERAL_TEXT,
+    compared_metrics,
     last_checkpoints,
-    leading_metrics,
     of_contrast,
     tuned_rows,
 )
@@ -45,8 +44,9 @@ MEANS, CONTRASTS = "seed_means", "seed_contrasts"
 PLACE = {
     "checkpoint": "step (all runs at this step) or last (every run at its own last step)",
     "step": "optimizer step; of last, the largest of these runs' last steps",
-    "task": "task, or general_text",
+    "task": "task, text, or mean over tasks",
     "metric": "metric of performance_metrics",
+    "role": "trained, retention or text, as in performance_metrics",
 }
 MEANS_COLUMNS = {
     "arm": "folder name of its runs without the seed",
@@ -71,8 +71,8 @@ CONTRASTS_COLUMNS = {
     "low": "lower end of the 95 % paired t interval",
     "high": "upper end",
     "p_value": "two-sided, paired t test over seeds",
-    "p_holm": "adjusted (Holm) over the tasks' leading metrics and general text's NLL at this checkpoint; "
-    "NaN for other metrics",
+    "p_holm": "adjusted (Holm) over the trained tasks' leading metrics and their macro average, general "
+    "text's NLL and the mean over retention tasks at this checkpoint; NaN for other metrics",
     "minimum_detectable": "difference that so many seeds of this stdev show with 80 % power at the 5 % level",
     "minimum_detectable_low": "lower end of its 95 % interval, which is that of stdev (chi-squared)",
     "minimum_detectable_high": "upper end",
@@ -89,7 +89,7 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
     performance = read_study_tables(tables, [SOURCE]).get(SOURCE)
     if performance is None or tuned_rows(performance).empty:
         return {}
-    families = {*leading_metrics(performance), (GENERAL_TEXT, "nll")}
+    families = set(compared_metrics(performance))
     arms = arms_of(performance)
     means: list[Mapping[str, Any]] = []
     contrasts: list[dict[str, Any]] = []
@@ -126,6 +126,7 @@ class Cell:
     """``step`` or ``last``."""
     task: str
     metric: str
+    role: str
     values: Mapping[str, float]
     """Run -> its score."""
     steps: Mapping[str, int]
@@ -134,7 +135,8 @@ class Cell:
     def place(self, runs: Iterable[str]) -> dict[str, Any]:
         """Return the columns of PLACE for some of its runs."""
         step = max(self.steps[run] for run in runs)
-        return {"checkpoint": self.checkpoint, "step": step, "task": self.task, "metric": self.metric}
+        score = {"task": self.task, "metric": self.metric, "role": self.role}
+        return {"checkpoint": self.checkpoint, "step": step, **score}
 
 
 def _cells(performance: pd.DataFrame) -> Iterator[Cell]:
@@ -148,7 +150,8 @@ def _cells(performance: pd.DataFrame) -> Iterator[Cell]:
             first, runs = cell.iloc[0], cell["run"]
             values = dict(zip(runs, cell["value"], strict=True))
             steps = dict(zip(runs, cell["step"].astype(int), strict=True))
-            yield Cell(checkpoint, first["task"], first["metric"], values, steps)
+            role = "trained" if (cell["role"] == "trained").any() else first["role"]
+            yield Cell(checkpoint, first["task"], first["metric"], role, values, steps)
 
 
 def _of(arm: Arm, cell: Cell) -> dict[str, float]:
@@ -316,6 +319,6 @@ ANALYSIS = Analysis(
     per="study",
     compute_all=compute_all,
     reads=(SOURCE,),
-    version=3,
+    version=4,
     findings=FINDINGS,
 )

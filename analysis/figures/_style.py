@@ -20,7 +20,15 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from rankdrift.analysis.sources.observations import RUN_KEYS, arm_of, rows_of, tuned_rows
+from rankdrift.analysis.sources.observations import (
+    GENERAL_TEXT,
+    RETENTION,
+    RUN_KEYS,
+    TRAINED_TASKS,
+    arm_of,
+    rows_of,
+    tuned_rows,
+)
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -235,6 +243,12 @@ def from_zero(axes: Axes, values: pd.Series, least: float = 0.0) -> None:
     """Let the y axis run from zero to a little above the largest value, and at least to ``least``."""
     top = max(float(values.max(skipna=True)), least)
     axes.set_ylim(0, 1.08 * top if top > 0 else 1)
+
+
+def task_title(task: str) -> str:
+    """Return what a panel of a task's scores is called, or of what is scored beside tasks."""
+    names = {GENERAL_TEXT: "general text", RETENTION: "retention tasks", TRAINED_TASKS: "trained tasks, mean"}
+    return names.get(task, task)
 
 
 def few_ticks(axes: Axes) -> None:

@@ -17,6 +17,7 @@ from rankdrift.analysis.figures._style import (
     panels,
     reference,
     run_styles,
+    task_title,
 )
 from rankdrift.analysis.sources.observations import GENERAL_TEXT, leading_metrics, line_scores, scores_of
 
@@ -34,7 +35,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         draw_band(ax, rows, "at", "low", "high", styles)
         draw_runs(ax, rows, "at", "value", styles)
         ax.axvline(1, color=GREY, linestyle="--", linewidth=1.2)
-        ax.set_title("general text" if task == GENERAL_TEXT else task)
+        ax.set_title(task_title(task))
         ax.set_ylabel("NLL (nats / token)" if task == GENERAL_TEXT else metric)
         ax.set_xlabel(r"$t$ in $W_0 + t\,\Delta W$")
         few_ticks(ax)

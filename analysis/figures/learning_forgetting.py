@@ -25,7 +25,10 @@ from rankdrift.analysis.sources.observations import base_score, forgetting, lead
 COSTS = {
     "nll_increase": "NLL increase on general text (nats / token)",
     "kl_from_base": "KL(base ‖ tuned) (nats / token)",
+    "retention_drop": "drop of mean retention accuracy",
 }
+ERRORS = {"kl_from_base": "kl_stderr", "retention_drop": "retention_stderr"}
+"""Cost -> column of its standard error."""
 
 Score = tuple[float, float]
 """Value and standard error."""
@@ -74,7 +77,7 @@ def _draw_paths(
             marker=style.marker,
         )
         last = rows.iloc[-1]
-        x_error = last["kl_stderr"] if cost == "kl_from_base" else np.nan
+        x_error = last[ERRORS[cost]] if cost in ERRORS else np.nan
         ax.errorbar(
             last[cost], last["value"], yerr=last["stderr"], xerr=x_error, color=style.colour, capsize=2.5
         )
@@ -93,10 +96,13 @@ FIGURE = Figure(
     tables=("performance_metrics",),
     caption=(
         "Each path is one run; markers grow with the step. Up is better learning (for some scores down, as "
-        "labelled), left is less forgetting (arXiv 2405.09673). Error bars at the last checkpoint are one "
-        "standard error over items; the increase of the NLL is a difference over the same text, whose two "
-        "standard errors do not give its own: its interval is in the table item_contrasts, and stated in the "
-        "findings. Compare methods where their heights agree (equal learning), not at equal step: one point "
+        "labelled), left is less forgetting: of general text, of the base's predictions on it, and, where "
+        "they were scored, of retention tasks (mean accuracy on HellaSwag, ARC-challenge and WinoGrande, as "
+        "in arXiv 2405.09673). Error bars at the last checkpoint are one standard error over items; the "
+        "increase of the NLL is a difference over the same text, whose two standard errors do not give its "
+        "own: its interval is in the table item_contrasts, and stated in the findings. That of the drop takes "
+        "the two models' items for different ones, which is too much. Compare methods where their heights "
+        "agree (equal learning), not at equal step: one point "
         "to the right of another that also lies higher is a trade-off, not a loss. Where one run went much "
         "further than most, the axis is logarithmic beyond the lower values."
     ),

@@ -19,7 +19,8 @@ from rankdrift.analysis.figures._style import (
 from rankdrift.analysis.sources.observations import rows_of, tuned_rows
 
 PREDICTORS = {
-    "kl_from_base": "KL(base ‖ tuned) (nats / token)",
+    "prompt_kl": "KL(base ‖ tuned) on prompts (nats / token)",
+    "kl_from_base": "KL(base ‖ tuned), same text (nats / token)",
     "relative_update_norm": r"$\|\Delta W\| / \|W_0\|$, all matrices",
     "sigma1_ratio": r"largest $\sigma_1(\Delta W) / \sigma_1(W_0)$",
     "intruder_energy_left": "energy share of left intruders",

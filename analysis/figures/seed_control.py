@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import GREY, few_ticks, panels, reference, symlog_if_wide
+from rankdrift.analysis.figures._style import GREY, few_ticks, panels, reference, symlog_if_wide, task_title
 from rankdrift.analysis.sources.observations import GENERAL_TEXT, of_contrast
 
 COLOUR = "#0072B2"
@@ -32,7 +32,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         _draw_contrasts(ax, rows)
         ax.axvline(0, color=GREY, linestyle="--", linewidth=1.2)
         general = task == GENERAL_TEXT
-        ax.set_title("general text" if general else task)
+        ax.set_title(task_title(task))
         ax.set_xlabel(f"difference in {'NLL (nats / token)' if general else metric}")
         few_ticks(ax)
         symlog_if_wide(ax.set_xscale, pd.concat([rows["low"], rows["high"], rows["difference"]]))

@@ -52,6 +52,7 @@ COLUMNS = {
     **EDIT,
     "task": "task, or general_text",
     "metric": "as in performance_metrics",
+    "role": "trained, retention or text, as in performance_metrics",
     "value": "the metric of the edited model",
     "stderr": "its standard error over items; NaN where the metric is not a mean over items",
     "n": "items scored",
@@ -96,6 +97,7 @@ def _rows(run: RunLayout, step: int, variant: RunLayout) -> Iterator[dict[str, A
                 **place,
                 "task": task,
                 "metric": metric,
+                "role": result["role"],
                 "value": _number(measured["value"]),
                 "stderr": _number(measured["stderr"]),
                 "n": result["n"],
@@ -229,5 +231,6 @@ ANALYSIS = Analysis(
     columns={TABLE: COLUMNS},
     per="run",
     compute=compute,
+    version=2,
     findings=FINDINGS,
 )

@@ -13,6 +13,7 @@ from rankdrift.analysis.report.illustrate import LeftOut, Picture
 from rankdrift.analysis.report.study import Study
 from rankdrift.analysis.report.summary import last_checkpoint_grid, last_checkpoint_note
 from rankdrift.analysis.report.topics import Topic, topics
+from rankdrift.analysis.report.warnings import warnings
 from rankdrift.analysis.sources.observations import tuned_rows
 
 NOTABLE = 0.01
@@ -43,6 +44,8 @@ class Content:
 
     title: str
     summary: str
+    warnings: tuple[str, ...]
+    """What to know before any number."""
     topics: tuple[Topic, ...]
     last_checkpoints: Grid
     last_checkpoints_note: str
@@ -65,6 +68,7 @@ def compose(study: Study, pictures: list[Picture], left_out: list[LeftOut]) -> C
     return Content(
         title=study.layout.root.resolve().name,
         summary=_summary(study),
+        warnings=tuple(warnings(study)),
         topics=tuple(topics(study)),
         last_checkpoints=last_checkpoint_grid(study),
         last_checkpoints_note=last_checkpoint_note(study),

@@ -15,7 +15,9 @@ def as_markdown(content: Content) -> str:
 
 
 def _lines(content: Content) -> Iterator[str]:
-    yield f"# {content.title}\n\n{content.summary}\n"
+    yield f"# {content.title}\n"
+    yield from (f"> **Warning.** {warning}\n" for warning in content.warnings)
+    yield f"{content.summary}\n"
     yield from _grid("## Last checkpoints", content.last_checkpoints)
     yield f"{content.last_checkpoints_note}\n\n## Findings\n"
     for topic in content.topics:

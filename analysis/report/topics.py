@@ -17,6 +17,8 @@ from rankdrift.analysis.report.study import Study
 ORDER = (
     "Learning",
     "Forgetting",
+    "Retention tasks",
+    "Predictions on the tasks' prompts",
     "Means and differences over seeds",
     "Equal learning, equal update",
     "What goes with forgetting",

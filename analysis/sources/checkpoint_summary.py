@@ -21,6 +21,8 @@ MEASURES = {
     "task_loss": "validation loss on the trained tasks at this step, nats a target token",
     "nll_increase": "forgetting: NLL on general text over the base model's, nats a token",
     "kl_from_base": "E[KL(base || tuned)] on general text, nats a token",
+    "prompt_kl": "the same on the trained tasks' prompts, mean over tasks",
+    "retention_drop": "fall of the mean accuracy on retention tasks below the base model's",
     "relative_update_norm": "sqrt(sum ||dW||_F^2 / sum ||W0||_F^2) over all matrices",
     "sigma1_ratio": "largest sigma_1(dW) / sigma_1(W0) of the blocks' matrices",
     "intruders_left": "intruder dimensions among left vectors (the published count), all blocks' matrices",

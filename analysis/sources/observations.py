@@ -13,6 +13,10 @@ import pandas as pd
 
 BASE = "base"
 GENERAL_TEXT = "general_text"
+RETENTION, MEAN_ACCURACY = "retention", "mean_accuracy"
+"""Name and metric of the mean over retention tasks (:mod:`rankdrift.analysis.sources.averages`)."""
+TRAINED_TASKS, MACRO_AVERAGE = "trained_tasks", "macro_average"
+"""Name and metric of the mean over the tasks trained on."""
 EDIT_SETTINGS = ["at", "top_k", "threshold", "first_only"]
 """Columns of `variant_scores` that an edit has in common with its controls."""
 RUN_KEYS = ["run", "method", "rank", "seed"]
@@ -85,10 +89,22 @@ def nearest_count(counts: pd.Series, wanted: int = 10) -> int:
 
 
 def leading_metrics(performance: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return (task, metric) for the first metric of every task, in table order; general text is no task."""
-    tasks = performance[performance["task"] != GENERAL_TEXT]
-    first = tasks.drop_duplicates("task")
+    """Return (task, metric) for the first metric of every task that was trained on, in table order.
+
+    Their macro average, where there is one, counts as a task. Retention tasks and texts are no learning.
+    """
+    return role_leads(performance, "trained")
+
+
+def role_leads(performance: pd.DataFrame, role: str) -> list[tuple[str, str]]:
+    """Return (task, metric) for the first metric of every task with the role, in table order."""
+    first = performance[performance["role"] == role].drop_duplicates("task")
     return list(zip(first["task"], first["metric"], strict=True))
+
+
+def compared_metrics(performance: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return what arms are compared on: leading metrics, text's NLL and the mean over retention tasks."""
+    return [*leading_metrics(performance), (GENERAL_TEXT, "nll"), (RETENTION, MEAN_ACCURACY)]
 
 
 def scores_of(performance: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
@@ -104,19 +120,54 @@ def base_score(performance: pd.DataFrame, task: str, metric: str) -> tuple[float
 
 
 def forgetting(performance: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a checkpoint, on general text: `nll`, `nll_increase`, `kl_from_base`, `kl_stderr`.
+    """Return a row a checkpoint: what it lost against the base, in four measures; NaN where one is missing.
 
-    All in nats a token, the increase over the base; NaN where a measurement is missing; no rows where
-    general text was not scored.
+    On general text `nll`, `nll_increase` over the base, `kl_from_base` with `kl_stderr`; `prompt_kl`, the
+    mean over trained tasks of the KL from the base on their prompts, with `prompt_kl_stderr`: all in nats a
+    token. `retention_drop`, base - checkpoint of the mean accuracy of retention tasks, with
+    `retention_stderr` of two independent models: as both answer the same items, that is too much rather than
+    too little. No rows where none of the texts and retention tasks were scored.
     """
-    general = tuned_rows(performance[performance["task"] == GENERAL_TEXT])
     keys = [*RUN_KEYS, "step"]
-    wide = general.pivot_table(index=keys, columns="metric", values="value").reset_index()
-    wide = wide.reindex(columns=[*keys, "nll", "kl_from_base"])
-    base = base_score(performance, GENERAL_TEXT, "nll")
-    wide["nll_increase"] = wide["nll"] - (base[0] if base else np.nan)
-    errors = general[general["metric"] == "kl_from_base"][["run", "step", "stderr"]]
-    return wide.merge(errors.rename(columns={"stderr": "kl_stderr"}), on=["run", "step"], how="left")
+    texts = performance["role"] == "text"
+    mean = (performance["task"] == RETENTION) & (performance["metric"] == MEAN_ACCURACY)
+    found = tuned_rows(performance[texts | mean])[keys].drop_duplicates(ignore_index=True)
+    for task, metric, names in (
+        (GENERAL_TEXT, "nll", ("nll", "nll_stderr")),
+        (GENERAL_TEXT, "kl_from_base", ("kl_from_base", "kl_stderr")),
+        (RETENTION, MEAN_ACCURACY, ("retention", "retention_stderr")),
+    ):
+        rows = tuned_rows(scores_of(performance, task, metric))[["run", "step", "value", "stderr"]]
+        found = found.merge(rows.set_axis(["run", "step", *names], axis=1), on=["run", "step"], how="left")
+    found = found.merge(_prompt_kl(performance), on=["run", "step"], how="left")
+    nll, retention = (
+        base_score(performance, *score) or (np.nan, np.nan)
+        for score in ((GENERAL_TEXT, "nll"), (RETENTION, MEAN_ACCURACY))
+    )
+    found["nll_increase"] = found["nll"] - nll[0]
+    found["retention_drop"] = retention[0] - found["retention"]
+    found["retention_stderr"] = np.hypot(found["retention_stderr"], retention[1])
+    return found.drop(columns=["nll_stderr", "retention"])
+
+
+def prompt_texts(performance: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the trained tasks' prompts, which are texts as general text is one."""
+    return performance[(performance["role"] == "text") & (performance["task"] != GENERAL_TEXT)]
+
+
+def _prompt_kl(performance: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean KL over prompts of the tasks; their errors are independent of each other."""
+    rows = prompt_texts(performance)
+    rows = rows[rows["metric"] == "kl_from_base"].assign(square=lambda table: table["stderr"] ** 2)
+    means = rows.groupby(["run", "step"], as_index=False).agg(
+        prompt_kl=("value", _whole_mean), square=("square", _whole_sum), tasks=("task", "size")
+    )
+    means["prompt_kl_stderr"] = np.sqrt(means["square"]) / means["tasks"]
+    return means[["run", "step", "prompt_kl", "prompt_kl_stderr"]]
+
+
+def _whole_mean(values: pd.Series) -> float:
+    return float(values.mean(skipna=False))
 
 
 def update_sizes(spectra: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -193,9 +244,9 @@ def last_pairs(vectors: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_contrast(contrasts: pd.DataFrame) -> pd.DataFrame:
-    """Return last checkpoints' rows of `seed_means` or `seed_contrasts`: leading metrics, and text's NLL."""
+    """Return last checkpoints' rows of `seed_means` or `seed_contrasts`: what arms are compared on."""
     last = contrasts[contrasts["checkpoint"] == "last"]
-    wanted = [*leading_metrics(last), (GENERAL_TEXT, "nll")]
+    wanted = compared_metrics(last)
     named = pd.Series(list(zip(last["task"], last["metric"], strict=True)), last.index)
     return last[named.isin(wanted)]
 
@@ -214,7 +265,7 @@ def edit_outcomes(variants: pd.DataFrame) -> pd.DataFrame:
     nll = nll.set_axis(["run", "variant", "nll", "nll_low", "nll_high"], axis=1)
     leading = [scores_of(edits, *named) for named in leading_metrics(edits)]
     scores = pd.concat(leading or [edits.head(0)])
-    scores = scores[["run", "variant", "task", "metric", "higher_is_better", *ends]]
+    scores = scores[["run", "variant", "task", "metric", "role", "higher_is_better", *ends]]
     names = dict(zip(ends, ("score", "score_low", "score_high"), strict=True))
     made = edits[keys].drop_duplicates(["run", "variant"])
     for measured in (scores.rename(columns=names), nll):

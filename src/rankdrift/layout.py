@@ -171,6 +171,10 @@ class RunLayout:
         """The scores of one step on a split; step 0 is the base model."""
         return self.scores / f"{step_name(step)}{_suffix(split)}.json"
 
+    def scored_steps(self, split: str = REPORTED) -> list[int]:
+        """The steps that have scores on a split, sorted."""
+        return steps_in(self.scores, f"{_suffix(split)}.json")
+
     def score_items(self, step: int, name: str, split: str = REPORTED) -> Path:
         """The per-item table of one step, one split and one task or text."""
         return self.scores / f"{step_name(step)}{_suffix(split)}.{name}.parquet"

@@ -15,11 +15,11 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTr
 
 from rankdrift.models.tiny import tiny_config
 from rankdrift.scoring.answers import answer
-from rankdrift.scoring.codec import Codec
+from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.scoring.shares import Shares
 from rankdrift.tasks.kinds import Classes, Completion, Continuation, Request
 
-CODEC = Codec(0, frozenset({1}), lambda tokens: "".join(f"<{token}>" for token in tokens))
+CODEC = Detokenizer(0, frozenset({1}), lambda tokens: "".join(f"<{token}>" for token in tokens))
 BUDGET = 60
 
 

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from rankdrift.scoring.class_probabilities import class_log_probabilities
-from rankdrift.scoring.codec import Codec
 from rankdrift.scoring.completions import completion_texts
 from rankdrift.scoring.continuations import continuation_likelihoods
+from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.scoring.shares import Shares
 from rankdrift.tasks.kinds import Answer, Classes, Completion, Continuation, Request
 
@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 def answer(
     model: PreTrainedModel,
     requests: Sequence[Request],
-    codec: Codec,
+    detokenizer: Detokenizer,
     token_budget: int,
     shares: Shares | None = None,
     progress: Progress | None = None,
@@ -42,7 +42,7 @@ def answer(
         classes. No request may be longer than it can read.
     requests
         Of one kind or several.
-    codec
+    detokenizer
         The tokenizer's part.
     token_budget
         Rows x longest of a pass: what bounds memory.
@@ -63,7 +63,9 @@ def answer(
             progress(done, len(own))
 
     with shares.in_step(model) if shares else nullcontext():
-        found = _answers(model, {number: requests[number] for number in own}, codec, token_budget, advance)
+        found = _answers(
+            model, {number: requests[number] for number in own}, detokenizer, token_budget, advance
+        )
     if shares:
         found = shares.gathered(found)
     return [found[number] for number in range(len(requests))]
@@ -72,7 +74,7 @@ def answer(
 def _answers(
     model: PreTrainedModel,
     requests: dict[int, Request],
-    codec: Codec,
+    detokenizer: Detokenizer,
     token_budget: int,
     advance: Callable[[int], None],
 ) -> dict[int, Answer]:
@@ -82,11 +84,11 @@ def _answers(
     completions = _of_kind(Completion, requests)
     classes = _of_kind(Classes, requests)
     likelihoods = continuation_likelihoods(
-        model, list(continuations.values()), codec.pad_id, token_budget, advance
+        model, list(continuations.values()), detokenizer.pad_id, token_budget, advance
     )
-    texts = completion_texts(model, list(completions.values()), codec, token_budget, advance)
+    texts = completion_texts(model, list(completions.values()), detokenizer, token_budget, advance)
     probabilities = class_log_probabilities(
-        model, list(classes.values()), codec.pad_id, token_budget, advance
+        model, list(classes.values()), detokenizer.pad_id, token_budget, advance
     )
     found |= zip(continuations, likelihoods, strict=True)
     found |= zip(completions, texts, strict=True)

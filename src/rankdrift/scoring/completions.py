@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from rankdrift.data.batches import padded
 from rankdrift.scoring.batches import batches_by_tokens
 from rankdrift.scoring.caches import keeps_keys_and_values, rows_of
-from rankdrift.scoring.codec import Codec
+from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.scoring.logits import logits_at
 from rankdrift.tasks.kinds import Completion
 
@@ -32,33 +32,33 @@ class Written:
     """Without the EOS that ended it."""
     finished: bool = False
 
-    def add(self, token: int, codec: Codec) -> None:
+    def add(self, token: int, detokenizer: Detokenizer) -> None:
         """Take the next token, and see whether it is the last."""
-        if token in codec.eos_ids or token in self.request.ends:
+        if token in detokenizer.eos_ids or token in self.request.ends:
             self.finished = True
             return
         self.tokens.append(token)
         full = len(self.tokens) == self.request.max_new_tokens
         # read from the first token on: a stop may begin anywhere, and end within a token
-        self.finished = full or (bool(self.request.stop) and self.stopped(codec) is not None)
+        self.finished = full or (bool(self.request.stop) and self.stopped(detokenizer) is not None)
 
-    def stopped(self, codec: Codec) -> str | None:
+    def stopped(self, detokenizer: Detokenizer) -> str | None:
         """Return the text before the first stop; None where there is no stop."""
-        text = codec.decode(self.tokens)
+        text = detokenizer.decode(self.tokens)
         ends = [text.find(stop) for stop in self.request.stop if stop in text]
         return text[: min(ends)] if ends else None
 
-    def text(self, codec: Codec) -> str:
+    def text(self, detokenizer: Detokenizer) -> str:
         """Return the answer."""
-        stopped = self.stopped(codec)
-        return codec.decode(self.tokens) if stopped is None else stopped
+        stopped = self.stopped(detokenizer)
+        return detokenizer.decode(self.tokens) if stopped is None else stopped
 
 
 @torch.no_grad()
 def completion_texts(
     model: PreTrainedModel,
     requests: Sequence[Completion],
-    codec: Codec,
+    detokenizer: Detokenizer,
     token_budget: int,
     advance: Callable[[int], None] = lambda answered: None,
 ) -> list[str]:
@@ -72,7 +72,7 @@ def completion_texts(
         A causal language model in evaluation mode.
     requests
         Prompts, none empty.
-    codec
+    detokenizer
         The tokenizer's part.
     token_budget
         Rows x longest of a batch, where a row is a prompt and all that may be written behind it.
@@ -84,9 +84,9 @@ def completion_texts(
     padding = bool(requests) and keeps_keys_and_values(model)
     write = _write if padding else _write_without_cache
     for batch in _batches(requests, token_budget, padding):
-        write(model, [written[number] for number in batch], codec)
+        write(model, [written[number] for number in batch], detokenizer)
         advance(len(batch))
-    return [one.text(codec) for one in written]
+    return [one.text(detokenizer) for one in written]
 
 
 def _batches(requests: Sequence[Completion], token_budget: int, padding: bool) -> list[list[int]]:
@@ -104,16 +104,16 @@ def _batches(requests: Sequence[Completion], token_budget: int, padding: bool) -
     ]
 
 
-def _write(model: PreTrainedModel, rows: list[Written], codec: Codec) -> None:
+def _write(model: PreTrainedModel, rows: list[Written], detokenizer: Detokenizer) -> None:
     """Write all rows to their end; once half of them are finished the others go on without them."""
-    batch = padded([row.request.prompt for row in rows], codec.pad_id, "left", model.device)
+    batch = padded([row.request.prompt for row in rows], detokenizer.pad_id, "left", model.device)
     cache: Cache | None = None
     while True:
         last = batch["input_ids"].shape[1] - 1
         places = [(row, last) for row in range(len(rows))]
         logits, output = logits_at(model, places, past_key_values=cache, use_cache=True, **batch)
         tokens, cache = logits.argmax(-1), output.past_key_values
-        _add(rows, tokens, codec)
+        _add(rows, tokens, detokenizer)
         going = [number for number, row in enumerate(rows) if not row.finished]
         if not going:
             return
@@ -133,19 +133,19 @@ def _next(batch: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _write_without_cache(model: PreTrainedModel, rows: list[Written], codec: Codec) -> None:
+def _write_without_cache(model: PreTrainedModel, rows: list[Written], detokenizer: Detokenizer) -> None:
     """Write rows of one length by passing all of their tokens again and again."""
     ids = torch.tensor([row.request.prompt for row in rows], device=model.device)
     while rows:
         places = [(row, ids.shape[1] - 1) for row in range(len(rows))]
         tokens = logits_at(model, places, input_ids=ids, use_cache=False)[0].argmax(-1)
-        _add(rows, tokens, codec)
+        _add(rows, tokens, detokenizer)
         going = [number for number, row in enumerate(rows) if not row.finished]
         ids = torch.cat([ids, tokens[:, None]], dim=1)[going]
         rows = [rows[number] for number in going]
 
 
-def _add(rows: Sequence[Written], tokens: Tensor, codec: Codec) -> None:
+def _add(rows: Sequence[Written], tokens: Tensor, detokenizer: Detokenizer) -> None:
     for row, token in zip(rows, tokens.tolist(), strict=True):
         if not row.finished:
-            row.add(token, codec)
+            row.add(token, detokenizer)

@@ -21,6 +21,8 @@ class Estimate:
     value: float | None
     stderr: float | None = None
     higher_is_better: bool = True
+    best: float | None = None
+    """The value of perfect predictions, where there is one."""
 
 
 def mean_stderr(values: ArrayLike, documents: ArrayLike | None = None) -> float | None:

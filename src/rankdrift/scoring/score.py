@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +21,8 @@ from rankdrift.layout import RunLayout
 from rankdrift.metrics import Metric
 from rankdrift.scoring.answers import answer
 from rankdrift.scoring.baselines import baselines
-from rankdrift.scoring.codec import Codec
+from rankdrift.scoring.canary import check_canary
+from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.scoring.estimates import Estimate, jackknife_stderr, mean_stderr, ratio_estimate
 from rankdrift.scoring.items import TaskItems, task_items, trained_names
 from rankdrift.scoring.retention import GeneralText, Reference, measure_windows
@@ -33,6 +34,10 @@ from rankdrift.tasks import Split
 from rankdrift.tasks.kinds import Outcome
 
 Progress = Callable[[str], None]
+Role = Literal["trained", "retention", "text"]
+"""Of what is scored: a task that was trained on, another one, a text that is only compared with the base."""
+SCORES_VERSION = 2
+"""Raised whenever score files say more than before: those of an older version are made anew."""
 SHOWN = 240
 """Characters of a prompt's end that the table of items keeps, for a reader; the digest is of all of it."""
 
@@ -85,6 +90,7 @@ class Target:
 class TaskScore:
     """The scores of one task, or of one text."""
 
+    role: Role
     version: int
     n: int
     """Items, or windows of text."""
@@ -148,6 +154,7 @@ def score_checkpoint(
         "environment": files.environment(),
     }
     if first:
+        document["canary"] = dataclasses.asdict(check_canary())
         files.write_json(out.score(step, split), document)
     return out.score(step, split)
 
@@ -157,6 +164,7 @@ def scoring_inputs(spec: Spec, source: Path, base: Path, split: Split) -> dict[s
     text = text_source(spec.data)
     tasks = scored_tasks(spec, split).tasks
     settings = {
+        "scores": SCORES_VERSION,
         "head": [spec.model.head, spec.model.heads],
         "tasks": {task.name: [task.version, task.content] for task in tasks},
         "trained": list(trained_names(spec)),
@@ -199,8 +207,8 @@ def score_task(
     kind (``tasks/kinds``: label, prediction, log-likelihoods, references ...), one a metric that is a mean
     over items, and ``document`` where items share one: their errors go together.
     """
-    codec = Codec.of(workload.tokenizer)
-    outcomes = outcomes_of(items, model, codec, workload.spec.scoring.batch_tokens, shares)
+    detokenizer = Detokenizer.of(workload.tokenizer)
+    outcomes = outcomes_of(items, model, detokenizer, workload.spec.scoring.batch_tokens, shares)
     table = _table(items, outcomes)
     _check_finite(table, items, source)
     documents = [example.document for example in items.examples]
@@ -208,7 +216,13 @@ def score_task(
     if clusters:
         table["document"] = clusters
     score = TaskScore(
-        items.task.version, len(table), items.prompts_cut, {}, {}, baselines(items), items.task.content
+        role="trained" if items.task.name in trained_names(workload.spec) else "retention",
+        version=items.task.version,
+        n=len(table),
+        prompts_cut=items.prompts_cut,
+        metrics={},
+        baselines=baselines(items),
+        content=items.task.content,
     )
     for name in items.task.metrics:
         _evaluate(name, _compared(items, outcomes, name), clusters, score, table)
@@ -216,10 +230,14 @@ def score_task(
 
 
 def outcomes_of(
-    items: TaskItems, model: PreTrainedModel, codec: Codec, token_budget: int, shares: Shares | None = None
+    items: TaskItems,
+    model: PreTrainedModel,
+    detokenizer: Detokenizer,
+    token_budget: int,
+    shares: Shares | None = None,
 ) -> list[Outcome]:
     """Return what a model in evaluation mode answers to every item, as the task's kind reads it."""
-    answers = iter(answer(model, items.requests, codec, token_budget, shares))
+    answers = iter(answer(model, items.requests, detokenizer, token_budget, shares))
     return [
         items.task.kind.outcome(items.task, example, [next(answers) for _ in item.requests])
         for example, item in zip(items.examples, items.items, strict=True)
@@ -281,7 +299,7 @@ def _evaluate(
         stderr = mean_stderr(values, documents) if math.isfinite(value) else None
     else:
         stderr = jackknife_stderr(metric.compute, predictions, answers, documents)
-    score.metrics[name] = Estimate(_finite(value), stderr, metric.higher_is_better)
+    score.metrics[name] = Estimate(_finite(value), stderr, metric.higher_is_better, _finite(metric.best))
     if metric.parts is not None:
         parts = metric.parts(predictions, answers)
         score.parts[name] = {part: _finite(value) for part, value in parts.items()}
@@ -307,7 +325,7 @@ def score_text(
             perplexity = math.exp(value)
             error = None if stderr is None else perplexity * stderr
             metrics["perplexity"] = Estimate(perplexity, error, higher_is_better=False)
-    return TaskScore(GENERAL_TEXT_VERSION, len(table), 0, metrics), table
+    return TaskScore("text", GENERAL_TEXT_VERSION, len(table), 0, metrics), table
 
 
 def _summary(score: TaskScore) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from rankdrift.analysis.comparisons.comparisons import learning_forgetting
+from rankdrift.analysis.sources.averages import averages
 from rankdrift.analysis.sources.checkpoint_summary import checkpoint_summaries
 
 Frame = pd.DataFrame
@@ -84,12 +85,12 @@ def _performance(points: Frame) -> Frame:
     """Accuracy .42 + .45 progress; full forgets .05 nats, others .02."""
     table = _each(
         points,
-        "task metric n higher_is_better",
-        ("topic", "accuracy", 400, True),
-        ("general_text", "nll", 48, False),
-        ("general_text", "perplexity", 48, False),
-        ("general_text", "kl_from_base", 48, False),
-        ("general_text", "top1_agreement", 48, True),
+        "task metric role n higher_is_better best",
+        ("topic", "accuracy", "trained", 400, True, 1.0),
+        ("general_text", "nll", "text", 48, False, np.nan),
+        ("general_text", "perplexity", "text", 48, False, np.nan),
+        ("general_text", "kl_from_base", "text", 48, False, np.nan),
+        ("general_text", "top1_agreement", "text", 48, True, np.nan),
     )
     accuracy = 0.42 + 0.45 * points["progress"]
     drop = np.where(points["method"] == "full", 0.05, 0.02) * points["progress"]
@@ -231,8 +232,8 @@ def _variants(last: Frame) -> Frame:
     table["variant"] = [f"{arm}-{at:g}" for arm, at in zip(table["arm"], table["at"], strict=True)]
     sizes = {"matrices": 7, "vectors": 9, "relative_edit_norm": 0.01, "relative_update_norm": 0.02}
     sizes |= {"top_k": 10.0, "threshold": 0.5, "first_only": 0.0, "stderr": 0.02, "n": 400, "reason": ""}
-    measured = (("topic", "accuracy", 0.87, True), ("general_text", "nll", 3.14, False))
-    table = _each(table, "task metric trained_value higher_is_better", *measured).assign(**sizes)
+    measured = (("topic", "accuracy", "trained", 0.87, True), ("general_text", "nll", "text", 3.14, False))
+    table = _each(table, "task metric role trained_value higher_is_better", *measured).assign(**sizes)
     change = np.where(table["metric"] == "nll", table.pop("nll"), table.pop("score"))
     ends = {"difference": change, "difference_low": change - 0.003, "difference_high": change + 0.003}
     return table.assign(value=table["trained_value"] + change, **ends)
@@ -270,11 +271,18 @@ def _item_contrasts(last: Frame) -> Frame:
 
 def _seed_means(arms: dict[tuple[str, int], int], step: int) -> Iterator[Row]:
     """Accuracy 0.87 ± 0.03 and NLL 3.15 ± 0.02 in every arm."""
-    nll, perplexity = ("general_text", "nll", 3.15, 0.02), ("general_text", "perplexity", 23.3, 0.5)
-    scores = (("topic", "accuracy", 0.87, 0.03), nll, perplexity)
-    for ((method, rank), seeds), (task, metric, mean, half) in itertools.product(arms.items(), scores):
+    texts = (("general_text", "nll", "text", 3.15, 0.02), ("general_text", "perplexity", "text", 23.3, 0.5))
+    scores = (("topic", "accuracy", "trained", 0.87, 0.03), *texts)
+    for ((method, rank), seeds), (task, metric, role, mean, half) in itertools.product(arms.items(), scores):
         arm = {"arm": arm_name(method, rank), "method": method, "rank": rank, "tasks": "topic"}
-        place = {"checkpoint": "last", "step": step, "task": task, "metric": metric, "seeds": seeds}
+        place = {
+            "checkpoint": "last",
+            "step": step,
+            "task": task,
+            "metric": metric,
+            "role": role,
+            "seeds": seeds,
+        }
         reach, reason = (half, "") if seeds > 1 else (np.nan, "one seed: no interval over seeds")
         ends = {"stdev": half / 2, "low": mean - reach, "high": mean + reach}
         yield {**arm, **place, "mean": mean, **ends, "reason": reason}
@@ -304,14 +312,18 @@ def _of_arms(runs: Sequence[Who], step: int) -> dict[str, list[Row]]:
     last |= {"p_value": 0.01 if several else np.nan, "p_holm": 0.02 if several else np.nan}
     last |= {"minimum_detectable": 0.01, "minimum_detectable_low": 0.005, "minimum_detectable_high": 0.06}
     last |= {"control_pairs": 3, "control_median": 0.005, "control_largest": 0.01, "control_share": 0.0}
-    scores = (("topic", "accuracy", 0.02), ("general_text", "nll", 0.03), ("general_text", "perplexity", 0.4))
+    texts = (("general_text", "nll", "text", 0.03), ("general_text", "perplexity", "text", 0.4))
+    scores = (("topic", "accuracy", "trained", 0.02), *texts)
     return {
         "seed_means": list(_seed_means(arms, step)),
         "matched_comparison": [row | {"seeds": len(seeds)} | interval(0.03, 0.01) for row in matched],
         "matched_seeds": [row | {"seed": seed, "difference": 0.03} for row in matched for seed in seeds],
         "seed_contrasts": [
-            pair | last | {"task": task, "metric": metric} | interval(difference, difference / 3)
-            for pair, (task, metric, difference) in itertools.product(pairs, scores)
+            pair
+            | last
+            | {"task": task, "metric": metric, "role": role}
+            | interval(difference, difference / 3)
+            for pair, (task, metric, role, difference) in itertools.product(pairs, scores)
         ],
     }
 
@@ -352,3 +364,61 @@ def _make(
 def make_tables() -> Callable[..., Tables]:
     """Return make(runs=[(method, rank, seed), ...], steps, layers, representations) -> a study's tables."""
     return _make
+
+
+def _scored_widely(tables: Tables) -> Tables:
+    """Return a study's tables with more scores: of a second task, of retention tasks, of prompts.
+
+    ROUGE-L of `summary` is 30 + 20 progress; each of three retention tasks falls by as much as the NLL rises;
+    KL on the prompts of `topic` is 2 of it, on those of `summary` 1. Validation is 0.01 above test; the most
+    frequent answer gives 0.25 and 10.
+    """
+    performance = tables["performance_metrics"]
+    rows = performance[performance["metric"] == "nll"]
+    rise, progress = rows["value"] - 3.1, rows["step"] / performance["step"].max()
+    retention = {"hellaswag": 0.4, "arc_challenge": 0.3, "winogrande": 0.5}
+    scores = {
+        ("summary", "rouge_l", "trained", True, 100.0): (30 + 20 * progress, 1.0),
+        ("topic_prompts", "kl_from_base", "text", False, np.nan): (2 * rise, 0.04),
+        ("summary_prompts", "kl_from_base", "text", False, np.nan): (rise, 0.03),
+    }
+    scores |= {
+        (task, "accuracy", "retention", True, 1.0): (start - rise, 0.02) for task, start in retention.items()
+    }
+    names = ["task", "metric", "role", "higher_is_better", "best"]
+    more = [
+        rows.assign(**dict(zip(names, score, strict=True)), value=value, stderr=error, n=400)
+        for score, (value, error) in scores.items()
+    ]
+    wide = pd.concat([performance, *more], ignore_index=True)
+    means = [
+        of_step.iloc[:1].assign(**average.row(of_step))
+        for _, of_step in wide.groupby(["run", "step"], sort=False)
+        for average in averages(of_step)
+    ]
+    wide = pd.concat([wide, *means], ignore_index=True)
+    trained = wide[wide["role"] == "trained"]
+    base = trained[trained["run"] == "base"].drop_duplicates("task").query("task != 'trained_tasks'")
+    rules = base[[*IDENTITY, "task", "metric"]].assign(rule="majority", value=[0.25, 10.0])
+    contrasts = tables["item_contrasts"]
+    accuracy = contrasts[contrasts["metric"] == "accuracy"]
+    of_base = accuracy[accuracy["other_run"] == "base"].assign(difference=-0.05, low=-0.08, high=-0.02)
+    kept = [of_base.assign(task=task, mcnemar_p=0.01) for task in retention]
+    mean = of_base.assign(task="retention", metric="mean_accuracy", mcnemar_p=np.nan, high=0.01)
+    made = {
+        "performance_metrics": wide,
+        "validation_metrics": trained.assign(value=trained["value"] + 0.01),
+        "baselines": rules,
+        "item_contrasts": pd.concat([contrasts, *kept, mean], ignore_index=True),
+    }
+    return {
+        **tables,
+        **made,
+        "learning_forgetting": learning_forgetting(checkpoint_summaries(tables | made), wide),
+    }
+
+
+@pytest.fixture(scope="session")
+def scored_widely() -> Callable[[Tables], Tables]:
+    """Return widely(tables) -> the tables with scores on two splits, of retention tasks and of prompts."""
+    return _scored_widely

@@ -83,6 +83,7 @@ def curves(size: Callable[[str, int, int], float], forgotten: Callable[[str, flo
             values = {
                 "task": "general_text",
                 "metric": "nll",
+                "role": "text",
                 "value": 3 + forgotten(method, x),
                 "stderr": 0.1,
             }
@@ -180,7 +181,7 @@ def tables(make_tables: Callable[..., Tables]) -> Tables:
 def test_the_plane_joins_every_table(tables: Tables, tmp_path: Path) -> None:
     plane = compute(tables, tmp_path)[PLANE]
     assert len(plane) == len(RUNS) * len(STEPS)
-    assert (plane["reason"] == "").all()
+    assert (plane["reason"] == "not measured: prompt_kl, retention_drop").all()
     row = plane[(plane["run"] == "lora-r4-seed2") & (plane["step"] == 18)].iloc[0]
     assert (row["task"], row["metric"]) == ("topic", "accuracy")
     assert row["score"] == pytest.approx(0.87)
@@ -194,6 +195,18 @@ def test_the_plane_joins_every_table(tables: Tables, tmp_path: Path) -> None:
     assert row["drift"] == pytest.approx(1 - cka.mean())
 
 
+def test_the_plane_is_of_trained_tasks_and_has_retention_and_prompts(
+    tables: Tables, scored_widely: Callable[[Tables], Tables], tmp_path: Path
+) -> None:
+    plane = compute(scored_widely(tables), tmp_path)[PLANE]
+    assert set(plane["task"]) == {"topic", "summary", "trained_tasks"}
+    assert (plane["reason"] == "").all()
+    rows = plane[(plane["run"] == "lora-r4-seed2") & (plane["step"] == 18)].set_index("task")
+    assert rows["retention_drop"].tolist() == pytest.approx([0.02] * 3)
+    assert rows["prompt_kl"].tolist() == pytest.approx([0.03] * 3)  # mean of 2 and 1 times 0.02
+    assert rows.loc["trained_tasks", "score"] == pytest.approx((0.87 + 0.5) / 2)
+
+
 def test_matched_at_equal_loss_of_a_whole_study(tables: Tables, tmp_path: Path) -> None:
     """The losses of all runs are one curve, on which full forgets 2.5 times as much (conftest)."""
     means = compute(tables, tmp_path)[MEANS].set_index("matched").loc["task_loss"]
@@ -205,7 +218,7 @@ def test_what_was_not_measured_is_named(tables: Tables, tmp_path: Path) -> None:
     del tables["drift_metrics"], tables["training_metrics"]
     plane = compute(tables, tmp_path)[PLANE]
     assert plane[["drift", "task_loss"]].isna().all(axis=None)
-    assert (plane["reason"] == "not measured: task_loss, drift").all()
+    assert (plane["reason"] == "not measured: task_loss, prompt_kl, retention_drop, drift").all()
 
 
 def test_only_mean_pooled_states_of_all_features_count_as_drift(tables: Tables) -> None:

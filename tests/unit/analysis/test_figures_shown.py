@@ -43,6 +43,7 @@ def curves(axes: Axes, colour: str) -> list[np.ndarray]:
 
 # the analysis that makes each of the tables of runs and arms compared, of directions and of edited models
 MADE_BY = {
+    "performance_metrics": "performance",
     "drift_metrics": "drift",
     "layer_similarity": "drift",
     "intruder_dimensions": "spectra",
@@ -231,3 +232,86 @@ def test_matrices_outside_the_blocks_have_no_layer_to_be_drawn_at(two_runs: Tabl
         assert min(curves(axes, FULL_COLOURS[0])[0][:, 0]) == 0
     labels = figure("rank_by_module").render(tables).axes[0].get_xticklabels()
     assert "embed_tokens" not in [label.get_text() for label in labels]
+
+
+@pytest.fixture(scope="module")
+def wide(make_tables: Callable[..., Tables], scored_widely: Callable[[Tables], Tables]) -> Tables:
+    return scored_widely(make_tables(TWELVE, [8, 16, 24], 1))
+
+
+def titles(canvas: Canvas) -> list[str]:
+    return [axes.get_title(loc="left") for axes in canvas.axes]
+
+
+def test_the_learning_curve_has_validation_and_what_needs_no_model(wide: Tables) -> None:
+    canvas = figure("learning_curve").render(wide)
+    assert titles(canvas) == ["topic", "summary", "trained tasks, mean"]  # no retention task, no prompts
+    test, validation = curves(canvas.axes[0], FULL_COLOURS[0])[0], dotted(canvas.axes[0], FULL_COLOURS[0])[0]
+    np.testing.assert_allclose(validation - test, [[0, 0.01]] * 3, atol=1e-12)
+    levels = [line.get_ydata()[0] for line in canvas.axes[1].lines if len(set(line.get_ydata())) == 1]
+    assert levels == [30, 10]  # the base, and the most frequent answer
+    (legend,) = canvas.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[-3:] == ["base model", "validation split", "most frequent answer"]
+
+
+def dotted(axes: Axes, colour: str) -> list[np.ndarray]:
+    """The points of a colour's lines without markers."""
+    lines = [line for line in axes.lines if line.get_color() == colour and line.get_marker() in ("", "None")]
+    return [np.column_stack(line.get_data()) for line in lines]
+
+
+def test_without_validation_and_baselines_the_curve_is_as_it_was(two_runs: Tables) -> None:
+    (legend,) = figure("learning_curve").render(two_runs).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["full", "lora-r8", "base model"]
+
+
+def test_the_plane_has_retention_where_it_was_scored(wide: Tables, two_runs: Tables) -> None:
+    canvas = figure("learning_forgetting").render(wide)
+    assert len(canvas.axes) == 3 * 3
+    path = curves(canvas.axes[2], FULL_COLOURS[0])[0]
+    progress = np.array([0, 1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(path, np.column_stack([0.05 * progress, 0.42 + 0.45 * progress]), atol=1e-12)
+    assert len(figure("learning_forgetting").render(two_runs).axes) == 2
+
+
+def test_rank_analysis_has_what_was_learnt_and_every_cost_by_rank(wide: Tables) -> None:
+    canvas = figure("lora_rank_analysis").render(wide)
+    costs = ["general text", "general text", "tasks' prompts", "retention tasks"]
+    assert titles(canvas) == ["topic", "summary", "trained tasks, mean", *costs]
+    accuracy, drop = canvas.axes[0], canvas.axes[-1]
+    assert [text.get_text() for text in accuracy.get_xticklabels()] == ["4", "8", "64"]
+    points = marked(accuracy, "o")
+    assert len(points) == 9  # three ranks, three seeds
+    np.testing.assert_allclose([value for _, value in points], 0.87)
+    assert curves(drop, OTHER_COLOURS[0])[-1].tolist() == [
+        [4, pytest.approx(0.02)],
+        [8, pytest.approx(0.02)],
+        [64, pytest.approx(0.02)],
+    ]
+    levels = [
+        line.get_ydata()[0]
+        for line in drop.lines
+        if len(line.get_ydata()) == 2 and not len(set(line.get_xdata()) - {0, 1})
+    ]
+    assert levels == [pytest.approx(0.05), 0]  # full fine-tuning, the base
+
+
+def test_means_of_a_rank_are_over_its_seeds(wide: Tables) -> None:
+    performance = wide["performance_metrics"].copy()
+    rows = (
+        (performance["metric"] == "accuracy") & (performance["task"] == "topic") & (performance["rank"] == 8)
+    )
+    performance.loc[rows, "value"] = performance.loc[rows, "seed"] / 10  # 0.1, 0.2, 0.3
+    canvas = figure("lora_rank_analysis").render({**wide, "performance_metrics": performance})
+    means = dict(curves(canvas.axes[0], OTHER_COLOURS[0])[-1].tolist())
+    assert means[8] == pytest.approx(0.2)
+    assert means[4] == pytest.approx(0.87)
+
+
+@pytest.mark.parametrize(
+    ("runs", "reason"), [(TWO, "one rank of LoRA alone, 8"), (TWO[1:], "no run with a rank")]
+)
+def test_one_rank_is_no_rank_analysis(runs: Any, reason: str, make_tables: Callable[..., Tables]) -> None:
+    with pytest.raises(NothingToDraw, match=reason):
+        figure("lora_rank_analysis").render(make_tables(runs, [1], 1))

@@ -585,8 +585,85 @@ def test_an_embedding_is_named_without_a_layer(say: Say) -> None:
     assert (full["matrices"], full["changed"], full["below bf16's rounding"]) == ("23", "22", "0")
 
 
-def test_every_finding_is_of_its_own_analysis_and_is_said(made: Made, tmp_path: Path) -> None:
-    studies = [Study(StudyLayout(tmp_path), {}, made(runs), {}, ()) for runs in (ONE_SEED, THREE_SEEDS)]
+@pytest.fixture
+def say_widely(tmp_path: Path, made: Made, scored_widely: Callable[[Tables], Tables]) -> Say:
+    """Return say(topic, table=change, ...) of a study scored on two tasks, retention tasks and prompts."""
+
+    def of_topic(topic: str, **changed: Change) -> Said:
+        tables = scored_widely(made(ONE_SEED))
+        for name, change in changed.items():
+            tables[name] = change(tables[name]) if callable(change) else tables[name].assign(**change)
+        study = Study(StudyLayout(tmp_path), recipe={}, tables=tables, metas={}, runs=())
+        parts = [part for finding in declared() if finding.topic == topic for part in said(finding, study)]
+        grids = [part for part in parts if isinstance(part, Grid)]
+        return Said(grids, [part for part in parts if isinstance(part, str)])
+
+    return of_topic
+
+
+def test_what_is_had_without_a_model_stands_beside_the_scores(say_widely: Say) -> None:
+    found = say_widely("Learning")
+    assert [
+        grid.caption.split(" at the last")[0] for grid in found.grids if "minus this" not in grid.headers[1]
+    ] == [
+        "accuracy on topic",
+        "rouge_l on summary",
+        "macro average over the trained tasks",
+    ]
+    assert found.grids[0].caption.endswith(
+        "the base model has 0.420 ± 0.025. Without a model: the most frequent answer gives 0.250"
+    )
+    assert found.lines[0]["full-seed42"]["over the most frequent answer"] == "+0.620"
+    assert not any(text.startswith("Not above") for text in found.sentences)
+
+
+def test_a_score_that_is_not_above_the_majority_class_is_said_to_be_none(say_widely: Say) -> None:
+    """Accuracy 0.87 ± 0.017 of the runs and 0.42 of the base, against 0.85: 0.884 would be shown."""
+    found = say_widely("Learning", baselines=lambda table: table.replace({0.25: 0.85}))
+    assert found.sentences[0] == (
+        "Not above what the most frequent answer gives, 0.850, by two standard errors: "
+        "base, full-seed42, lora-r8-seed42."
+    )
+
+
+def test_retention_tasks_are_listed_with_their_mean_and_changes(say_widely: Say) -> None:
+    found = say_widely("Retention tasks")
+    scores, changes = found.lines
+    assert list(scores) == ["full-seed42", "lora-r8-seed42", "base"]
+    assert scores["full-seed42"] == {  # 0.4, 0.3 and 0.5 less 0.05
+        "hellaswag: accuracy": "0.350 ± 0.020",
+        "arc_challenge: accuracy": "0.250 ± 0.020",
+        "winogrande: accuracy": "0.450 ± 0.020",
+        "retention: mean_accuracy": "0.350 ± 0.012",  # 0.02 / sqrt(3)
+    }
+    assert changes["full-seed42"]["hellaswag: accuracy"] == "-0.0500 [-0.0800, -0.0200] *"
+    assert changes["full-seed42"]["retention: mean_accuracy"] == "-0.0500 [-0.0800, 0.0100]"
+    assert found.sentences == [
+        "6 of 8 such changes are marked; of changes that are none about one in twenty would be."
+    ]
+
+
+def test_changes_of_retention_without_items_are_those_of_the_scores(say_widely: Say) -> None:
+    found = say_widely("Retention tasks", item_contrasts=lambda table: table.head(0))
+    assert found.lines[1]["full-seed42"]["hellaswag: accuracy"] == (
+        "-0.0500 (the study has no table item_contrasts)"
+    )
+
+
+def test_kl_on_prompts_has_a_column_a_task_and_their_mean(say_widely: Say) -> None:
+    (lines,) = say_widely("Predictions on the tasks' prompts").lines
+    assert lines["full-seed42"] == {  # 2 and 1 times 0.05; sqrt(0.04² + 0.03²) / 2
+        "topic_prompts": "0.100 ± 0.040",
+        "summary_prompts": "0.0500 ± 0.030",
+        "mean over tasks": "0.0750 ± 0.025",
+    }
+
+
+def test_every_finding_is_of_its_own_analysis_and_is_said(
+    made: Made, scored_widely: Callable[[Tables], Tables], tmp_path: Path
+) -> None:
+    tables = (scored_widely(made(ONE_SEED)), made(THREE_SEEDS))
+    studies = [Study(StudyLayout(tmp_path), {}, of_study, {}, ()) for of_study in tables]
     assert set(ORDER) <= {finding.topic for finding in declared()}
     for analysis in in_report_order():
         assert {headline.table for headline in analysis.headline} <= set(analysis.tables)

@@ -126,6 +126,57 @@ def test_documents_are_drawn_where_items_name_theirs(study: Study) -> None:
     assert (row["items"], row["resampled"]) == (N, N // 2)
 
 
+def test_a_prompt_is_compared_by_its_digest_where_there_is_one(study: Study) -> None:
+    """Two prompts may end alike: only their end is kept as text."""
+    for run in study.names:
+        path = study.file(run, "topic")
+        digests = [f"{run if run == 'full-seed1' else ''}{i}" for i in range(N)]
+        pd.read_parquet(path).assign(prompt_digest=digests).to_parquet(path)
+    table = study.compute()
+    assert "scored on different items" in pick(table, "full-seed1", "base", "topic")["reason"]
+    assert pick(table, "lora-r4-seed1", "base", "topic")["reason"] == ""
+
+
+def test_means_over_tasks_of_which_nothing_is_right_have_no_test_of_right_and_wrong(study: Study) -> None:
+    rows = study.performance[study.performance["task"] == "topic"]
+    mean = rows.assign(task="trained_tasks", metric="macro_average")
+    study.performance = pd.concat([study.performance, rows.assign(task="second"), mean])
+    for run in study.names:
+        for task in ("topic", "second"):
+            study.write(run, task, accuracy=np.zeros(N))
+    row = pick(study.compute(), "full-seed1", "base", "trained_tasks")
+    assert row[["gained", "lost", "mcnemar_p"]].isna().all()
+    assert "nothing varies" in row["reason"]
+
+
+def test_means_over_tasks_are_compared_over_the_items_of_all(study: Study) -> None:
+    """Two trained tasks: topic's accuracy, and a second one's score of 100, with other items."""
+    generator = np.random.default_rng(3)
+    rows = study.performance[study.performance["task"] == "topic"]
+    second = rows.assign(task="second", metric="bleu", best=100.0)
+    mean = rows.assign(task="trained_tasks", metric="macro_average")
+    study.performance = pd.concat([study.performance, second, mean])
+    scores = {run: 100 * generator.random(N) for run in study.names}
+    for run in study.names:
+        study.write(run, "second", bleu=scores[run])
+    row = pick(study.compute(), "full-seed1", "base", "trained_tasks")
+    changes = [np.mean(study.correct["full-seed1"].astype(float) - study.correct["base"])]
+    changes.append(np.mean(scores["full-seed1"] - scores["base"]) / 100)
+    assert row["difference"] == pytest.approx(np.mean(changes))
+    assert (row["metric"], row["items"], row["resampled"], row["reason"]) == (
+        "macro_average",
+        2 * N,
+        2 * N,
+        "",
+    )
+    # tasks are independent: the interval is about 1.96 sqrt(sum of squared errors) / 2 to either side
+    deviations = [study.correct["full-seed1"].astype(float) - study.correct["base"]]
+    deviations.append((scores["full-seed1"] - scores["base"]) / 100)
+    error = np.sqrt(sum(np.var(values, ddof=1) / N for values in deviations)) / 2
+    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert np.isnan(row["mcnemar_p"])
+
+
 @pytest.mark.parametrize("change", ["other prompts", "fewer items"])
 def test_different_items_are_not_compared(study: Study, change: str) -> None:
     path = study.file("full-seed1", "topic")

@@ -9,7 +9,8 @@ from rankdrift.analysis.sources import observations
 
 def performance(values: list[tuple[str, int, str, str, float]]) -> pd.DataFrame:
     rows = pd.DataFrame(values, columns=["run", "step", "task", "metric", "value"])
-    return rows.assign(method="full", rank=0, tasks="topic", seed=1, stderr=0.25)
+    role = np.where(rows["task"] == "general_text", "text", "trained")
+    return rows.assign(role=role, method="full", rank=0, tasks="topic", seed=1, stderr=0.25)
 
 
 def spectra(norms: list[tuple[float, float]]) -> pd.DataFrame:
@@ -34,6 +35,27 @@ def test_general_text_is_no_task_and_the_first_metric_leads() -> None:
         [("a", 1, "t", "f1", 0.1), ("a", 1, "t", "acc", 0.2), ("a", 1, "general_text", "nll", 3)]
     )
     assert observations.leading_metrics(table) == [("t", "f1")]
+
+
+def test_retention_tasks_and_prompts_do_not_lead() -> None:
+    table = performance(
+        [("a", 1, "piqa", "acc", 0.1), ("a", 1, "t", "f1", 0.1), ("a", 1, "t_prompts", "nll", 3)]
+    )
+    table["role"] = ["retention", "trained", "text"]
+    assert observations.leading_metrics(table) == [("t", "f1")]
+    assert observations.role_leads(table, "retention") == [("piqa", "acc")]
+
+
+def test_forgetting_by_retention_tasks_and_prompts() -> None:
+    """Mean accuracy falls from 0.5 to 0.375; KL 0.5 and 0.25 on two tasks' prompts, errors 0.25 each."""
+    values = [("base", 0, "retention", "mean_accuracy", 0.5), ("a", 2, "retention", "mean_accuracy", 0.375)]
+    values += [("a", 2, "t_prompts", "kl_from_base", 0.5), ("a", 2, "u_prompts", "kl_from_base", 0.25)]
+    table = performance(values).assign(role=["retention"] * 2 + ["text"] * 2)
+    (row,) = observations.forgetting(table).to_dict("records")
+    assert (row["retention_drop"], row["prompt_kl"]) == (0.125, 0.375)
+    assert row["retention_stderr"] == pytest.approx(0.25 * 2**0.5)
+    assert row["prompt_kl_stderr"] == pytest.approx(0.25 * 2**0.5 / 2)
+    assert np.isnan(row["nll_increase"])
 
 
 def test_forgetting_is_the_increase_over_the_base() -> None:
@@ -140,13 +162,17 @@ def test_pairs_of_last_checkpoints_name_both_arms() -> None:
 def test_contrasts_are_of_leading_metrics_and_general_text() -> None:
     rows = [("last", "t", "acc"), ("last", "t", "f1"), ("last", "general_text", "nll")]
     rows += [("last", "general_text", "perplexity"), ("step", "t", "acc")]
-    found = observations.of_contrast(pd.DataFrame(rows, columns=["checkpoint", "task", "metric"]))
-    assert found.index.tolist() == [0, 2]
+    rows += [("last", "piqa", "acc"), ("last", "retention", "mean_accuracy")]
+    table = pd.DataFrame(rows, columns=["checkpoint", "task", "metric"])
+    roles = {"t": "trained", "general_text": "text", "piqa": "retention", "retention": "retention"}
+    found = observations.of_contrast(table.assign(role=table["task"].map(roles)))
+    assert found.index.tolist() == [0, 2, 6]
 
 
 def variants(rows: list[tuple[int, str, str, float, str, str, float]]) -> pd.DataFrame:
     names = ["step", "kind", "arm", "at", "task", "metric", "difference"]
     table = pd.DataFrame(rows, columns=names).assign(run="l-seed1", trained_value=3.0, higher_is_better=True)
+    table["role"] = np.where(table["task"] == "general_text", "text", "trained")
     table["variant"] = table["arm"] + table["at"].astype(str)
     ends = {"difference_low": table["difference"] - 0.25, "difference_high": table["difference"] + 0.25}
     sizes = {"vectors": 1, "relative_edit_norm": 0.1, "relative_update_norm": 0.2}

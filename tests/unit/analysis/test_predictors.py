@@ -74,6 +74,14 @@ def test_what_only_grows_with_the_step_shows_at_the_last_checkpoints(found: pd.D
     assert (last["runs"], last["checkpoints"]) == (12, 12)
 
 
+def test_kl_on_prompts_is_a_predictor_where_they_were_scored(
+    study: Tables, scored_widely: Callable[[Tables], Tables], tmp_path: Path
+) -> None:
+    """It is made to be 1.5 times the increase of the NLL."""
+    row = pick(compute(scored_widely(study), tmp_path), "prompt_kl")
+    assert row[["spearman", "pearson_log"]].tolist() == pytest.approx([1, 1])
+
+
 def test_values_are_those_of_scipy(tables: Tables, found: pd.DataFrame) -> None:
     row = pick(found, "sigma1_ratio", scope="lora")
     performance, spectra = tables["performance_metrics"], tables["svd_analysis_results"]
@@ -87,7 +95,7 @@ def test_values_are_those_of_scipy(tables: Tables, found: pd.DataFrame) -> None:
 
 
 def test_every_scope_has_every_predictor(found: pd.DataFrame) -> None:
-    assert len(found) == 3 * 2 * len(PREDICTORS)
+    assert len(found) == 3 * 2 * (len(PREDICTORS) - 1)  # without prompt_kl: no prompts were scored
     assert not found.duplicated(["scope", "points", "predictor"]).any()
     assert list(found.columns) == list(ANALYSIS.columns[TABLE])
     # conftest's full fine-tuning has no intruders at all

@@ -14,7 +14,7 @@ import pytest
 from rankdrift import files, registry
 from rankdrift.analysis.formats import MISSING, number
 from rankdrift.analysis.report import illustrate
-from rankdrift.analysis.report.build import build_report
+from rankdrift.analysis.report.build import as_html, build_report
 from rankdrift.analysis.report.content import compose
 from rankdrift.analysis.report.grids import Grid, differing, flattened, shared
 from rankdrift.analysis.report.markdown import as_markdown
@@ -202,6 +202,50 @@ def test_names_are_escaped(tmp_path: Path, make_tables: Callable[..., Tables]) -
     page = build(write_study(tmp_path / "demo", {"performance_metrics": table})).read_text(encoding="utf-8")
     assert "<b>|x|</b>" not in page
     assert "&lt;b&gt;|x|&lt;/b&gt;" in page
+
+
+def environments(*rows: tuple[str, int, float, str]) -> pd.DataFrame:
+    """Of (run, step, moved, versions); the reference was stored with torch 1."""
+    table = pd.DataFrame(rows, columns=["run", "step", "canary_moved", "versions"])
+    table = table.assign(method="lora", rank=8, tasks="topic", seed=42, split="test", device="cpu")
+    reasons = table["canary_moved"].map({1.0: "log-likelihoods by up to 0.02 nats", 0.0: ""})
+    return table.assign(canary_difference=0.02, canary_reason=reasons, reference_versions="torch 1, peft 1")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([("base", 0, 0.0, "torch 2"), ("lora-r8-seed42", 4, 0.0, "torch 2")], []),
+        (
+            [("base", 0, 1.0, "torch 2, peft 1"), ("lora-r8-seed42", 4, 1.0, "torch 2, peft 1")],
+            [
+                "Scoring has moved: where base, lora-r8-seed42 at step 4 was scored, a frozen reference "
+                "model no longer answers as it did (log-likelihoods by up to 0.02 nats; its answers were "
+                "stored with torch 1, here are torch 2). These scores do not compare with those of other "
+                "environments."
+            ],
+        ),
+        (
+            [("base", 0, 0.0, "torch 2, peft 1"), ("lora-r8-seed42", 4, 0.0, "torch 3, peft 1")],
+            [
+                "Checkpoints of this study were scored with different packages: base with torch 2, "
+                "lora-r8-seed42 at step 4 with torch 3. A library alone can move scores by as much as "
+                "methods differ: score all of them again in one environment."
+            ],
+        ),
+    ],
+    ids=["alike", "moved", "other versions"],
+)
+def test_scores_made_otherwise_are_warned_of_at_the_top(
+    scores_only: StudyLayout, rows: list[tuple[str, int, float, str]], expected: list[str]
+) -> None:
+    files.write_table(
+        scores_only.table("scoring_environments"), environments(*rows), {"columns": {}}, csv=False
+    )
+    content = compose(read_study(scores_only), [], [])
+    assert list(content.warnings) == expected
+    first = as_markdown(content).split("## Last checkpoints")[0]
+    assert first.count("> **Warning.**") == as_html(content).count('<p class="warning">') == len(expected)
 
 
 def test_one_seed_is_said_to_be_one(scores_only: StudyLayout) -> None:

@@ -34,13 +34,22 @@ def gradient_rows(step: int) -> list[dict]:
 
 
 def scores(step: int, value: float | None) -> dict:
-    accuracy = {"value": value, "stderr": 0.1, "higher_is_better": True}
-    perplexity = {"value": 12.0, "stderr": None, "higher_is_better": False}
+    accuracy = {"value": value, "stderr": 0.1, "higher_is_better": True, "best": 1.0}
+    perplexity = {"value": 12.0, "stderr": None, "higher_is_better": False, "best": None}
+    rules = {"accuracy": {"majority": 0.25, "random": None}}
     tasks = {
-        "topic": {"version": 1, "n": 24, "metrics": {"accuracy": accuracy}},
-        "general_text": {"version": 1, "n": 50, "metrics": {"perplexity": perplexity}},
+        "topic": {
+            "role": "trained",
+            "version": 1,
+            "n": 24,
+            "metrics": {"accuracy": accuracy},
+            "baselines": rules,
+        },
+        "general_text": {"role": "text", "version": 1, "n": 50, "metrics": {"perplexity": perplexity}},
     }
-    return {"step": step, "model": "m", "inputs": {}, "tasks": tasks}
+    canary = {"largest_difference": 1e-6, "moved": False, "reason": "", "device": "cpu"}
+    canary |= {"versions": {"torch": "2", "peft": "1"}, "reference_versions": {"torch": "1", "peft": "1"}}
+    return {"step": step, "model": "m", "inputs": {}, "tasks": tasks, "canary": canary}
 
 
 @pytest.fixture
@@ -71,7 +80,8 @@ def table(name: str, run: RunLayout) -> pd.DataFrame:
 def test_in_a_study_steps_come_from_the_rows_not_from_the_checkpoints(run: RunLayout, tmp_path: Path):
     checkpoints = [subject(run, step) for step in (15, 20)]
     params = Params(cache=tmp_path / "cache")
-    for path in run_analyses(NAMES, checkpoints, tmp_path / "tables", params, lambda *_: None):
+    paths = run_analyses(NAMES, checkpoints, tmp_path / "tables", params, lambda *_: None)
+    for path in (path for path in paths if path.stem in TABLES.values()):
         found = pd.read_parquet(path)
         assert tuple(found.columns[: len(IDENTITY)]) == IDENTITY
         assert found["step"].tolist() == table(found_in(path), run)["step"].tolist()
@@ -114,6 +124,51 @@ def test_scores_of_the_base_come_from_its_own_folder(tmp_path: Path):
     found = tables[TABLES["performance"]]
     assert set(found["step"]) == {0}
     assert found["value"].tolist() == [0.25, 12.0]
+
+
+def test_each_split_has_its_table(run: RunLayout):
+    run.score(20, "validation").write_text(json.dumps(scores(20, 0.75)))
+    analysis = registry.load("analysis", "performance")
+    tables = analysis.compute(subject(run), Params(cache=run.root))
+    test, validation = tables["performance_metrics"], tables["validation_metrics"]
+    assert list(test.columns) == list(validation.columns)
+    assert test[test["task"] == "topic"]["step"].tolist() == [10, 20]
+    assert validation["value"].tolist() == [0.75, 12.0]
+    assert tables["scoring_environments"]["split"].tolist() == ["test", "test", "validation"]
+
+
+def test_roles_and_best_values_are_kept(run: RunLayout):
+    found = table("performance", run).set_index(["step", "task"]).loc[10]
+    assert found["role"].to_dict() == {"topic": "trained", "general_text": "text"}
+    assert found.loc["topic", "best"] == 1
+    assert math.isnan(found.loc["general_text", "best"])
+
+
+def test_baselines_are_those_of_the_base(tmp_path: Path, run: RunLayout):
+    base = RunLayout(tmp_path / "base")
+    base.scores.mkdir(parents=True)
+    base.score(0).write_text(json.dumps(scores(0, 0.25)))
+    compute = registry.load("analysis", "performance").compute
+    found = compute(base_subject(Path("m"), base.root), Params(cache=tmp_path))["baselines"]
+    assert found[["task", "metric", "rule"]].to_numpy().tolist() == [
+        ["topic", "accuracy", "majority"],
+        ["topic", "accuracy", "random"],
+    ]
+    assert found["value"].iloc[0] == 0.25
+    assert math.isnan(found["value"].iloc[1])
+    assert "baselines" not in compute(subject(run), Params(cache=tmp_path))
+
+
+def test_environments_say_whether_the_reference_moved(run: RunLayout):
+    old = scores(10, 0.5)
+    del old["canary"]
+    run.score(10).write_text(json.dumps(old))
+    found = registry.load("analysis", "performance").compute(subject(run), Params(cache=run.root))
+    before, after = found["scoring_environments"].to_dict("records")
+    assert (after["canary_moved"], after["canary_difference"], after["device"]) == (0, 1e-6, "cpu")
+    assert (after["versions"], after["reference_versions"]) == ("torch 2, peft 1", "torch 1, peft 1")
+    assert math.isnan(before["canary_moved"])
+    assert before["versions"] == ""
 
 
 def test_training_has_a_row_a_logged_line(run: RunLayout):

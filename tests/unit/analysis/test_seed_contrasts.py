@@ -195,3 +195,26 @@ def test_one_arm_has_means_and_no_contrasts(performance: pd.DataFrame, tmp_path:
 def test_nothing_scored_is_no_error(performance: pd.DataFrame, tmp_path: Path) -> None:
     assert compute_all([], Params(cache=tmp_path), tmp_path) == {}
     assert compute(performance[performance["run"] == "base"], tmp_path) == {}
+
+
+def test_means_over_tasks_have_intervals_over_seeds(
+    make_tables: Callable[..., Tables], scored_widely: Callable[[Tables], Tables], tmp_path: Path
+) -> None:
+    performance = scored_widely(make_tables(RUNS, [6, 12], 1))["performance_metrics"]
+    macro = performance["metric"] == "macro_average"
+    for seed, value in zip(SEEDS, (0.5, 0.6, 0.7), strict=True):
+        performance.loc[macro & (performance["seed"] == seed), "value"] = value
+    retention = (performance["role"] == "retention") & (performance["method"] == "lora")
+    performance.loc[retention, "value"] += performance.loc[retention, "seed"] ** 2 / 100
+    found = compute(performance, tmp_path)
+    row = pick(found[MEANS], "macro_average", arm="full")
+    assert row["mean"] == pytest.approx(0.6)
+    assert row["high"] - row["mean"] == pytest.approx(stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3))
+    assert row["role"] == "trained"
+    assert pick(found[MEANS], "mean_accuracy", arm="full")["role"] == "retention"
+    # other retention tasks have p-values, but are not of the family
+    alone = pick(found[CONTRASTS], "accuracy", task="hellaswag")
+    assert 0 < alone["p_value"] < 1
+    assert np.isnan(alone["p_holm"])
+    mean = pick(found[CONTRASTS], "mean_accuracy")
+    assert mean["p_holm"] >= mean["p_value"]

@@ -25,7 +25,7 @@ from rankdrift.models.direction import padding_side
 from rankdrift.models.families import GROUPS, roles
 from rankdrift.models.targets import target_modules
 from rankdrift.scoring.answers import answer
-from rankdrift.scoring.codec import Codec
+from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.scoring.items import task_items
 from rankdrift.spec import Spec, parse_spec
 
@@ -77,7 +77,7 @@ def test_scores_of_a_padded_batch_are_its_rows_alone(folder_of: Callable, family
     folder = folder_of(family)
     model, tokenizer = opened(folder, head), load_tokenizer(folder)
     items = task_items(a_spec(head), registry.load("task", "topic"), "test", tokenizer, 512)
-    found = answer(model, items.requests, Codec.of(tokenizer), 8 * 96)
+    found = answer(model, items.requests, Detokenizer.of(tokenizer), 8 * 96)
     if head == "classifier":
         expected = [alone(model, np.array(asked.prompt)).log_softmax(-1).numpy() for asked in items.requests]
     else:

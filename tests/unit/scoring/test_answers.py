@@ -10,10 +10,10 @@ from transformers import LlamaForSequenceClassification
 from rankdrift.models.tiny import tiny_tokenizer
 from rankdrift.scoring.answers import answer
 from rankdrift.scoring.batches import batches_by_tokens
-from rankdrift.scoring.codec import Codec
+from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.tasks.kinds import Classes, Completion, Continuation, Likelihood
 
-CODEC = Codec(0, frozenset({1}), lambda tokens: "".join(f"<{token}>" for token in tokens))
+CODEC = Detokenizer(0, frozenset({1}), lambda tokens: "".join(f"<{token}>" for token in tokens))
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +83,9 @@ def test_batches_are_within_the_budget_and_the_longest_come_first(prompts):
     assert order == sorted(order, reverse=True)
 
 
-def test_a_codec_takes_what_ends_a_text_from_the_tokenizer():
+def test_what_ends_a_text_is_the_tokenizers():
     tokenizer = tiny_tokenizer()
-    codec = Codec.of(tokenizer, more_ends=[7])
-    assert codec.pad_id == tokenizer.pad_token_id
-    assert codec.eos_ids == {tokenizer.eos_token_id, 7}
+    detokenizer = Detokenizer.of(tokenizer)
+    assert (detokenizer.pad_id, detokenizer.eos_ids) == (tokenizer.pad_token_id, {tokenizer.eos_token_id})
     tokens = tokenizer(" two words .")["input_ids"]
-    assert codec.decode([*tokens, tokenizer.pad_token_id]) == " two words ."
+    assert detokenizer.decode([*tokens, tokenizer.pad_token_id]) == " two words ."

@@ -8,8 +8,8 @@ import transformers as hf
 from families import DECODERS, RECURRENT
 from transformers import GenerationConfig
 
-from rankdrift.scoring.codec import Codec
 from rankdrift.scoring.completions import completion_texts
+from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.tasks.kinds import Completion
 
 PAD, STEPS = 0, 12
@@ -21,8 +21,8 @@ def spelt(tokens):
     return "".join(f"<{token}>" for token in tokens)
 
 
-def codec(*ends):
-    return Codec(PAD, frozenset(ends), spelt)
+def detokenizer(*ends):
+    return Detokenizer(PAD, frozenset(ends), spelt)
 
 
 def reference(model, prompt, steps=STEPS):
@@ -50,7 +50,9 @@ def plain(model, prompts):
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_texts_are_those_of_transformers(model, prompts, plain, budget):
-    assert completion_texts(model, asked(prompts), codec(), budget) == [spelt(tokens) for tokens in plain]
+    assert completion_texts(model, asked(prompts), detokenizer(), budget) == [
+        spelt(tokens) for tokens in plain
+    ]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -59,9 +61,9 @@ def test_any_of_several_ends_ends_a_text(model, prompts, plain, budget):
     expected = [spelt(before(tokens, ends)) for tokens in plain]
     assert len(set(map(len, expected))) > 2, "some must end early for this test to say anything"
     assert "" in expected, "an immediate end is an empty answer"
-    assert completion_texts(model, asked(prompts), codec(*ends), budget) == expected
+    assert completion_texts(model, asked(prompts), detokenizer(*ends), budget) == expected
     of_requests = [Completion(prompt, STEPS, ends=tuple(ends)) for prompt in prompts]
-    assert completion_texts(model, of_requests, codec(), budget) == expected
+    assert completion_texts(model, of_requests, detokenizer(), budget) == expected
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -70,13 +72,13 @@ def test_a_text_ends_before_the_first_stop(model, prompts, plain, budget):
     expected = [spelt(tokens).split(within)[0].split(across)[0] for tokens in plain]
     assert expected[0] != spelt(plain[0])
     assert expected[1] != spelt(plain[1])
-    assert completion_texts(model, asked(prompts, (within, across)), codec(), budget) == expected
+    assert completion_texts(model, asked(prompts, (within, across)), detokenizer(), budget) == expected
 
 
 def test_of_two_stops_in_one_token_the_first_counts(model, prompts, plain):
     token = plain[0][0]
-    assert completion_texts(model, asked(prompts[:1], (f"{token}>", f"<{token}")), codec(), 100) == [""]
-    assert completion_texts(model, asked(prompts[:1], (">", f"{token}>")), codec(), 100) == ["<"]
+    assert completion_texts(model, asked(prompts[:1], (f"{token}>", f"<{token}")), detokenizer(), 100) == [""]
+    assert completion_texts(model, asked(prompts[:1], (">", f"{token}>")), detokenizer(), 100) == ["<"]
 
 
 def test_a_text_is_written_no_further_than_its_stop(model, prompts, plain):
@@ -87,7 +89,7 @@ def test_a_text_is_written_no_further_than_its_stop(model, prompts, plain):
 def count_passes(model, requests):
     shapes = []
     hook = model.register_forward_pre_hook(lambda *_: shapes.append(None))
-    completion_texts(model, requests, codec(), 10_000)
+    completion_texts(model, requests, detokenizer(), 10_000)
     hook.remove()
     return len(shapes)
 
@@ -97,7 +99,7 @@ def test_every_request_has_its_own_length(model, prompts, plain, budget):
     lengths = [1, 12, 3, 7, 2, 5, 9, 4]
     requests = [Completion(prompt, length) for prompt, length in zip(prompts, lengths, strict=True)]
     expected = [spelt(tokens[:length]) for tokens, length in zip(plain, lengths, strict=True)]
-    assert completion_texts(model, requests, codec(), budget) == expected
+    assert completion_texts(model, requests, detokenizer(), budget) == expected
 
 
 def test_finished_rows_leave_the_batch(model, prompts):
@@ -107,7 +109,7 @@ def test_finished_rows_leave_the_batch(model, prompts):
     )
     lengths = [1, 1, 1, 2, 2, 6, 6, 6]
     requests = [Completion(prompt, length) for prompt, length in zip(prompts, lengths, strict=True)]
-    completion_texts(model, requests, codec(), 10_000)
+    completion_texts(model, requests, detokenizer(), 10_000)
     hook.remove()
     assert rows[1:] == [8, 8, 3, 3, 3, 3]
 
@@ -130,7 +132,9 @@ def test_settings_saved_with_a_model_do_not_change_the_answer(build, prompts, pl
     torch.manual_seed(0)
     obeyed = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=STEPS)
     assert obeyed[0, len(prompts[1]) :].tolist() != plain[1], "generate obeys them"
-    assert completion_texts(model, asked(prompts), codec(), 10_000) == [spelt(tokens) for tokens in plain]
+    assert completion_texts(model, asked(prompts), detokenizer(), 10_000) == [
+        spelt(tokens) for tokens in plain
+    ]
 
 
 @pytest.mark.parametrize("family", [*DECODERS, *RECURRENT])
@@ -142,7 +146,7 @@ def test_every_family_writes_as_one_prompt_at_a_time(family):
     prompts = [tuple(torch.randint(2, 250, (n,), generator=numbers).tolist()) for n in (3, 40, 21, 21)]
     requests = [Completion(prompt, steps) for prompt, steps in zip(prompts, (8, 3, 8, 2), strict=True)]
     expected = [spelt(one_at_a_time(model, request)) for request in requests]
-    assert completion_texts(model, requests, codec(), 130) == expected
+    assert completion_texts(model, requests, detokenizer(), 130) == expected
 
 
 @torch.no_grad()

@@ -86,6 +86,8 @@ def test_scores_have_the_schema_and_follow_from_the_items(run, step):
     majority = items["label"].value_counts().max() / LIMIT
     assert topic["baselines"]["accuracy"]["majority"] == pytest.approx(majority)
     assert topic["baselines"]["accuracy"]["random"] == pytest.approx(1 / 4, abs=0.05)
+    assert (topic["role"], topic["metrics"]["accuracy"]["best"]) == ("trained", 1.0)
+    assert (scores["canary"]["moved"], scores["canary"]["texts_changed"]) == (False, 0)
     likelihoods = np.stack(items["log_likelihoods"])
     assert (likelihoods.argmax(-1) == items["prediction"]).all()
     assert (items["correct"] == (items["label"] == items["prediction"])).all()
@@ -97,6 +99,7 @@ def test_general_text_follows_from_its_windows(run, step):
     windows = pd.read_parquet(run.score_items(step, "general_text"))
     assert text["n"] == len(windows) == 6
     assert list(text["metrics"]) == TEXT_METRICS
+    assert (text["role"], text["metrics"]["nll"]["best"]) == ("text", None)
     value = {name: estimate["value"] for name, estimate in text["metrics"].items()}
     assert value["nll"] == pytest.approx(windows["nll"].sum() / windows["tokens"].sum())
     assert value["perplexity"] == pytest.approx(math.exp(value["nll"]))
@@ -153,6 +156,21 @@ def test_a_generation_task_stores_texts_and_references(run):
     assert items["references"].map(len).ge(1).all()
     bleu = json.loads(run.score(2).read_text())["tasks"]["describe"]["metrics"]["bleu"]
     assert bleu["higher_is_better"]
+
+
+def test_a_task_that_was_not_trained_on_is_retention(run):
+    changed = settings()
+    changed["scoring"]["tasks"] = ["topic", "describe"]
+    files.write_json(run.spec, parse_spec(changed).as_dict())
+    score_run(run, [2], False, progress=lambda line: None)
+    tasks = json.loads(run.score(2).read_text())["tasks"]
+    roles = {name: score["role"] for name, score in tasks.items()}
+    assert roles == {
+        "topic": "trained",
+        "describe": "retention",
+        "general_text": "text",
+        "topic_prompts": "text",
+    }
 
 
 def test_a_classifier_is_scored_without_general_text(study, tiny):

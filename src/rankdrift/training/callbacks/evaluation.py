@@ -12,7 +12,7 @@ import torch
 
 from rankdrift import registry
 from rankdrift.data.token_table import TokenTable
-from rankdrift.scoring.codec import Codec
+from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.scoring.items import TaskItems, task_items
 from rankdrift.scoring.score import metric_values, outcomes_of
 from rankdrift.scoring.shares import Shares
@@ -86,5 +86,5 @@ def _metrics(trainer: Trainer, items: TaskItems) -> dict[str, float]:
     lockstep = trainer.engine.stage == ZERO3
     shares = Shares.of_group(lockstep) if engine.world_size() > 1 else None
     budget = trainer.setup.spec.scoring.batch_tokens
-    outcomes = outcomes_of(items, model, Codec.of(trainer.setup.tokenizer), budget, shares)
+    outcomes = outcomes_of(items, model, Detokenizer.of(trainer.setup.tokenizer), budget, shares)
     return {name: value for name, value in metric_values(items, outcomes).items() if math.isfinite(value)}

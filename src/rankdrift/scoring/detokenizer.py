@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class Codec:
+class Detokenizer:
     """The part of a tokenizer that scoring needs."""
 
     pad_id: int
@@ -20,13 +20,10 @@ class Codec:
     """Turns a completion's tokens into text."""
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, more_ends: Iterable[int] = ()) -> Codec:
-        """Take them from a tokenizer that has a padding token.
-
-        ``more_ends`` are tokens that end a completion besides its EOS, such as a chat template's end of turn.
-        """
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Detokenizer:
+        """Take them from a tokenizer that has a padding token."""
         assert tokenizer.pad_token_id is not None, "the tokenizer was loaded without a padding token"
-        ends = {*more_ends} | ({tokenizer.eos_token_id} - {None})
+        ends = {tokenizer.eos_token_id} - {None}
 
         def decode(tokens: Sequence[int]) -> str:
             return str(tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -1,0 +1,67 @@
+"""What a reader has to know before any number: whether all scores were made alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from rankdrift.analysis.report.study import Study
+
+ENVIRONMENTS = "scoring_environments"
+MOST_NAMED = 6
+"""Checkpoints that are named one by one; of more the number is."""
+
+
+def warnings(study: Study) -> list[str]:
+    """Return sentences that stand at the top of the report; none where all was scored as it should be."""
+    table = study.table(ENVIRONMENTS)
+    return [] if table is None else [*_moved(table), *_different_versions(table)]
+
+
+def _moved(table: pd.DataFrame) -> Iterator[str]:
+    """Yield where a reference model that nobody trains scored otherwise than it had."""
+    moved = table[table["canary_moved"] == 1]
+    for reason, rows in moved.groupby("canary_reason", sort=False):
+        first = rows.iloc[0]
+        change = _difference(first["reference_versions"], first["versions"])
+        versions = f"; its answers were stored with {change[0]}, here are {change[1]}" if change else ""
+        yield (
+            f"Scoring has moved: where {_named(rows)} was scored, a frozen reference model no longer answers "
+            f"as it did ({reason}{versions}). These scores do not compare with those of other environments."
+        )
+
+
+def _different_versions(table: pd.DataFrame) -> Iterator[str]:
+    known = table[table["versions"] != ""]
+    groups = [(str(versions), rows) for versions, rows in known.groupby("versions", sort=False)]
+    for versions, rows in groups[1:]:
+        first, first_rows = groups[0]
+        change = _difference(first, versions)
+        if change:
+            yield (
+                f"Checkpoints of this study were scored with different packages: {_named(first_rows)} with "
+                f"{change[0]}, {_named(rows)} with {change[1]}. A library alone can move scores by as much as "
+                "methods differ: score all of them again in one environment."
+            )
+
+
+def _difference(one: str, other: str) -> tuple[str, str] | None:
+    """Return what two lists of versions have that the other has not; None where they are alike."""
+    before, after = one.split(", "), other.split(", ")
+    only = [version for version in before if version not in after]
+    here = [version for version in after if version not in before]
+    return (", ".join(only) or "none of them", ", ".join(here) or "none of them") if only or here else None
+
+
+def _named(rows: pd.DataFrame) -> str:
+    """Return checkpoints by run and step, or how many there are.
+
+    >>> _named(pd.DataFrame({"run": ["base", "lora", "lora"], "step": [0, 4, 4]}))
+    'base, lora at step 4'
+    """
+    places = rows[["run", "step"]].drop_duplicates()
+    if len(places) > MOST_NAMED:
+        return f"{len(places)} checkpoints ({', '.join(places['run'].unique()[:MOST_NAMED])})"
+    named = zip(places["run"], places["step"], strict=True)
+    return ", ".join(run if run == "base" else f"{run} at step {step}" for run, step in named)
