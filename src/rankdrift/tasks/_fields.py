@@ -10,13 +10,16 @@ from rankdrift.errors import UserError
 from rankdrift.tasks import Example
 
 
-def text(row: Mapping[str, Any], column: str) -> str:
-    """Return a text column without surrounding space; raise UserError where it is not text or is empty."""
+def text(row: Mapping[str, Any], column: str, least: int = 1) -> str:
+    """Return a text column without surrounding space; raise UserError where it is no text or is empty.
+
+    With ``least=0`` it may be empty, as single rows of public sets are.
+    """
     value = row[column]
     if not isinstance(value, str):
         raise UserError(f"column '{column}' must hold text, got {value!r}: correct or remove the row")
     stripped = value.strip()
-    if not stripped:
+    if len(stripped) < least:
         raise UserError(f"column '{column}' is empty ({value!r}): correct or remove the row")
     return stripped
 

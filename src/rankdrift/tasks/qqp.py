@@ -13,7 +13,7 @@ CHOICES = (" no", " yes")
 
 
 def _example(row: Mapping[str, Any]) -> Example:
-    first, second = text(row, "question1"), text(row, "question2")
+    first, second = text(row, "question1", least=0), text(row, "question2", least=0)
     return classified(f"First question: {first}\nSecond question: {second}\nSame question:", row, CHOICES)
 
 

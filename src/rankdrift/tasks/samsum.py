@@ -13,7 +13,7 @@ CUE = "\nSummary:"
 
 
 def _example(row: Mapping[str, Any]) -> Example:
-    return answered(f"Chat:\n{text(row, 'dialogue')}{CUE}", text(row, "summary"))
+    return answered(f"Chat:\n{text(row, 'dialogue', least=0)}{CUE}", text(row, "summary"))
 
 
 TASK = Task(

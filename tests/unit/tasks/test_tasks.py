@@ -108,6 +108,11 @@ def test_wrong_choice_is_named(name: str, value: object, message: str) -> None:
         TASKS[name].example({**GOLDEN[name][0], column: value})
 
 
+MAY_BE_EMPTY = {"activity_label", "ctx_a", "ctx_b"}
+EMPTY_IN_PUBLIC_ROWS = {"question1", "question2", "dialogue"}
+"""Texts of which public sets have a few empty ones; for these alone no one can correct the hub's copy."""
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_any_wrong_column_is_an_error_that_names_it(name: str) -> None:
     """Whatever stands in a column, or in a part of it, is read or named; it never ends in a traceback."""
@@ -125,9 +130,10 @@ def test_any_wrong_column_is_an_error_that_names_it(name: str) -> None:
         told = _told(lambda column=column, value=value: task.example({**row, column: value}))
         assert not told or f"'{column}'" in told or "is number" in told or "'ctx'" in told
     empty = [name for name in task.columns if row[name] and isinstance(row[name], (str, list))]
-    for column, value in itertools.product(
-        set(empty) - {"activity_label", "ctx_a", "ctx_b"}, (None, "  ", [])
-    ):
+    for column, value in itertools.product(set(empty) - MAY_BE_EMPTY, (None, "  ", [])):
+        if column in EMPTY_IN_PUBLIC_ROWS and value == "  ":
+            assert task.example({**row, column: value}).prompt
+            continue
         assert f"'{column}'" in _told(lambda column=column, value=value: task.example({**row, column: value}))
 
 
