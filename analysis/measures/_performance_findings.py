@@ -86,7 +86,8 @@ def _against_the_base(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the runs' rows, where one has an interval or a change, named as the listing names them."""
     rows = rows[rows["against"] == BASE]
     difference = rows["difference"].fillna(rows["change"])
-    return rows.assign(difference=difference, marked=(rows["mark"] != "").sum(), compared=len(rows))
+    marked, judged = (rows["mark"] != "").sum(), rows["shown"].count()
+    return rows.assign(difference=difference, marked=marked, judged=judged)
 
 
 def _prompts(performance: pd.DataFrame) -> pd.DataFrame:
@@ -205,9 +206,9 @@ LOST = Listing(
     _against_the_base,
 )
 MARKED = Sentence(
-    "{marked.max:count} of {compared.max:count} such changes are marked; of changes that are none about one "
+    "{marked.max:count} of {judged.max:count} changes with an interval are marked; of changes that are none about one "
     "in twenty would be.",
-    _against_the_base,
+    lambda rows: _against_the_base(rows).query("judged > 0"),
 )
 PROMPTS = Listing(
     {"run": "{run}", "{task}": "{value,stderr:with_error}"},

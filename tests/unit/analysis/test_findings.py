@@ -639,7 +639,7 @@ def test_retention_tasks_are_listed_with_their_mean_and_changes(say_widely: Say)
     assert changes["full-seed42"]["hellaswag: accuracy"] == "-0.0500 [-0.0800, -0.0200] *"
     assert changes["full-seed42"]["retention: mean_accuracy"] == "-0.0500 [-0.0800, 0.0100]"
     assert found.sentences == [
-        "6 of 8 such changes are marked; of changes that are none about one in twenty would be."
+        "6 of 8 changes with an interval are marked; of changes that are none about one in twenty would be."
     ]
 
 
@@ -648,6 +648,7 @@ def test_changes_of_retention_without_items_are_those_of_the_scores(say_widely: 
     assert found.lines[1]["full-seed42"]["hellaswag: accuracy"] == (
         "-0.0500 (the study has no table item_contrasts)"
     )
+    assert found.sentences == []
 
 
 def test_kl_on_prompts_has_a_column_a_task_and_their_mean(say_widely: Say) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from rankdrift import registry
+from rankdrift import files, registry
 from rankdrift.analysis import engine
 from rankdrift.analysis.contract import Analysis, Params
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject, base_subject
@@ -29,22 +29,27 @@ STATISTICS = {"l2_norm": 1.0, "mean_abs": 0.1, "std": 0.2, "zero_fraction": 0.0}
 def write_run(root: Path, base: Path) -> None:
     """Write a run's small files as docs/architecture.md describes them."""
     layout = RunLayout(root)
-    for folder in (layout.probes, layout.scores):
-        folder.mkdir(parents=True)
+    layout.probes.mkdir(parents=True)
     line = {"step": 1, "split": "train", "loss": 2.0, "learning_rate": 1e-4, "gradient_norm": 1.0}
     layout.metrics.write_text(json.dumps(line | {"tokens_per_second": 10.0, "memory_gib": 1.0}) + "\n")
     pd.DataFrame([{"step": 1} | GRADIENTS | STATISTICS]).to_parquet(layout.probe("gradients"))
-    metric = {"value": 0.5, "stderr": 0.1, "higher_is_better": True}
-    tasks = {"topic": {"version": 1, "n": 4, "metrics": {"accuracy": metric}}}
-    score = {"step": 10, "model": str(base), "inputs": {}, "tasks": tasks}
-    layout.score(10).write_text(json.dumps(score))
+    metric = {"value": 0.5, "stderr": 0.1, "higher_is_better": True, "best": 1.0}
+    task = {"role": "trained", "version": 1, "n": 4, "metrics": {"accuracy": metric}}
+    tasks = {"topic": task | {"baselines": {"accuracy": {"majority": 0.25}}}}
+    base_run = RunLayout(root.parent / "base")
+    for scored, step, split in ((layout, 10, "test"), (layout, 10, "validation"), (base_run, 0, "test")):
+        score = {"step": step, "model": str(base), "inputs": {}, "tasks": tasks}
+        files.write_json(scored.score(step, split), score)
 
 
 @pytest.fixture
 def subjects(models: Any, lora: Path, tmp_path: Path) -> list[Subject]:
     write_run(tmp_path / "run", models.base)
     identity = ("run", "lora", 4, ("topic",), 0)
-    return [base_subject(models.base), Subject(*identity, 10, models.base, lora, tmp_path / "run")]
+    return [
+        base_subject(models.base, tmp_path / "base"),
+        Subject(*identity, 10, models.base, lora, tmp_path / "run"),
+    ]
 
 
 @pytest.fixture
