@@ -102,8 +102,9 @@ FIGURE = Figure(
         "increase of the NLL is a difference over the same text, whose two standard errors do not give its "
         "own: its interval is in the table item_contrasts, and stated in the findings. That of the drop "
         "takes the two models' items for different ones, which is too much. Compare methods where their "
-        "heights agree (equal learning), not at equal step: one point to the right of another that also lies higher is a trade-off, not a loss. Where one run went much "
-        "further than most, the axis is logarithmic beyond the lower values."
+        "heights agree (equal learning), not at equal step: one point to the right of another that also "
+        "lies higher is a trade-off, not a loss. Where one run went much further than most, the axis is "
+        "logarithmic beyond the lower values."
     ),
     draw=_draw,
 )
