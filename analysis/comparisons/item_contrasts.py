@@ -39,13 +39,13 @@ COLUMNS = {
     "other_step": "its last scored step",
     "seed": "seed of the run, or of both",
     "task": "task; a text, whose items are windows; or a mean over tasks, with the items of all of them",
-    "metric": "metric that is a mean over items (of texts: over tokens; of means over tasks: every task counts "
-    "the same)",
+    "metric": "metric that is a mean over items (of texts: over tokens; of means over tasks: every task "
+    "counts the same)",
     "items": "items scored by both",
     "resampled": "how many the bootstrap draws from: items, or documents where the items name theirs",
     "difference": "metric of the first - of the second",
-    "low": "lower end of the 95 % BCa interval, items (or documents) drawn in pairs, of means over tasks from "
-    "all tasks together",
+    "low": "lower end of the 95 % BCa interval, items (or documents) drawn in pairs, of means over tasks "
+    "from all tasks together",
     "high": "upper end",
     "gained": "items only the first gets right; NaN where the metric is not right or wrong, or of text",
     "lost": "items only the second gets right; NaN likewise",
@@ -249,7 +249,7 @@ def bootstrap(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> BootstrapI
 
 
 def _sampling(items: pd.DataFrame) -> tuple[pd.Series | None, pd.Series | None]:
-    """Return what is divided by and what is drawn: tokens of windows or weights, documents that items name."""
+    """Return what is divided by (tokens of windows, or weights) and what is drawn: documents, if named."""
     return items.get("tokens", items.get("weight")), items.get("document")
 
 

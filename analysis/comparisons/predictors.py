@@ -144,8 +144,8 @@ UNDEFINED = Sentence(
 )
 CAUTION = Sentence(
     "Where no interval is given nothing is shown. KL on the text whose NLL is forgetting is no independent "
-    "predictor; KL on the tasks' prompts is of other text. Along one run all of these tend to move with the step: a correlation over its "
-    "checkpoints is no evidence, and over runs it is no cause."
+    "predictor; KL on the tasks' prompts is of other text. Along one run all of these tend to move with the "
+    "step: a correlation over its checkpoints is no evidence, and over runs it is no cause."
 )
 FINDING = Finding("What goes with forgetting", (TABLE,), _correlations, (CORRELATIONS, UNDEFINED, CAUTION))
 ANALYSIS = Analysis(

@@ -100,11 +100,11 @@ FIGURE = Figure(
         "they were scored, of retention tasks (mean accuracy on HellaSwag, ARC-challenge and WinoGrande, as "
         "in arXiv 2405.09673). Error bars at the last checkpoint are one standard error over items; the "
         "increase of the NLL is a difference over the same text, whose two standard errors do not give its "
-        "own: its interval is in the table item_contrasts, and stated in the findings. That of the drop takes "
-        "the two models' items for different ones, which is too much. Compare methods where their heights "
-        "agree (equal learning), not at equal step: one point "
-        "to the right of another that also lies higher is a trade-off, not a loss. Where one run went much "
-        "further than most, the axis is logarithmic beyond the lower values."
+        "own: its interval is in the table item_contrasts, and stated in the findings. That of the drop "
+        "takes the two models' items for different ones, which is too much. Compare methods where their "
+        "heights agree (equal learning), not at equal step: one point to the right of another that also "
+        "lies higher is a trade-off, not a loss. Where one run went much further than most, the axis is "
+        "logarithmic beyond the lower values."
     ),
     draw=_draw,
 )

@@ -191,7 +191,8 @@ BETWEEN = Listing(
     lambda rows: rows[rows["against"] != BASE],
 )
 NOT_ABOVE = Sentence(
-    "Not above what the most frequent answer gives, {majority:number}, by two standard errors: {run.unique:listed}.",
+    "Not above what the most frequent answer gives, {majority:number}, by two standard errors: "
+    "{run.unique:listed}.",
     _not_above,
 )
 RETAINED = Listing(

@@ -26,15 +26,15 @@ SPLITS = {"performance_metrics": REPORTED, "validation_metrics": "validation"}
 BASELINES, ENVIRONMENTS = "baselines", "scoring_environments"
 COLUMNS = {
     "task": "task; general_text for held-out text that was not trained on, TASK_prompts for a trained task's "
-    "prompts as texts; retention for the mean over hellaswag, arc_challenge and winogrande, trained_tasks for "
-    "that over two trained tasks or more",
-    "metric": "of texts: nll (nats a token), perplexity, kl_from_base = E[KL(base || tuned)] and kl_to_base = "
-    "E[KL(tuned || base)] (nats a token), top1_agreement; of retention mean_accuracy, of trained_tasks "
+    "prompts as texts; retention for the mean over hellaswag, arc_challenge and winogrande, trained_tasks "
+    "for that over two trained tasks or more",
+    "metric": "of texts: nll (nats a token), perplexity, kl_from_base = E[KL(base || tuned)] and kl_to_base "
+    "= E[KL(tuned || base)] (nats a token), top1_agreement; of retention mean_accuracy, of trained_tasks "
     "macro_average: the mean of each task's first metric / best, where higher is better and best above 0",
     "role": "trained, retention (scored, not trained on) or text",
     "value": "the metric over all items",
-    "stderr": "standard error over items; NaN where it is not known. Of means over tasks sqrt(sum of squares) "
-    "/ tasks",
+    "stderr": "standard error over items; NaN where it is not known. Of means over tasks sqrt(sum of "
+    "squares) / tasks",
     "n": "items scored",
     "higher_is_better": "direction of the metric",
     "best": "value of perfect predictions; NaN where there is none, as of texts",
@@ -48,8 +48,8 @@ BASELINE_COLUMNS = {
 ENVIRONMENT_COLUMNS = {
     "split": "split that was scored",
     "device": "where the reference model was scored",
-    "canary_difference": "largest |difference| of the reference model's log-likelihoods from the stored ones, "
-    "nats; NaN where it was not asked or reads other tokens",
+    "canary_difference": "largest |difference| of the reference model's log-likelihoods from the stored "
+    "ones, nats; NaN where it was not asked or reads other tokens",
     "canary_moved": "whether they moved by more than rounding, or a text that it writes did; NaN: not asked",
     "canary_reason": "what moved; else empty",
     "versions": "packages that scores depend on, with their versions",

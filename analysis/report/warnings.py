@@ -41,8 +41,8 @@ def _different_versions(table: pd.DataFrame) -> Iterator[str]:
         if change:
             yield (
                 f"Checkpoints of this study were scored with different packages: {_named(first_rows)} with "
-                f"{change[0]}, {_named(rows)} with {change[1]}. A library alone can move scores by as much as "
-                "methods differ: score all of them again in one environment."
+                f"{change[0]}, {_named(rows)} with {change[1]}. A library alone can move scores by as much "
+                "as methods differ: score all of them again in one environment."
             )
 
 

@@ -75,14 +75,15 @@ class Average:
             if table is None or part.metric not in table.columns:
                 return None
             names = [f"{part.task}/{index}" for index in table.index]
-            documents = table["document"] if "document" in table else table.index
+            documents = table.get("document", table.index)
             items = {
                 self.metric: table[part.metric].to_numpy(dtype=float) / part.best / len(table),
                 "weight": 1 / len(table),
                 "document": [f"{part.task}/{document}" for document in documents],
             }
-            digests = [name for name in ("prompt_digest", "prompt") if name in table][:1]
-            items |= {"prompt": table[name].to_numpy() for name in digests}
+            prompts = table.get("prompt_digest", table.get("prompt"))
+            if prompts is not None:
+                items["prompt"] = prompts.to_numpy()
             found.append(pd.DataFrame(items, index=names))
         return pd.concat(found)
 
