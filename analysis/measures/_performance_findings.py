@@ -207,8 +207,8 @@ LOST = Listing(
     _against_the_base,
 )
 MARKED = Sentence(
-    "{marked.max:count} of {judged.max:count} changes with an interval are marked; of changes that are none about one "
-    "in twenty would be.",
+    "{marked.max:count} of {judged.max:count} changes with an interval are marked; of changes that are none "
+    "about one in twenty would be.",
     lambda rows: _against_the_base(rows).query("judged > 0"),
 )
 PROMPTS = Listing(
