@@ -22,13 +22,17 @@ class Scored:
 def scored_tasks(spec: Spec, split: Split) -> Scored:
     """Return what to score on a split: ``scoring.tasks``, or by default what was trained on, and retention.
 
-    Retention tasks are scored on the split that reports alone, as nothing is selected by them; of a folder of
-    data those that it holds; none where all trained tasks are built in, since they need the hub, and none by
-    a classification head, which predicts no text.
+    What was not trained on is scored on the split that reports alone, as nothing is selected by it. By
+    default retention is, of a folder of data, what that holds; nothing where all trained tasks are built in,
+    since it needs the hub, and nothing by a classification head, which predicts no text.
     """
     trained = [registry.load("task", name) for name in spec.data.tasks]
     if spec.scoring.tasks is not None:
-        return Scored(tuple(registry.load("task", name) for name in spec.scoring.tasks))
+        given = [registry.load("task", name) for name in spec.scoring.tasks]
+        learnt = {task.name for task in trained}
+        if split != "test" and learnt:
+            given = [task for task in given if task.name in learnt]
+        return Scored(tuple(given))
     if split != "test" or spec.model.head == "classifier":
         return Scored(tuple(trained))
     names = {task.name for task in trained}

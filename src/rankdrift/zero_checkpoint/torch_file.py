@@ -38,8 +38,22 @@ class Inert:
         pass
 
 
+_STAGES = {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3}
+
+
+def _stage(of: type, name: str) -> int:
+    """Return a ZeRO stage by its name: Python 3.11.0 to 3.11.3 pickle members of enumerations with getattr.
+
+    It stands for nothing else that getattr could get.
+    """
+    if of is not int or name not in _STAGES:
+        raise ValueError(f"it asks for {name!r} of {of!r}")
+    return _STAGES[name]
+
+
 _STAND_INS: list[Any] = [
     (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+    (_stage, "builtins.getattr"),
     (Inert, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     (Inert, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
     (Inert, "deepspeed.utils.tensor_fragment.fragment_address"),

@@ -168,6 +168,35 @@ def test_deepspeed_classes_are_stand_ins(tmp_path: Path) -> None:
     assert isinstance(read_archive(archive(tmp_path / "x.pt", text)), Inert)
 
 
+def got(owner: str, name: str) -> bytes:
+    """The pickle of a member of an enumeration by Python 3.11.0 to 3.11.3, whose module is called so here."""
+    member = b"X" + len(name).to_bytes(4, "little") + name.encode()
+    return b"\x80\x02c__builtin__\ngetattr\nc" + owner.encode() + b"\n" + member + b"\x86R."
+
+
+STAGE = "deepspeed.runtime.zero.config\nZeroStageEnum"
+
+
+def test_a_stage_is_read_as_older_pythons_write_it(tmp_path: Path) -> None:
+    for value, name in enumerate(("disabled", "optimizer_states", "gradients", "weights")):
+        assert read_archive(archive(tmp_path / "x.pt", got(STAGE, name))) == value
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (STAGE, "__init__"),
+        (STAGE, "from_bytes"),
+        ("collections\nOrderedDict", "fromkeys"),
+        ("torch._utils\n_rebuild_tensor_v2", "__globals__"),
+        ("__builtin__\ngetattr", "weights"),
+    ],
+)
+def test_nothing_else_is_got_of_anything(tmp_path: Path, owner: str, name: str) -> None:
+    with pytest.raises(IntegrityError, match="nothing was run"):
+        read_archive(archive(tmp_path / "x.pt", got(owner, name)))
+
+
 def number(value: int) -> bytes:
     return b"\x8a" + bytes([len(encoded := pickle.encode_long(value))]) + encoded
 

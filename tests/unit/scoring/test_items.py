@@ -102,6 +102,8 @@ def test_a_classification_head_has_only_its_own_tasks(tokenizer):
         ({"data": {"tasks": ["sst2"]}}, "test", ["sst2", *["hellaswag", "arc_easy", "arc_challenge"]]),
         ({"data": {"tasks": ["sst2"]}}, "validation", ["sst2"]),
         ({"data": {"tasks": ["sst2"]}, "model": {"head": "classifier"}}, "test", ["sst2"]),
+        ({"data": {"tasks": ["qqp"]}, "scoring": {"tasks": ["piqa", "glue"]}}, "validation", ["qqp"]),
+        ({"data": {"tasks": []}, "scoring": {"tasks": ["piqa"]}}, "validation", ["piqa"]),
         ({"scoring": {"tasks": ["piqa", "glue"]}}, "test", ["piqa", "sst2", "mnli", "qqp", "mrpc", "rte"]),
     ],
 )
