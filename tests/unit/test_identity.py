@@ -25,6 +25,7 @@ OTHER: dict[str, Any] = {
     "data.carve": ["mrpc"],
     "scoring.tasks": ["retention"],
     "scoring.splits": ["validation"],
+    "scoring.precision": "bf16",
     "data.general_text": "builtin",
     "method.name": "full",
     "method.alpha": 3.0,

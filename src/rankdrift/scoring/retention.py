@@ -7,6 +7,7 @@ over the full vocabulary, teacher-forced, with log-softmax in fp32, a few hundre
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Reference:
     """What of the base model is needed to compare checkpoints with it; made once, the base can be let go."""
 
     head: nn.Module
-    """The base's LM head."""
+    """A copy of the base's LM head: adapters come and go on the base itself."""
     states: tuple[Tensor, ...]
     """The base's last hidden states at the predicting positions, batch by batch, (tokens, width) each."""
 
@@ -49,7 +50,7 @@ class Reference:
     def of(cls, base: PreTrainedModel, text: GeneralText) -> Reference:
         """Run the base model, in evaluation mode, over the text."""
         states = tuple(states for _, states, _ in _passes(base, text))
-        return cls(head=base.get_output_embeddings(), states=states)
+        return cls(head=copy.deepcopy(base.get_output_embeddings()), states=states)
 
 
 @torch.inference_mode()

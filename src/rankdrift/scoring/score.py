@@ -25,6 +25,7 @@ from rankdrift.scoring.canary import check_canary
 from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.scoring.estimates import Estimate, jackknife_stderr, mean_stderr, ratio_estimate
 from rankdrift.scoring.items import TaskItems, task_items, trained_names
+from rankdrift.scoring.models import precision_of
 from rankdrift.scoring.retention import GeneralText, Reference, measure_windows
 from rankdrift.scoring.scored import scored_tasks
 from rankdrift.scoring.shares import Shares
@@ -175,6 +176,7 @@ def scoring_inputs(spec: Spec, source: Path, base: Path, split: Split) -> dict[s
         },
         "text": [GENERAL_TEXT_VERSION, text.name, files.digest_file(text)],
         "scoring": spec.scoring.model_dump(mode="json", exclude={"batch_tokens", "splits", "tasks"}),
+        "precision": precision_of(spec),
     }
     return {
         "model": files.content_digest(source),

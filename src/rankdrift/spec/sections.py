@@ -185,6 +185,8 @@ class ScoringSpec(Section):
     """Windows of general text scored, and prompts of each trained task; None is ``limit``."""
     merge: bool = True
     """Whether an adapter is merged into the base, in fp32, before it is scored."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the model; auto is bf16 on a GPU and fp32 on a CPU. Log-softmax is fp32 in any case."""
 
     @field_validator("tasks")
     @classmethod

@@ -10,11 +10,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from rankdrift.cli.main import main
+from rankdrift.data.general_text import TextWindow
 from rankdrift.errors import UserError
 from rankdrift.models.base import load_model, load_tokenizer
 from rankdrift.scoring import models as scoring_models
 from rankdrift.scoring.folders import score_folders
 from rankdrift.scoring.models import Models
+from rankdrift.scoring.retention import GeneralText, Reference, measure_windows
 from rankdrift.spec import ModelSpec, parse_spec
 
 IDS = torch.arange(5, 25)[None]
@@ -24,12 +26,11 @@ IDS = torch.arange(5, 25)[None]
 def folders(tmp_path_factory, tiny):
     """Two adapters of one base, one that trains its head as well, and a whole model."""
     root = tmp_path_factory.mktemp("anywhere")
-    for seed, name in enumerate(("one", "two", "headed")):
+    for seed, name in enumerate(("one", "two", "headed", "on the head")):
         torch.manual_seed(seed)
         saved = ["lm_head"] if name == "headed" else None
-        config = LoraConfig(
-            r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False, modules_to_save=saved
-        )
+        targets = ["lm_head"] if name == "on the head" else ["q_proj", "up_proj"]
+        config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False, modules_to_save=saved)
         model = get_peft_model(load_model(tiny, ModelSpec()), config)
         model.peft_config["default"].init_lora_weights = True  # as it is where an adapter was trained
         model.peft_config["default"].base_model_name_or_path = str(tiny)
@@ -71,6 +72,30 @@ def test_models_are_the_same_whatever_was_loaded_before(folders, tiny, merge, mo
             expected = logits(PeftModel.from_pretrained(load_model(tiny, ModelSpec()), folders / name).eval())
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(value, base, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["one", "on the head"])
+def test_what_is_compared_with_is_the_base_and_not_what_became_of_it(folders, tiny, name):
+    windows = (TextWindow(tuple(range(5, 25)), 0, 0, 0), TextWindow(tuple(range(40, 52)), 1, 1, 0))
+    text = GeneralText(windows, 0, 100)
+    models = Models(a_spec(), tiny)
+    reference = Reference.of(models.load(tiny), text)
+    found = measure_windows(models.load(folders / name), text, reference)
+    apart = PeftModel.from_pretrained(load_model(tiny, ModelSpec()), folders / name).merge_and_unload()
+    reference = Reference.of(load_model(tiny, ModelSpec()).eval(), text)
+    expected = measure_windows(apart.eval(), text, reference)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
+    assert found["kl_from_base"].min() > 1e-4
+
+
+def test_in_bf16_a_model_is_rounded_once_it_is_merged(folders, tiny):
+    models = Models(a_spec(precision="bf16"), tiny)
+    base, found = models.load(tiny), models.load(folders / "one")
+    merged = PeftModel.from_pretrained(load_model(tiny, ModelSpec()), folders / "one").merge_and_unload()
+    expected = {name: value.bfloat16() for name, value in merged.state_dict().items()}
+    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+    assert base.dtype == torch.bfloat16
+    assert not torch.equal(logits(base), logits(found))
 
 
 def test_adapters_are_compared_with_the_base_they_name(folders, tiny, tmp_path):
