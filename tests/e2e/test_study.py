@@ -23,6 +23,7 @@ pytestmark = pytest.mark.e2e
 SMALL = [
     *("model.name=tiny", "data.train_limit=60", "data.validation_limit=12", "training.steps=4"),
     *("training.save_every=2", "training.warmup_steps=1", "scoring.text_limit=4", "analysis.workers=1"),
+    "scoring.splits=[validation,test]",
 ]
 
 
@@ -52,6 +53,7 @@ def test_every_table_has_its_columns_and_rows(study: StudyLayout) -> None:
             if table not in ("variant_scores", "matched_seeds"):  # nothing edited; one seed, few checkpoints
                 assert len(found), table
             runs = {"full-seed42", "lora-r8-seed42"} - ({"lora-r8-seed42"} if name == "vectors" else set())
+            runs = {"base"} if table == "baselines" else runs
             if analysis.per != "study" and len(found):  # LoRA trains no vectors
                 assert runs <= set(found["run"]), table
 
