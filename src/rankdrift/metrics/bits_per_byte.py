@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 
 from rankdrift.metrics import Metric, ScoredText
+from rankdrift.metrics._text_likelihood import nats_per
 
 
 def bits_per_byte(texts: Sequence[ScoredText], answers: Sequence[None]) -> float:
     """Return -sum of log-likelihoods / (ln 2 x sum of bytes)."""
-    if not texts or len(texts) != len(answers):
-        raise ValueError(f"bits per byte of {len(texts)} texts for {len(answers)} are undefined")
-    nats = -sum(text.log_likelihood for text in texts)
-    return nats / math.log(2) / sum(text.bytes for text in texts)
+    return nats_per("bytes", texts, answers) / math.log(2)
 
 
 METRIC = Metric(

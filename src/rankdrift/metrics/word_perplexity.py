@@ -9,13 +9,12 @@ import math
 from collections.abc import Sequence
 
 from rankdrift.metrics import Metric, ScoredText
+from rankdrift.metrics._text_likelihood import nats_per
 
 
 def word_perplexity(texts: Sequence[ScoredText], answers: Sequence[None]) -> float:
     """Return exp(-sum of log-likelihoods / sum of words)."""
-    if not texts or len(texts) != len(answers):
-        raise ValueError(f"the perplexity of {len(texts)} texts for {len(answers)} is undefined")
-    return math.exp(-sum(text.log_likelihood for text in texts) / sum(text.words for text in texts))
+    return math.exp(nats_per("words", texts, answers))
 
 
 METRIC = Metric(
