@@ -16,7 +16,7 @@ from rankdrift.errors import UserError
 from rankdrift.tasks import Example, Task
 from rankdrift.tasks.kinds import Codec, Encoded, Head
 
-__all__ = ["Head", "Row", "RowCounts", "TokenizedRows", "encode", "losses", "require_rows", "tokenize"]
+__all__ = ["Head", "Row", "RowCounts", "encode", "losses", "require_rows"]
 
 NOTABLE = 0.01
 """Share of rows that lose tokens above which it is warned of."""
@@ -61,22 +61,6 @@ class RowCounts:
     """Rows whose target lost its end to it."""
 
 
-@dataclass(frozen=True)
-class TokenizedRows:
-    """The rows of a split, and what became of the others."""
-
-    rows: list[Row]
-    counts: dict[str, RowCounts]
-    """By task."""
-
-
-def tokenize(examples: Sequence[Example], task: Task, codec: Codec) -> TokenizedRows:
-    """Return the rows of all examples of a task (:func:`encode`); raise UserError if none is left."""
-    kept, counts = encode(examples, task, codec)
-    require_rows(task, counts, codec.max_length)
-    return TokenizedRows([_row(row, task.name) for row in kept], {task.name: counts})
-
-
 def encode(examples: Sequence[Example], task: Task, codec: Codec) -> tuple[list[Encoded], RowCounts]:
     """Return the rows of examples that have something to learn from, none longer than ``codec.max_length``.
 
@@ -105,13 +89,6 @@ def require_rows(task: Task, counts: RowCounts, max_length: int) -> None:
 def teaches(row: Encoded, head: Head) -> bool:
     """Return whether a row has anything to learn from."""
     return bool(row.ids) if head == "classifier" else any(stop > start for start, stop in row.carries)
-
-
-def _row(row: Encoded, task: str) -> Row:
-    carries = np.zeros(len(row.ids), np.bool_)
-    for start, stop in row.carries:
-        carries[start:stop] = True
-    return Row(np.array(row.ids, dtype=np.int32), carries, row.label, task, row.number)
 
 
 def losses(counts: dict[str, RowCounts], split: str, max_length: int) -> list[str]:

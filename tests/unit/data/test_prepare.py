@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 import pandas as pd
 import pytest
+from tokenized import tokenize
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift import files, registry
@@ -71,7 +72,7 @@ def test_the_same_rows_are_made_once(tokenizer: PreTrainedTokenizerBase, root: P
     tables = [_table(tokenizer, root) for _ in range(3)]
     assert made == ["sst2"]
     assert [list(table.input_ids) for table in tables] == [list(tables[0].input_ids)] * 3
-    expected = tokens.tokenize(
+    expected = tokenize(
         sources.load_examples(registry.load("task", "sst2"), "train", DataSpec(root=str(root))),
         registry.load("task", "sst2"),
         Codec(tokenizer, 128),

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenized import tokenize
 from transformers import PreTrainedTokenizerBase
 
-from rankdrift.data.tokens import RowCounts, losses, tokenize
+from rankdrift.data.tokens import RowCounts, losses
 from rankdrift.errors import UserError
 from rankdrift.tasks import Example, Task
 from rankdrift.tasks.kinds import Codec, Head, classification, generation
