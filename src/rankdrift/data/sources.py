@@ -22,6 +22,10 @@ from rankdrift.tasks import SPLITS, Example, Source, Split, Task
 CARVED = 0.1
 """Share of the training rows that select, where a user has no test split (``data.carve``)."""
 
+CONVERTED = "refs/convert/parquet"
+"""The branch on which the hub keeps a data set's rows as Parquet, also where a script of its own makes them:
+such scripts are not run any more (datasets 4)."""
+
 
 @dataclass(frozen=True)
 class _Rows:
@@ -170,8 +174,17 @@ def _read_hub(task: Task, theirs: str, source: Source) -> _Rows:
 
     named = f"{source.hub}{f' ({source.configuration})' if source.configuration else ''}"
     origin = f"hub dataset {named}, split '{theirs}'"
+
+    def load(**options: str | None) -> Any:
+        return datasets.load_dataset(source.hub, split=theirs, **options)
+
     try:
-        table = datasets.load_dataset(source.hub, source.configuration, split=theirs)
+        try:
+            table = load(name=source.configuration)
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            table = load(revision=CONVERTED, data_dir=source.configuration)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{origin}: cannot be loaded ({type(error).__name__}: {error}); connect to the hub, or set "

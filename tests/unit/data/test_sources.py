@@ -204,8 +204,8 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 def test_hub_is_asked_for_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(name: str, configuration: str | None, split: str) -> datasets.Dataset:
-        asked.append((name, configuration, split))
+    def load_dataset(hub: str, name: str | None, split: str) -> datasets.Dataset:
+        asked.append((hub, name, split))
         return datasets.Dataset.from_dict(REVIEWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import huggingface_hub.constants
 import pyarrow.parquet
 import pytest
 import yaml
+from hub import Hub
 from transformers import PreTrainedTokenizerBase
 
 from rankdrift.data.dataset import load_rows
@@ -23,74 +21,11 @@ from rankdrift.errors import UserError
 from rankdrift.spec import parse_spec
 
 
-class Hub(ThreadingHTTPServer):
-    """Keeps repositories in memory: (kind, name) -> path -> content."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answers)
-        self.repositories: dict[tuple[str, str], dict[str, bytes]] = {}
-
-
-class _Answers(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        kind, name = self._repository()
-        known = (kind, name) in self.server.repositories
-        self._answer({"id": name, "siblings": []} if known else {"error": "not found"}, 200 if known else 404)
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-            self.server.repositories.setdefault((asked.get("type", "model"), name), {})
-            place = "datasets/" if asked.get("type") == "dataset" else ""
-            self._answer({"url": f"{self._endpoint}/{place}{name}", "name": name, "id": name})
-        elif self.path == "/api/validate-yaml":
-            self._answer({"errors": [], "warnings": []})
-        elif "/preupload/" in self.path:
-            paths = [file["path"] for file in json.loads(body)["files"]]
-            modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
-            self._answer({"files": modes})
-        elif "/commit/" in self.path:
-            lines = [json.loads(line) for line in body.splitlines()]
-            files = [line["value"] for line in lines if line["key"] == "file"]
-            stored = self.server.repositories[self._repository()]
-            stored |= {file["path"]: base64.b64decode(file["content"]) for file in files}
-            kind, name = self._repository()
-            place = f"{self._endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
-            self._answer({"success": True, "commitOid": "0" * 40, "commitUrl": f"{place}/commit/0"})
-        else:
-            self._answer({"error": self.path}, 404)
-
-    @property
-    def _endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def _repository(self) -> tuple[str, str]:
-        parts = self.path.split("?")[0].split("/")  # "", api, models, owner, name, ...
-        return parts[2].removesuffix("s"), "/".join(parts[3:5])
-
-    def _answer(self, value: Any, status: int = 200) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(status)
-        if status == 404:
-            self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server = Hub()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     yield server
