@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -39,6 +42,15 @@ class Hub(ThreadingHTTPServer):
         if (kind, name) in self.repositories:
             of_branches[MAIN] = self.repositories[kind, name]
         return next((files for of, files in of_branches.items() if revision in (of, commit(name, of))), None)
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[Hub]:
+    """Serve an empty hub for as long as the block lasts."""
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 def commit(name: str, branch: str) -> str:

@@ -169,22 +169,10 @@ def _read_files(task: Task, paths: list[Path]) -> _Rows:
 
 
 def _read_hub(task: Task, theirs: str, source: Source) -> _Rows:
-    # importing datasets takes seconds, which runs on local or built-in data need not spend
-    import datasets
-
     named = f"{source.hub}{f' ({source.configuration})' if source.configuration else ''}"
     origin = f"hub dataset {named}, split '{theirs}'"
-
-    def load(**options: str | None) -> Any:
-        return datasets.load_dataset(source.hub, split=theirs, **options)
-
     try:
-        try:
-            table = load(name=source.configuration)
-        except RuntimeError as error:
-            if "scripts are no longer supported" not in str(error):
-                raise
-            table = load(revision=CONVERTED, data_dir=source.configuration)
+        table = _load_hub(source, theirs)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{origin}: cannot be loaded ({type(error).__name__}: {error}); connect to the hub, or set "
@@ -192,6 +180,19 @@ def _read_hub(task: Task, theirs: str, source: Source) -> _Rows:
         ) from None
     require_columns(task.columns, table.column_names, task.name, origin)
     return _Rows(origin, table.select_columns(list(task.columns)).to_list())
+
+
+def _load_hub(source: Source, theirs: str) -> Any:
+    # importing datasets takes seconds, which runs on local or built-in data need not spend
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.hub, name=source.configuration, split=theirs)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+    # a branch of conversions has a folder for each configuration
+    return datasets.load_dataset(source.hub, data_dir=source.configuration, split=theirs, revision=CONVERTED)
 
 
 def _example(task: Task, row: Mapping[str, Any], origin: str, number: int) -> Example:

@@ -7,13 +7,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from hub import Files, Hub
+from hub import Files, Hub, serving
 
 from rankdrift import registry
 from rankdrift.data.sources import CONVERTED
@@ -38,11 +37,8 @@ for name in sys.argv[1:]:
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 def parquet(rows: dict[str, list[object]]) -> bytes:
