@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
 
+from rankdrift.data.general_text import TextWindow
 from rankdrift.models.tiny import tiny_config
 from rankdrift.scoring.answers import answer
 from rankdrift.scoring.detokenizer import Detokenizer
+from rankdrift.scoring.retention import GeneralText, Reference, measure_windows
 from rankdrift.scoring.shares import Shares
 from rankdrift.tasks.kinds import Classes, Completion, Continuation, Request
 
@@ -44,6 +46,7 @@ def requests_of(kind: str) -> list[Request]:
 
 
 KINDS = ("texts", "one", "classes")
+WINDOWS = (1, 9)
 
 
 class PassCounter:
@@ -68,6 +71,31 @@ def answers(kind: str, shares: Shares | None, meet: bool = False) -> dict[str, A
         model.register_forward_pre_hook(met)
     model.register_forward_pre_hook(passes)
     return {"answers": answer(model, requests_of(kind), CODEC, BUDGET, shares), "passes": passes.count}
+
+
+def text_of(windows: int) -> GeneralText:
+    """Windows of 2 to 20 tokens, in no order of length."""
+    draw = random.Random(5)
+    ids = [tuple(draw.randrange(2, 31) for _ in range(2 + 7 * number % 19)) for number in range(windows)]
+    return GeneralText(tuple(TextWindow(own, 10 + n, n // 2, 4) for n, own in enumerate(ids)), 0, BUDGET)
+
+
+def compared(windows: int, shares: Shares | None) -> dict[str, Any]:
+    """Compare a model with another as its base; say over how many tokens this rank passed the model."""
+    base, model, tokens = model_of("texts"), model_of("texts"), []
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    reference = Reference.of(base, text_of(windows), shares)
+
+    def count(_module: object, _given: object, named: dict[str, Any]) -> None:
+        mask = named.get("attention_mask")
+        if mask is not None:  # the head's check passes none
+            tokens.append(int(mask.sum()))
+
+    model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    table = measure_windows(model, text_of(windows), reference, shares)
+    return {"rows": table.to_dict("list"), "tokens": sum(tokens)}
 
 
 def partitioned_answers(kind: str, shares: Shares) -> dict[str, Any]:
@@ -98,7 +126,7 @@ def partitioned_answers(kind: str, shares: Shares) -> dict[str, Any]:
 def main(folder: Path) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # needs a compiler
     deepspeed.init_distributed("gloo")
-    seen = {}
+    seen = {f"{windows} windows": compared(windows, Shares.of_group()) for windows in WINDOWS}
     for kind in KINDS:
         seen[f"{kind} independent"] = answers(kind, Shares.of_group())
         lockstep = Shares.of_group(lockstep=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from ranks import HERE, run_ranks
-from shares_worker import KINDS, answers, requests_of
+from shares_worker import KINDS, WINDOWS, answers, compared, requests_of
 
 from rankdrift.scoring.shares import Shares
 
@@ -47,6 +47,20 @@ def test_the_work_is_shared_and_in_lockstep_passes_are_as_many(seen, kind):
         of_ranks = [rank[f"{kind} {way}"]["passes"] for rank in seen]
         assert of_ranks[0] == of_ranks[1]
         assert of_ranks[0] == max(rank[f"{kind} independent"]["passes"] for rank in seen)
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_texts_are_compared_with_the_base_by_all_ranks_together(seen, windows):
+    alone = compared(windows, None)
+    for rank in seen:
+        found = rank[f"{windows} windows"]["rows"]
+        assert list(found) == list(alone["rows"])
+        for name, values in alone["rows"].items():
+            assert found[name] == pytest.approx(values, rel=1e-4), name
+    assert min(alone["rows"]["kl_from_base"]) > 1e-3, "the models differ"
+    tokens = [rank[f"{windows} windows"]["tokens"] for rank in seen]
+    assert sum(tokens) == alone["tokens"]
+    assert max(tokens) - min(tokens) <= 20, "the longest window"
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 50])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from rankdrift.data.batches import padded
 from rankdrift.data.general_text import TextWindow
 from rankdrift.errors import UserError
 from rankdrift.scoring.batches import batches_by_tokens
+from rankdrift.scoring.shares import Shares
 
 CHUNK_TOKENS = 256  # tokens whose log-probabilities are in memory at once
 
@@ -35,6 +36,14 @@ class GeneralText:
     batch_tokens: int
     """Tokens passed at once, padding included."""
 
+    def share(self, shares: Shares | None) -> GeneralText:
+        """Return the windows of this rank: dealt out in turn, the longest first."""
+        if shares is None:
+            return self
+        order = sorted(range(len(self.windows)), key=lambda row: -len(self.windows[row].input_ids))
+        own = sorted(order[shares.rank :: shares.world_size])
+        return replace(self, windows=tuple(self.windows[row] for row in own))
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -47,15 +56,18 @@ class Reference:
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, base: PreTrainedModel, text: GeneralText) -> Reference:
-        """Run the base model, in evaluation mode, over the text."""
-        states = tuple(states for _, states, _ in _passes(base, text))
+    def of(cls, base: PreTrainedModel, text: GeneralText, shares: Shares | None = None) -> Reference:
+        """Run the base model, in evaluation mode, over the text, or over this rank's share of it."""
+        states = tuple(states for _, states, _ in _passes(base, text.share(shares)))
         return cls(head=copy.deepcopy(base.get_output_embeddings()), states=states)
 
 
 @torch.inference_mode()
 def measure_windows(
-    model: PreTrainedModel, text: GeneralText, reference: Reference | None = None
+    model: PreTrainedModel,
+    text: GeneralText,
+    reference: Reference | None = None,
+    shares: Shares | None = None,
 ) -> pd.DataFrame:
     """Return one row a window, in the text's order: sums over its predicted tokens, all but the first.
 
@@ -71,7 +83,9 @@ def measure_windows(
     text
         The text.
     reference
-        The base model over the same text.
+        The base model over the same text and share.
+    shares
+        The ranks that measure together; every one of them gets all rows.
 
     Raises
     ------
@@ -79,24 +93,18 @@ def measure_windows(
         If the model's predictions are not finite numbers, or its logits are not its head's output.
 
     """
-    head = model.get_output_embeddings()
-    sums: dict[int, dict[str, float]] = {}
-    for number, (rows, states, targets) in enumerate(_passes(model, text)):
-        base = (reference.head, reference.states[number]) if reference else None
-        values = _token_values(head, states, targets, base)
-        tokens = [len(text.windows[row].input_ids) - 1 for row in rows]
-        parts = {name: tensor.split(tokens) for name, tensor in values.items()}
-        for place, row in enumerate(rows):
-            sums[row] = {name: float(part[place].sum()) for name, part in parts.items()}
+    sums = _window_sums(model, text.share(shares), reference)
+    if shares is not None:
+        sums = shares.gathered(sums)
     facts = [
         {
             "index": window.index,
             "document": window.document,
             "words": window.words,
             "tokens": len(window.input_ids) - 1,
-            **sums[row],
+            **sums[window.index],
         }
-        for row, window in enumerate(text.windows)
+        for window in text.windows
     ]
     table = pd.DataFrame(facts)
     if not np.isfinite(table.to_numpy(dtype=np.float64)).all():
@@ -104,10 +112,28 @@ def measure_windows(
     return table
 
 
+def _window_sums(
+    model: PreTrainedModel, text: GeneralText, reference: Reference | None
+) -> dict[int, dict[str, float]]:
+    """Return the measures of each window, by its index."""
+    head = model.get_output_embeddings()
+    sums: dict[int, dict[str, float]] = {}
+    for number, (rows, states, targets) in enumerate(_passes(model, text)):
+        base = (reference.head, reference.states[number]) if reference else None
+        values = _token_values(head, states, targets, base)
+        windows = [text.windows[row] for row in rows]
+        tokens = [len(window.input_ids) - 1 for window in windows]
+        parts = {name: tensor.split(tokens) for name, tensor in values.items()}
+        for place, window in enumerate(windows):
+            sums[window.index] = {name: float(part[place].sum()) for name, part in parts.items()}
+    return sums
+
+
 def _passes(model: PreTrainedModel, text: GeneralText) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Yield per batch: window numbers, hidden states (tokens, width), tokens to predict (tokens,)."""
     sequences = [window.input_ids for window in text.windows]
-    _check_head(model, sequences[0])
+    if sequences:  # a rank of many may have none
+        _check_head(model, sequences[0])
     for rows in batches_by_tokens([len(ids) for ids in sequences], text.batch_tokens):
         batch = padded([sequences[row] for row in rows], text.pad_id, "left", model.device)
         states = model.get_decoder()(**batch, use_cache=False).last_hidden_state

@@ -116,7 +116,7 @@ def _score(
     references: dict[str, Reference] = {}
     if workload.texts:
         base = models.load(base_folder)
-        references = {name: Reference.of(base, text) for name, text in workload.texts.items()}
+        references = {name: Reference.of(base, text, shares) for name, text in workload.texts.items()}
     for target in stale:
         model = models.load(target.source)
         score_checkpoint(workload, model, references, target, progress, shares)

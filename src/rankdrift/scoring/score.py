@@ -145,7 +145,7 @@ def score_checkpoint(
     for items in workload.tasks:
         keep(items.task.name, *score_task(workload, items, model, target.source, shares))
     for name, text in workload.texts.items():
-        keep(name, *score_text(model, text, references.get(name)))
+        keep(name, *score_text(model, text, references.get(name), shares))
     document = {
         "step": step,
         "split": split,
@@ -312,13 +312,13 @@ def _finite(value: float) -> float | None:
 
 
 def score_text(
-    model: PreTrainedModel, text: GeneralText, reference: Reference | None
+    model: PreTrainedModel, text: GeneralText, reference: Reference | None, shares: Shares | None = None
 ) -> tuple[TaskScore, pd.DataFrame]:
     """Return the scores on general text, a token each, and the table of windows (see ``measure_windows``).
 
     perplexity = exp(nll), its error by the delta method.
     """
-    table = measure_windows(model, text, reference)
+    table = measure_windows(model, text, reference, shares)
     metrics: dict[str, Estimate] = {}
     for name in table.columns.drop(["index", "document", "words", "tokens"]):
         value, stderr = ratio_estimate(table[name], table["tokens"], table["document"])

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from rankdrift.tasks.kinds import Answer, Classes, Completion, Continuation, Request
+from rankdrift.tasks.kinds import Classes, Completion, Continuation, Request
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class Shares:
         """Wait until every rank has come here."""
         dist.barrier()
 
-    def gathered(self, answers: Mapping[int, Answer]) -> dict[int, Answer]:
-        """Return the answers of all ranks; every rank has to call it."""
-        parts: list[dict[int, Answer]] = [{} for _ in range(self.world_size)]
-        dist.all_gather_object(parts, dict(answers))
-        return {number: answer for part in parts for number, answer in part.items()}
+    def gathered(self, found: Mapping[int, Found]) -> dict[int, Found]:
+        """Return what all ranks found, by the numbers they go by; every rank has to call it."""
+        parts: list[dict[int, Found]] = [{} for _ in range(self.world_size)]
+        dist.all_gather_object(parts, dict(found))
+        return {number: value for part in parts for number, value in part.items()}
 
     @contextmanager
     def in_step(self, model: PreTrainedModel) -> Iterator[None]:
