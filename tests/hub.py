@@ -14,6 +14,8 @@ from urllib.parse import unquote
 
 Files = dict[str, bytes]
 MAIN = "main"
+LARGE = (".parquet", ".safetensors")
+"""Ends of the names of files that the hub takes apart from their commit, by the protocol of Git LFS."""
 
 
 class Hub(ThreadingHTTPServer):
@@ -25,6 +27,8 @@ class Hub(ThreadingHTTPServer):
         """(kind, name) -> path -> content."""
         self.branches: dict[tuple[str, str, str], Files] = {}
         """(kind, name, branch) -> path -> content."""
+        self.large: Files = {}
+        """SHA-256 -> content of large files that were sent, committed or not."""
 
     def commit(self, name: str, revision: str) -> str:
         """Return the commit that a revision names."""
@@ -83,14 +87,25 @@ class _Answers(BaseHTTPRequestHandler):
             self._answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             paths = [file["path"] for file in json.loads(body)["files"]]
-            modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
-            self._answer({"files": modes})
+            mode = {True: "lfs", False: "regular"}
+            files = [{"path": path, "uploadMode": mode[path.endswith(LARGE)]} for path in paths]
+            self._answer({"files": [{**file, "shouldIgnore": False} for file in files]})
         elif "/commit/" in self.path:
             self._commit([json.loads(line) for line in body.splitlines()])
-        elif "/paths-info/" in self.path:
-            self._tell_of_paths(body)
+        elif self.path.endswith(".git/info/lfs/objects/batch"):
+            self._answer({"objects": [self._upload_of(file) for file in json.loads(body)["objects"]]})
         else:
             self._answer({"error": self.path}, 404)
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.large[hashlib.sha256(content).hexdigest()] = content
+        self._answer({})
+
+    def _upload_of(self, file: dict[str, Any]) -> dict[str, Any]:
+        """Return where a large file is sent to; nothing where it is here already."""
+        upload = {"upload": {"href": f"{self.server.endpoint}/large/{file['oid']}"}}
+        return file if file["oid"] in self.server.large else {**file, "actions": upload}
 
     def _create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
@@ -99,10 +114,14 @@ class _Answers(BaseHTTPRequestHandler):
         self._answer({"url": f"{self.server.endpoint}/{place}{name}", "name": name, "id": name})
 
     def _commit(self, lines: list[dict[str, Any]]) -> None:
-        files = [line["value"] for line in lines if line["key"] == "file"]
         kind, name, _, _ = self._asked()
         stored = self.server.repositories[kind, name]
-        stored |= {file["path"]: base64.b64decode(file["content"]) for file in files}
+        for line in lines:
+            file = line["value"]
+            if line["key"] == "file":
+                stored[file["path"]] = base64.b64decode(file["content"])
+            elif line["key"] == "lfsFile":
+                stored[file["path"]] = self.server.large[file["oid"]]
         place = f"{self.server.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
         self._answer({"success": True, "commitOid": "0" * 40, "commitUrl": f"{place}/commit/0"})
 
@@ -128,14 +147,6 @@ class _Answers(BaseHTTPRequestHandler):
         if "recursive=true" not in self.path.lower():
             entries = [entry for entry in entries if "/" not in entry["path"][len(prefix) :]]
         self._answer(entries)
-
-    def _tell_of_paths(self, body: bytes) -> None:
-        _, _, _, files = self._asked()
-        asked = json.loads(body)["paths"]
-        found = [_entry(path, (files or {})[path]) for path in asked if path in (files or {})]
-        folders = [path for path in asked if any(name.startswith(f"{path}/") for name in files or {})]
-        found += [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders]
-        self._answer(found)
 
     def _send_file(self) -> None:
         _, name, revision, files = self._asked()
