@@ -111,6 +111,32 @@ def padded(
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
+class Packed(NamedTuple):
+    """Rows laid end to end; all int64, on the CPU."""
+
+    input_ids: Tensor
+    """Shape (1, tokens)."""
+    lengths: Tensor
+    """Tokens of each row, shape (rows,)."""
+    predicting: Tensor
+    """Where a token is predicted that carries loss: one before it, shape (targets,)."""
+    targets: Tensor
+    """The tokens that carry loss, shape (targets,)."""
+    rows: Tensor
+    """The number of each target's row, shape (targets,)."""
+
+
+def packed(rows: Sequence[Row]) -> Packed:
+    """Lay rows end to end; a row's first token is predicted by nothing and carries no loss."""
+    ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
+    lengths = np.array([len(row.input_ids) for row in rows])
+    carries = np.concatenate([row.carries_loss for row in rows])
+    carries[lengths.cumsum() - lengths] = False
+    places = carries.nonzero()[0]
+    of_rows = np.repeat(np.arange(len(rows)), lengths)[places]
+    return Packed(*map(torch.from_numpy, (ids[None], lengths, places - 1, ids[places], of_rows)))
+
+
 def target_positions(labels: Tensor) -> int:
     """Return how many trailing positions need logits (``logits_to_keep``).
 

@@ -39,6 +39,7 @@ KEYS: dict[str, Role] = {
     "training.steps": "identity",
     "training.global_batch": "identity",
     "training.micro_batch": "rounding",
+    "training.packing": "rounding",
     "training.learning_rate": "identity",
     "training.schedule": "identity",
     "training.warmup_steps": "identity",

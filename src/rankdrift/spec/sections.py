@@ -113,6 +113,9 @@ class TrainingSpec(Section):
     """Rows an optimizer step, over all ranks and accumulation steps."""
     micro_batch: PositiveInt = 8
     """Most rows a rank puts through the model at once; lowered where it does not divide the batch."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Rows put through at once lie end to end, each attending to itself alone, instead of being filled up to
+    the longest; auto packs where the model's family, its head and its attention allow it."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"

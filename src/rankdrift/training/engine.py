@@ -257,10 +257,11 @@ class Engine:
         """Elements of all parameters, over all ranks."""
         return sum(getattr(param, "ds_numel", param.numel()) for param in self.module.parameters())
 
-    def forward(self, batch: dict[str, Tensor], **options: Any) -> Tensor:
-        """Return the logits of a micro-batch, in the model's dtype."""
-        moved = {key: value.to(device()) for key, value in batch.items()}
-        logits: Tensor = self.deepspeed(**moved, **options).logits
+    def forward(self, batch: dict[str, Any], **options: Any) -> Tensor:
+        """Return the logits of a micro-batch, in the model's dtype; tensors are moved to the device."""
+        given = {**batch, **options}
+        moved = {name: x.to(device()) if isinstance(x, Tensor) else x for name, x in given.items()}
+        logits: Tensor = self.deepspeed(**moved).logits
         return logits
 
     def backward(self, loss: Tensor) -> None:

@@ -12,15 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rankdrift.data.batches import IGNORED, collate, target_positions
+from rankdrift.data.batches import IGNORED, collate, packed, target_positions
 from rankdrift.data.dataset import TrainingData
 from rankdrift.data.tokens import Head, Row
 from rankdrift.models.direction import pooled_at_the_end
+from rankdrift.models.packing import packed_inputs
 from rankdrift.training.engine import Engine
 
+Predictions = tuple[Tensor, Tensor, Tensor]
+"""The logits of every target, fp32, shape (targets, classes); the targets; the number of each one's row."""
 
-def target_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed cross-entropy over the targets, in nats, fp32.
+
+def predictions(logits: Tensor, labels: Tensor) -> Predictions:
+    """Return what a batch of rows that are filled up predicts.
 
     Parameters
     ----------
@@ -31,19 +35,6 @@ def target_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
         Shape (rows, length) with -100 where there is no target, or (rows,).
 
     """
-    predicted, targets, _ = _predictions(logits, labels)
-    return cross_entropy(predicted, targets, reduction="sum")
-
-
-def row_loss_sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the same sum of each row by itself, shape (rows,)."""
-    predicted, targets, rows = _predictions(logits, labels)
-    losses = cross_entropy(predicted, targets, reduction="none")
-    return losses.new_zeros(len(labels)).index_add(0, rows, losses)
-
-
-def _predictions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the logits of every target (targets, classes), fp32, the target, and the number of its row."""
     if labels.ndim == 1:
         return logits.float(), labels.to(logits.device), torch.arange(len(labels), device=logits.device)
     kept = logits.shape[1]
@@ -64,19 +55,24 @@ class BatchLoss:
         How rows are filled up.
     head
         ``lm`` or ``classifier``.
+    packs
+        Whether rows are laid end to end (``models.packing``), instead of being filled up.
 
     """
 
-    def __init__(self, engine: Engine, data: TrainingData, head: Head) -> None:
-        self.engine, self.data, self.head = engine, data, head
+    def __init__(self, engine: Engine, data: TrainingData, head: Head, packs: bool = False) -> None:
+        self.engine, self.data, self.head, self.packs = engine, data, head, packs
 
     def of_all(self, rows: list[Row]) -> Tensor:
         """Return the summed loss, nats."""
-        return target_loss_sum(*self._pass(rows))
+        predicted, targets, _ = self._predict(rows)
+        return cross_entropy(predicted, targets, reduction="sum")
 
     def of_each(self, rows: list[Row]) -> Tensor:
         """Return every row's loss, nats, shape (rows,)."""
-        return row_loss_sums(*self._pass(rows))
+        predicted, targets, numbers = self._predict(rows)
+        losses = cross_entropy(predicted, targets, reduction="none")
+        return losses.new_zeros(len(rows)).index_add(0, numbers, losses)
 
     def of_tasks(self, rows: list[Row]) -> Tensor:
         """Return the summed loss of each of the run's tasks, nats, shape (tasks,)."""
@@ -90,6 +86,18 @@ class BatchLoss:
     def targets(self, row: Row) -> int:
         """Return the terms of the loss a row has: its target tokens, or its one label."""
         return row.target_tokens if self.head == "lm" else 1
+
+    def _predict(self, rows: list[Row]) -> Predictions:
+        if self.packs:
+            return self._predict_packed(rows)
+        return predictions(*self._pass(rows))
+
+    def _predict_packed(self, rows: list[Row]) -> Predictions:
+        """Return what :func:`predictions` does, of rows laid end to end; no logits but these are made."""
+        batch = packed(rows)
+        inputs = {"input_ids": batch.input_ids, **packed_inputs(batch.lengths)}
+        logits = self.engine.forward(inputs, logits_to_keep=batch.predicting)
+        return logits[0].float(), batch.targets.to(logits.device), batch.rows.to(logits.device)
 
     def _pass(self, rows: list[Row]) -> tuple[Tensor, Tensor]:
         """Return logits, made only where a target can follow, and labels."""

@@ -61,14 +61,17 @@ def rounding_noise(together: Tensor, alone: Tensor) -> float:
     return float(2 * spread + len(alone) * torch.finfo(torch.float32).eps * alone.double().abs().sum())
 
 
-def conditions(environment: Mapping[str, Any], config: Mapping[str, Any], attention: str) -> dict[str, Any]:
+def conditions(
+    environment: Mapping[str, Any], config: Mapping[str, Any], spec: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what a step's last bits depend on besides the experiment: software, ranks, DeepSpeed's settings.
 
-    ``environment`` is what a run writes of itself, ``config`` the merged DeepSpeed configuration and
-    ``attention`` the implementation of it.
+    ``environment`` is what a run writes of itself, ``config`` the merged DeepSpeed configuration and ``spec``
+    the tree of settings; that of a run that knew no packing says nothing of it.
     """
     software = {key: environment.get(key) for key in SOFTWARE}
-    return {**software, "config": dict(config), "attention": attention}
+    packing = spec["training"].get("packing", "off")
+    return {**software, "config": dict(config), "attention": spec["model"]["attention"], "packing": packing}
 
 
 def keep(run: RunLayout, start: int) -> None:
@@ -83,8 +86,7 @@ def keep(run: RunLayout, start: int) -> None:
     rows = [row for row in files.read_jsonl(run.metrics) if row["split"] == "train"]
     later = [row for row in rows if start and row["step"] > start]
     if later and all(file.exists() for file in (run.environment, run.ds_config, run.spec)):
-        attention = files.read_json(run.spec)["model"]["attention"]
-        under = conditions(files.read_json(run.environment), files.read_json(run.ds_config), attention)
+        under = conditions(*map(files.read_json, (run.environment, run.ds_config, run.spec)))
         kept = {
             "step": later[0]["step"],
             "after": start,

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import load_model, stored_dtype
+from rankdrift.models.packing import pack_rows
 from rankdrift.spec import Spec
 from rankdrift.training import checkpointing, engine
 from rankdrift.training.callbacks.accounting import Accounting
@@ -57,4 +58,6 @@ def _model(setup: Setup) -> PreTrainedModel:
     dtype = stored_dtype(setup.base) if as_stored else torch.float32
     torch.manual_seed(spec.seed)
     model = load_model(setup.base, spec.model, setup.data.num_labels, dtype)
+    if setup.packs:
+        pack_rows(model)
     return setup.method.prepare(model, spec.method, setup.base)

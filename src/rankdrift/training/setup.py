@@ -14,10 +14,12 @@ from rankdrift.data.batches import plan_micro_batches
 from rankdrift.data.dataset import TrainingData, load_training_data
 from rankdrift.data.identity import resolved_precision, run_identity
 from rankdrift.data.tokens import losses
+from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 from rankdrift.methods import Method
 from rankdrift.models.base import config_of, hidden_size, load_tokenizer, resolve
 from rankdrift.models.direction import padding_side
+from rankdrift.models.packing import why_not
 from rankdrift.spec import Spec
 from rankdrift.spec.identity import digest
 from rankdrift.training import ds_config, engine, resume_check
@@ -45,6 +47,8 @@ class Setup:
     """What every checkpoint of this run states, at step 0."""
     conditions: dict[str, Any]
     """What its last bits depend on besides the experiment (``resume_check.conditions``)."""
+    packs: bool
+    """Whether the rows of a micro-batch lie end to end (``models.packing``)."""
 
 
 def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
@@ -77,8 +81,22 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     )
     method: Method = registry.load("method", spec.method.name)
     environment = {**files.environment(), "ranks": engine.world_size()}
-    under = resume_check.conditions(environment, config, spec.model.attention)
-    return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under)
+    under = resume_check.conditions(environment, config, spec.as_dict())
+    packs = _packs(spec, base)
+    return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under, packs)
+
+
+def _packs(spec: Spec, base: Path) -> bool:
+    """Return whether rows are packed; raise UserError where they have to be and cannot."""
+    packing = spec.training.packing
+    if packing == "off":
+        return False
+    obstacle = why_not(config_of(base), spec.model.attention, spec.model.head)
+    if obstacle and packing == "on":
+        raise UserError(f"training.packing=on: {obstacle}; use packing=auto, which fills rows up instead")
+    if obstacle:
+        logger.info("rows are filled up to the longest of a micro-batch, not packed: %s", obstacle)
+    return obstacle is None
 
 
 def _warn_of_losses(data: TrainingData, max_length: int) -> None:

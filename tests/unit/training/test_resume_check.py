@@ -14,7 +14,8 @@ from rankdrift.training import resume_check
 
 ENVIRONMENT = {"python": "3.11", "machine": "x", "cpu_count": 2, "packages": {"torch": "2"}, "ranks": 2}
 CONFIG = {"zero_optimization": {"stage": 2}}
-SAME = resume_check.conditions({**ENVIRONMENT, "time": "now"}, CONFIG, "sdpa")
+SETTINGS = {"model": {"attention": "sdpa"}, "training": {"packing": "auto"}}
+SAME = resume_check.conditions({**ENVIRONMENT, "time": "now"}, CONFIG, SETTINGS)
 
 
 def values(step: int, **changes: float) -> dict[str, float]:
@@ -28,7 +29,7 @@ def run(tmp_path: Path) -> RunLayout:
     write_log(run, 1, 2, 3, 4, 5)
     files.write_json(run.environment, ENVIRONMENT)
     files.write_json(run.ds_config, CONFIG)
-    files.write_json(run.spec, {"model": {"attention": "sdpa"}})
+    files.write_json(run.spec, SETTINGS)
     return run
 
 
@@ -92,7 +93,7 @@ def test_a_later_checkpoint_makes_it_void(run: RunLayout) -> None:
     assert not run.replay.exists()
 
 
-@pytest.mark.parametrize("key", [*resume_check.SOFTWARE, "config"])
+@pytest.mark.parametrize("key", [*resume_check.SOFTWARE, "config", "packing"])
 def test_under_other_conditions_losses_are_about_equal(run: RunLayout, key: str) -> None:
     resume_check.keep(run, 3)
     other = expected(run, {**SAME, key: "other"})
