@@ -99,6 +99,7 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
     from rankdrift.data.mixture import Mixture
     from rankdrift.layout import StudyLayout
     from rankdrift.models.base import load_model
+    from rankdrift.models.packing import pack_rows
     from rankdrift.spec import apply_overrides, parse_spec
     from rankdrift.training import engine, setup, trainer
 
@@ -124,7 +125,10 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
             planned.data, train=data, order=order, lengths=lengths, terms=data.targets
         )
         planned = dataclasses.replace(planned, data=replaced)
-        model = planned.method.prepare(load_model(planned.base, spec.model), spec.method, planned.base)
+        base = load_model(planned.base, spec.model)
+        if planned.packs:
+            pack_rows(base)
+        model = planned.method.prepare(base, spec.method, planned.base)
         under = engine.Engine(model, spec.training, planned.config)
         loop = trainer.Trainer(planned, under)
         seconds = [timed(loop, step) for step in range(1, arguments.steps + 1)][WARM_UP:]

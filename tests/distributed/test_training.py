@@ -50,6 +50,7 @@ SIX = ["training.global_batch=6", "training.steps=4", "training.save_every=null"
 SPLITS = ("validation", "validation/topic", "validation/describe")
 SLOW = 5.0
 """Seconds that a probe sleeps: many times as long as a step."""
+BRIEF = ["training.steps=3", "training.save_every=null"]
 MICRO_64 = [
     *("training.global_batch=64", "training.micro_batch=1", "data.train_limit=64", "training.steps=1"),
     *("training.warmup_steps=0", "training.save_every=1"),
@@ -104,12 +105,13 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     still += ["training.steps=1", "training.warmup_steps=0", "training.save_every=1"]
     two += [job(folder, f"still-z{s}", s, *still, states=True) for s in (1, 2, 3)]
     two += [job(folder, f"still-z{s[0]}o", s, *still, states=True) for s in ("2_offload", "3_offload")]
+    two += [job(folder, f"filled-z{s}", s, "training.packing=off", *BRIEF) for s in stages]
     halved = saved_in_bf16(tiny, folder / "halved")
     for s in (2, 3):
-        brief_full = [f"model.name={halved}", "training.steps=3", "training.save_every=null"]
-        two += [job(folder, f"halved-z{s}", s, *brief_full)]
-        two += [job(folder, f"halved-lora-z{s}", s, *brief_full, *LORA[:2])]
-        two += [job(folder, f"halved-bf16-z{s}", s, *brief_full, "training.precision=bf16")]
+        two += [job(folder, f"halved-z{s}", s, f"model.name={halved}", *BRIEF)]
+        two += [job(folder, f"halved-lora-z{s}", s, f"model.name={halved}", *BRIEF, *LORA[:2])]
+        in_bf16 = [f"model.name={halved}", *BRIEF, "training.precision=bf16"]
+        two += [job(folder, f"halved-bf16-z{s}", s, *in_bf16)]
     one = [job(folder, f"full-z{s}-r1", s) for s in (0, 2)]
     one += [job(folder, "mixed-z0-r1", 0, *both, "training.save_every=null")]
     one += [job(folder, "six-z0-r1", 0, *SIX), job(folder, "shares-r1", 0, *shares)]
@@ -188,6 +190,13 @@ def test_a_base_stored_in_bf16_trains_in_fp32_alike_at_stage_3(runs: Path, metho
 def test_a_base_stored_in_bf16_trains_in_bf16_alike_at_stage_3(runs: Path) -> None:
     losses, expected = (column(runs, f"halved-bf16-z{stage}", "loss") for stage in (3, 2))
     np.testing.assert_allclose(losses, expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("key", ["loss", "gradient_norm"])
+def test_packed_rows_learn_as_rows_that_are_filled_up(runs: Path, stage: int, key: str) -> None:
+    filled, packed = (column(runs, name, key) for name in (f"filled-z{stage}", f"full-z{stage}-r2"))
+    np.testing.assert_allclose(filled, packed[:3], rtol=2e-6)
 
 
 def test_the_model_learns(runs: Path) -> None:

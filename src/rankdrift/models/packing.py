@@ -56,6 +56,11 @@ def pack_rows(model: PreTrainedModel) -> None:
     model.config._attn_implementation = NAME
 
 
+def takes_packed_rows(model: nn.Module) -> bool:
+    """Return whether :func:`pack_rows` was called on a model, or on what it wraps."""
+    return getattr(model.config, "_attn_implementation", None) == NAME
+
+
 def packed_inputs(lengths: Tensor) -> dict[str, Any]:
     """Return what a model's forward needs to tell rows apart.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from rankdrift import registry
 from rankdrift.errors import did_you_mean
@@ -104,6 +104,11 @@ class MethodSpec(Section):
         return False
 
 
+def _switch(value: Any) -> Any:
+    """Return on or off for what YAML makes of these words."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class TrainingSpec(Section):
     """The optimisation. DeepSpeed's JSON must not set the same knobs to other values."""
 
@@ -113,7 +118,7 @@ class TrainingSpec(Section):
     """Rows an optimizer step, over all ranks and accumulation steps."""
     micro_batch: PositiveInt = 8
     """Most rows a rank puts through the model at once; lowered where it does not divide the batch."""
-    packing: Literal["auto", "on", "off"] = "auto"
+    packing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     """Rows put through at once lie end to end, each attending to itself alone, instead of being filled up to
     the longest; auto packs where the model's family, its head and its attention allow it."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4

@@ -16,7 +16,7 @@ from rankdrift.data.batches import IGNORED, collate, packed, target_positions
 from rankdrift.data.dataset import TrainingData
 from rankdrift.data.tokens import Head, Row
 from rankdrift.models.direction import pooled_at_the_end
-from rankdrift.models.packing import packed_inputs
+from rankdrift.models.packing import packed_inputs, takes_packed_rows
 from rankdrift.training.engine import Engine
 
 Predictions = tuple[Tensor, Tensor, Tensor]
@@ -50,18 +50,17 @@ class BatchLoss:
     Parameters
     ----------
     engine
-        The model.
+        The model; whether it takes packed rows (``models.packing``) decides that they are laid end to end.
     data
         How rows are filled up.
     head
         ``lm`` or ``classifier``.
-    packs
-        Whether rows are laid end to end (``models.packing``), instead of being filled up.
 
     """
 
-    def __init__(self, engine: Engine, data: TrainingData, head: Head, packs: bool = False) -> None:
-        self.engine, self.data, self.head, self.packs = engine, data, head, packs
+    def __init__(self, engine: Engine, data: TrainingData, head: Head) -> None:
+        self.engine, self.data, self.head = engine, data, head
+        self.packs = takes_packed_rows(engine.module)
 
     def of_all(self, rows: list[Row]) -> Tensor:
         """Return the summed loss, nats."""

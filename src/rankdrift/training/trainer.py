@@ -50,7 +50,7 @@ class Trainer:
         self.setup, self.engine, self.callbacks, self.start = setup, under, callbacks, start
         self.run, self.data, self.training = setup.run, setup.data, setup.spec.training
         self.journal = journal
-        self.loss = BatchLoss(under, setup.data, setup.spec.model.head, setup.packs)
+        self.loss = BatchLoss(under, setup.data, setup.spec.model.head)
 
     def fit(self) -> None:
         """Train to the last step; a callback may end it before, by an exception on every rank."""

@@ -56,9 +56,11 @@ def some_rows() -> list[Row]:
 
 
 def batch_loss(model: Any) -> BatchLoss:
-    engine: Any = SimpleNamespace(forward=lambda batch, **options: model(**batch, **options).logits)
+    engine: Any = SimpleNamespace(
+        forward=lambda batch, **options: model(**batch, **options).logits, module=model
+    )
     data: Any = SimpleNamespace(train=SimpleNamespace(tasks=["task"]))
-    return BatchLoss(engine, data, "lm", packs=True)
+    return BatchLoss(engine, data, "lm")
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:

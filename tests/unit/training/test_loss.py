@@ -46,7 +46,7 @@ def test_a_task_of_several_is_classified_among_its_own_classes(tiny: Path) -> No
     rows = [a_row([5, 6, 7], 1, "one"), a_row([8, 9, 1], 4, "two"), a_row([4, 1], 2, "two")]  # 1 pads
     data = SimpleNamespace(pad_id=1, side="left", classes={"one": range(2), "two": range(2, 5)})
     passed = SimpleNamespace(
-        deepspeed=SimpleNamespace(module=model), forward=lambda batch: model(**batch).logits
+        deepspeed=SimpleNamespace(module=model), module=model, forward=lambda batch: model(**batch).logits
     )
     with torch.no_grad():
         found = BatchLoss(passed, data, "classifier").of_each(rows)
