@@ -98,10 +98,9 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
     """Train a few steps on one rank; return the medians of all but the first, and what the GPU can do."""
     from rankdrift.data.mixture import Mixture
     from rankdrift.layout import StudyLayout
-    from rankdrift.models.base import load_model
-    from rankdrift.models.packing import pack_rows
     from rankdrift.spec import apply_overrides, parse_spec
     from rankdrift.training import engine, setup, trainer
+    from rankdrift.training.run import prepared_model
 
     rows = arguments.rows
     with tempfile.TemporaryDirectory() as output, engine.process_group():
@@ -125,11 +124,7 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
             planned.data, train=data, order=order, lengths=lengths, terms=data.targets
         )
         planned = dataclasses.replace(planned, data=replaced)
-        base = load_model(planned.base, spec.model)
-        if planned.packs:
-            pack_rows(base)
-        model = planned.method.prepare(base, spec.method, planned.base)
-        under = engine.Engine(model, spec.training, planned.config)
+        under = engine.Engine(prepared_model(planned), spec.training, planned.config)
         loop = trainer.Trainer(planned, under)
         seconds = [timed(loop, step) for step in range(1, arguments.steps + 1)][WARM_UP:]
         tokens = [

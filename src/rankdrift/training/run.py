@@ -37,7 +37,7 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
         checkpointing.require_resumable(run, setup.identity)
-        model = _model(setup)
+        model = prepared_model(setup)
         describe(setup, model)
         under = engine.Engine(model, spec.training, setup.config)
         start = checkpointing.resume(under, run)
@@ -49,7 +49,7 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
     return run
 
 
-def _model(setup: Setup) -> PreTrainedModel:
+def prepared_model(setup: Setup) -> PreTrainedModel:
     """Load the base and prepare it for the method."""
     spec = setup.spec
     # loaded in fp32, from which the engine casts. Where ranks take their parts out of the mapped file, as it
