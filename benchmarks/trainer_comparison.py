@@ -1,7 +1,7 @@
 """How many real tokens a second does training reach, beside the Hugging Face Trainer's on the same rows?
 
     python benchmarks/trainer_comparison.py --data FOLDER          SST-2 on two CPU ranks, SmolLM2-135M
-    python benchmarks/trainer_comparison.py --model tiny --steps 8 --warm-up 2 --repeats 1    checks the script
+    python benchmarks/trainer_comparison.py --model tiny --steps 8 --warm-up 2 --repeats 1  checks it
 
 Sides, each in fresh processes, in turn: ``packed`` and ``filled`` are this project's loop with and without
 packing; ``random`` and ``grouped`` are the Trainer of transformers with its default order of rows and with
@@ -165,8 +165,8 @@ def run_side(arguments: argparse.Namespace, method: str, side: str) -> dict[str,
     counted = told if side in ("random", "grouped") else told[:1]
     tokens = sum(sum(rank["tokens"][arguments.warm_up :]) for rank in counted)
     seconds = told[0]["ends"][-1] - told[0]["ends"][arguments.warm_up - 1]
-    return {"tokens_per_second": tokens / seconds, "seconds_a_step": seconds / (arguments.steps - arguments.warm_up),
-            "whole_seconds": whole}  # fmt: skip
+    of_a_step = seconds / (arguments.steps - arguments.warm_up)
+    return {"tokens_per_second": tokens / seconds, "seconds_a_step": of_a_step, "whole_seconds": whole}
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:

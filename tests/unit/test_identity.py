@@ -35,6 +35,7 @@ OTHER: dict[str, Any] = {
     "method.targets": "qv",
     "training.schedule": "cosine",
     "training.precision": "bf16",
+    "training.packing": "off",
     "training.save_steps": [1],
     "training.clip": 0.5,
 }

@@ -142,3 +142,11 @@ def test_an_unknown_arm_lists_the_arms(recipe: Path) -> None:
 def test_malformed_overrides_are_refused(override: str) -> None:
     with pytest.raises(UserError, match="override"):
         apply_overrides({}, [override])
+
+
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto")])
+def test_words_that_yaml_takes_for_truth_values_are_words(tmp_path: Path, written: str, meant: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"training: {{packing: {written}}}\n")
+    (spec,) = load_recipe(path).runs()
+    assert spec.training.packing == meant

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from rankdrift import registry
 from rankdrift.errors import did_you_mean
@@ -104,11 +104,6 @@ class MethodSpec(Section):
         return False
 
 
-def _switch(value: Any) -> Any:
-    """Return on or off for what YAML makes of these words."""
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-
-
 class TrainingSpec(Section):
     """The optimisation. DeepSpeed's JSON must not set the same knobs to other values."""
 
@@ -118,7 +113,7 @@ class TrainingSpec(Section):
     """Rows an optimizer step, over all ranks and accumulation steps."""
     micro_batch: PositiveInt = 8
     """Most rows a rank puts through the model at once; lowered where it does not divide the batch."""
-    packing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    packing: Literal["auto", "on", "off"] = "auto"
     """Rows put through at once lie end to end, each attending to itself alone, instead of being filled up to
     the longest; auto packs where the model's family, its head and its attention allow it."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
@@ -159,6 +154,12 @@ class TrainingSpec(Section):
     """Keep so many checkpoints of the lowest validation loss, the mean of tasks."""
     probe_every: NonNegativeInt = 10
     """Steps between gradient statistics; 0 switches them off."""
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """Return on and off for what YAML makes of these words."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _steps_in_range(self) -> TrainingSpec:
