@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from rankdrift.data.batches import IGNORED, collate, packed, target_positions
 from rankdrift.data.dataset import TrainingData
 from rankdrift.data.tokens import Head, Row
 from rankdrift.models.direction import pooled_at_the_end
 from rankdrift.models.packing import packed_inputs, takes_packed_rows
+from rankdrift.training.cross_entropy import cross_entropies
 from rankdrift.training.engine import Engine
 
 Predictions = tuple[Tensor, Tensor, Tensor]
-"""The logits of every target, fp32, shape (targets, classes); the targets; the number of each one's row."""
+"""The logits of every target, shape (targets, classes); the targets; the number of each one's row."""
 
 
 def predictions(logits: Tensor, labels: Tensor) -> Predictions:
@@ -36,12 +36,11 @@ def predictions(logits: Tensor, labels: Tensor) -> Predictions:
 
     """
     if labels.ndim == 1:
-        return logits.float(), labels.to(logits.device), torch.arange(len(labels), device=logits.device)
+        return logits, labels.to(logits.device), torch.arange(len(labels), device=logits.device)
     kept = logits.shape[1]
     following = labels[:, labels.shape[1] - kept + 1 :].to(logits.device)
     carries = following != IGNORED
-    # only positions with a target are cast: the logits of a batch are its largest tensor
-    return logits[:, :-1][carries].float(), following[carries], carries.nonzero()[:, 0]
+    return logits[:, :-1][carries], following[carries], carries.nonzero()[:, 0]
 
 
 class BatchLoss:
@@ -64,13 +63,11 @@ class BatchLoss:
 
     def of_all(self, rows: list[Row]) -> Tensor:
         """Return the summed loss, nats."""
-        predicted, targets, _ = self._predict(rows)
-        return cross_entropy(predicted, targets, reduction="sum")
+        return self._losses(rows)[0].sum()
 
     def of_each(self, rows: list[Row]) -> Tensor:
         """Return every row's loss, nats, shape (rows,)."""
-        predicted, targets, numbers = self._predict(rows)
-        losses = cross_entropy(predicted, targets, reduction="none")
+        losses, numbers = self._losses(rows)
         return losses.new_zeros(len(rows)).index_add(0, numbers, losses)
 
     def of_tasks(self, rows: list[Row]) -> Tensor:
@@ -86,6 +83,11 @@ class BatchLoss:
         """Return the terms of the loss a row has: its target tokens, or its one label."""
         return row.target_tokens if self.head == "lm" else 1
 
+    def _losses(self, rows: list[Row]) -> tuple[Tensor, Tensor]:
+        """Return every target's loss, nats, and the number of its row, both of the shape (targets,)."""
+        logits, targets, numbers = self._predict(rows)
+        return cross_entropies(logits, targets), numbers
+
     def _predict(self, rows: list[Row]) -> Predictions:
         if self.packs:
             return self._predict_packed(rows)
@@ -96,7 +98,7 @@ class BatchLoss:
         batch = packed(rows)
         inputs = {"input_ids": batch.input_ids, **packed_inputs(batch.lengths)}
         logits = self.engine.forward(inputs, logits_to_keep=batch.predicting)
-        return logits[0].float(), batch.targets.to(logits.device), batch.rows.to(logits.device)
+        return logits[0], batch.targets.to(logits.device), batch.rows.to(logits.device)
 
     def _pass(self, rows: list[Row]) -> tuple[Tensor, Tensor]:
         """Return logits, made only where a target can follow, and labels."""
