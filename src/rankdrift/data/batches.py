@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -52,8 +53,9 @@ def rank_micro_batches(
 ) -> list[np.ndarray]:
     """Return one rank's micro-batches of a global batch, the longest rows first.
 
-    Rows are sorted by length and dealt out in turn, so the ranks' n-th micro-batches are of nearly the same
-    length and little is padded; over all ranks each row is taken once.
+    Of rows sorted by length each goes to the rank that has the fewest tokens in its micro-batch and room
+    left, so the ranks' n-th micro-batches have nearly as many tokens, none waits for another, and little is
+    padded where rows are filled up; over all ranks each row is taken once.
 
     Parameters
     ----------
@@ -67,9 +69,21 @@ def rank_micro_batches(
     """
     window = world_size * micro_batch
     assert len(indices) % window == 0, f"{len(indices)} rows are no multiple of {window}"
-    longest_first = np.argsort(-np.asarray(lengths)[indices], kind="stable")
-    dealt = np.asarray(indices)[longest_first].reshape(-1, micro_batch, world_size)
-    return list(dealt[:, :, rank])
+    of_rows = np.asarray(lengths)[indices]
+    longest_first = np.argsort(-of_rows, kind="stable").reshape(-1, window)
+    return [np.asarray(indices)[_dealt(part, of_rows, world_size)[rank]] for part in longest_first]
+
+
+def _dealt(rows: np.ndarray, lengths: np.ndarray, hands: int) -> list[list[int]]:
+    """Deal rows, longest first, out to as many a hand: the next one to the hand with the fewest tokens."""
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    room = [(0, hand) for hand in range(hands)]  # a heap of tokens and hands that are not full
+    for row in rows.tolist():
+        tokens, hand = heapq.heappop(room)
+        dealt[hand].append(row)
+        if len(dealt[hand]) < len(rows) // hands:
+            heapq.heappush(room, (tokens + int(lengths[row]), hand))
+    return dealt
 
 
 def collate(rows: Sequence[Row], pad_id: int, head: Head, side: Side = "left") -> dict[str, Tensor]:

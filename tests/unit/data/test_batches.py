@@ -125,5 +125,15 @@ def test_ranks_share_the_global_batch_exactly(world_size: int, micro_batch: int)
 def test_micro_batches_are_even_in_length_over_ranks() -> None:
     lengths = np.array([10, 80, 11, 81, 12, 82, 13, 83])
     first, second = (rank_micro_batches(np.arange(8), lengths, rank, 2, 2) for rank in (0, 1))
-    assert [lengths[micro].tolist() for micro in first] == [[83, 81], [13, 11]]
-    assert [lengths[micro].tolist() for micro in second] == [[82, 80], [12, 10]]
+    assert [lengths[micro].tolist() for micro in first] == [[83, 80], [13, 10]]
+    assert [lengths[micro].tolist() for micro in second] == [[82, 81], [12, 11]]
+
+
+def test_no_rank_has_many_tokens_more_than_another() -> None:
+    """Of sixteen rows a micro-batch on each of four ranks; dealt in turn they differ by 40 to 71 tokens."""
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        lengths = np.clip(draw.gamma(5.2, 6.0, size=64).astype(int), 5, 128)
+        shares = [rank_micro_batches(np.arange(64), lengths, rank, 4, 16) for rank in range(4)]
+        tokens = [int(lengths[micro].sum()) for (micro,) in shares]
+        assert max(tokens) - min(tokens) <= 0.02 * sum(tokens) / 4
