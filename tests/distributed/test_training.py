@@ -252,6 +252,16 @@ def test_a_step_is_timed_without_its_probes(runs: Path) -> None:
     assert row["seconds"] < SLOW <= row["probe_seconds"]
 
 
+@pytest.mark.parametrize("name", ["full-z2-r2", "filled-z2"])
+def test_the_parts_of_a_step_are_the_step(runs: Path, name: str) -> None:
+    rows = [row for row in files.read_jsonl(run_of(runs, name).metrics) if row["split"] == "train"]
+    for row in rows:
+        parts = [row[f"seconds_{part}"] for part in ("data", "forward", "backward", "update", "exchange")]
+        assert min(parts) > 0
+        assert sum(parts) <= row["seconds"], "none is counted twice, and probes are in none"
+        assert (row["padding"] > 0) == (name == "filled-z2")
+
+
 def table(folder: Path, name: str) -> pd.DataFrame:
     return files.read_table(run_of(folder, name).probe("gradients"))
 

@@ -18,7 +18,9 @@ from rankdrift.layout import RunLayout
 
 logger = logging.getLogger(__name__)
 
-SCALARS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_gib", "tokens", "rows")
+TIMES = ("seconds_data", "seconds_forward", "seconds_backward", "seconds_update", "seconds_exchange")
+SPEED = ("tokens_per_second", "padding", "memory_gib", "seconds", *TIMES)
+SCALARS = ("loss", "learning_rate", "gradient_norm", "tokens", "rows", *SPEED)
 
 
 class Journal:

@@ -83,6 +83,13 @@ class BatchLoss:
         """Return the terms of the loss a row has: its target tokens, or its one label."""
         return row.target_tokens if self.head == "lm" else 1
 
+    def padding(self, micro_batches: list[list[Row]]) -> float:
+        """Return the share of what is put through the model that holds no token."""
+        if self.packs:
+            return 0.0
+        lengths = [[len(row.input_ids) for row in rows] for rows in micro_batches]
+        return 1 - sum(map(sum, lengths)) / sum(max(own) * len(own) for own in lengths)
+
     def _losses(self, rows: list[Row]) -> tuple[Tensor, Tensor]:
         """Return every target's loss, nats, and the number of its row, both of the shape (targets,)."""
         logits, targets, numbers = self._predict(rows)

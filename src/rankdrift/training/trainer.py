@@ -19,6 +19,7 @@ from rankdrift.training.journal import Journal
 from rankdrift.training.loss import BatchLoss
 from rankdrift.training.schedule import learning_rate
 from rankdrift.training.setup import Setup
+from rankdrift.training.step_clock import StepClock
 
 
 class Trainer:
@@ -71,24 +72,36 @@ class Trainer:
             callback.before_forward(self, step)
         began = time.perf_counter()
         self.engine.deepspeed.train()
-        micro_batches, targets = self.micro_batches(step), self.targets(step)
-        loss_sums = torch.zeros(len(self.data.train.tasks), dtype=torch.float64, device=engine.device())
-        for number, micro_batch in enumerate(micro_batches):
-            parts = self.loss.of_tasks(micro_batch)
-            self.engine.backward(parts.sum() / targets)
-            loss_sums += parts.detach()  # read once, at the end
-            if number < len(micro_batches) - 1:
-                self.engine.end_micro_batch()
+        clock = StepClock()
+        with clock.part("data"):
+            micro_batches, targets = self.micro_batches(step), self.targets(step)
+        loss_sums = self._backpropagate(micro_batches, targets, clock)
         aside = sum(callback.before_update(self, step) for callback in self.callbacks)
         rate = learning_rate(self.training, step)
-        norm = self.engine.step(rate)
-        of_tasks = self.exchange(loss_sums)
+        with clock.part("update"):
+            norm = self.engine.step(rate)
+        with clock.part("exchange"):
+            of_tasks = self.exchange(loss_sums)
         seconds = time.perf_counter() - began - aside
         values = {"loss": float(of_tasks.sum()) / targets, "learning_rate": rate, "gradient_norm": norm}
         self._check_finite(step, values)
         tokens = int(self.data.lengths[self.data.order.rows(step - 1)].sum())
-        speed = {"tokens_per_second": tokens / seconds, "seconds": seconds}
+        speed = {"tokens_per_second": tokens / seconds, "padding": self.loss.padding(micro_batches)}
+        speed |= {"seconds": seconds, **clock.seconds()}
         return Step(step, values, speed, of_tasks.numpy())
+
+    def _backpropagate(self, micro_batches: list[list[Row]], targets: int, clock: StepClock) -> Tensor:
+        """Forward and backward over this rank's rows; return the sum of each task's loss, on the device."""
+        loss_sums = torch.zeros(len(self.data.train.tasks), dtype=torch.float64, device=engine.device())
+        for number, micro_batch in enumerate(micro_batches):
+            with clock.part("forward"):
+                parts = self.loss.of_tasks(micro_batch)
+            with clock.part("backward"):
+                self.engine.backward(parts.sum() / targets)
+            loss_sums += parts.detach()  # read once, at the end
+            if number < len(micro_batches) - 1:
+                self.engine.end_micro_batch()
+        return loss_sums
 
     def micro_batches(self, step: int) -> list[list[Row]]:
         """Return this rank's micro-batches of a step."""

@@ -23,7 +23,8 @@ class Step:
     values: dict[str, float]
     """``loss`` (mean over targets, nats), ``learning_rate``, ``gradient_norm`` (before clipping)."""
     speed: dict[str, float] = field(default_factory=dict)
-    """``tokens_per_second``, ``seconds``, and what callbacks add to the log's line."""
+    """``tokens_per_second`` (padding left out), ``seconds``, ``seconds_<part>`` (``step_clock``), ``padding``
+    (share of what this rank put through the model), and what callbacks add to the log's line."""
     of_tasks: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """Sums of the loss over the targets of each of the run's tasks, nats, shape (tasks,)."""
 
