@@ -7,6 +7,7 @@ DATA ?=
 RANKS ?=
 STUDY ?= demo
 KILLS ?= 200
+MINUTES ?= 7
 CONFIG ?= ds_configs/zero2.json
 METHOD ?= full
 EXPERIMENT ?= launch/recipes/demo.yaml
@@ -18,7 +19,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo test test-unit faults check format report clean
+.PHONY: help install data demo test test-unit faults gpu check format report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
@@ -46,6 +47,9 @@ test-unit: $(READY)  ## run the tests that start no ranks
 faults: $(READY)  ## kill a run 200 times at random instants and see that nothing is lost (KILLS=, CONFIG=, METHOD=)
 	@folder=$$(mktemp -d) && HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu python tests/distributed/kill_campaign.py $$folder \
 		--kills $(KILLS) --config $(CONFIG) --method $(METHOD); status=$$?; rm -rf $$folder; exit $$status
+
+gpu: $(READY)  ## measure on one GPU what there is time for (MINUTES=7)
+	@python benchmarks/gpu_all.py --minutes $(MINUTES)
 
 check: $(READY)  ## what CI checks besides the tests: ruff, mypy
 	@ruff check .

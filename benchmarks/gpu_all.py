@@ -5,7 +5,7 @@
 
 Each part is a process of its own that writes its own JSON below ``--out`` as it ends; none is begun that
 would not end in time, by the seconds that stand beside it here, and one that takes longer than what is left
-is stopped. ``gpu_all.json`` says of every part how it ended, in how many seconds, and with which output's end.
+is stopped. ``gpu_all.json`` says of every part how it ended, in how many seconds, and what it said last.
 
     stages      the tests marked ``gpu`` of training: each ZeRO stage, both methods, save, resume, consolidate
     packed      1.1 B parameters, rows of 512 tokens: full and LoRA r16, tokens a second and MFU
@@ -30,6 +30,8 @@ from typing import Any
 from rankdrift import files
 
 HERE = Path(__file__).resolve().parent
+NOT_BEGUN = "not begun: no time left"
+FINE = ("exit 0", NOT_BEGUN)
 TAIL = 2000
 """Characters of a part's output that are kept."""
 
@@ -60,7 +62,8 @@ def parts(folder: Path, out: Path, quick: bool) -> list[Part]:
     def lengths(name: str, *given: str) -> list[str]:
         return [training, *(["--length", "64"] if quick else given), *size, *output(name)]
 
-    save = "import sys, pathlib, gpu_training as g; g.save_model(g.shape(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+    save = "import sys, pathlib, gpu_training as g; "
+    save += "g.save_model(g.shape(sys.argv[1]), pathlib.Path(sys.argv[2]))"
     return [
         Part("stages", 150, ["-m", "pytest", "-q", "-m", "gpu", str(tests)]),
         Part("packed", 90, lengths("gpu_training_512", "--length", "512")),
@@ -115,15 +118,13 @@ def main() -> int:
                 continue
             left = end - time.perf_counter()
             needed = 1 if arguments.quick else part.seconds
-            told[part.name] = run(part, left) if left >= needed else {"ended": "not begun: no time left"}
+            found = run(part, left) if left >= needed else {"ended": NOT_BEGUN, "seconds": 0.0}
+            told[part.name] = found
             files.write_json(out / "gpu_all.json", {"parts": told, "environment": files.environment()})
-            print(
-                f"{part.name}: {told[part.name]['ended']}, {told[part.name].get('seconds', 0):.0f} s",
-                flush=True,
-            )
-            if told[part.name]["ended"].startswith("exit") and told[part.name]["ended"] != "exit 0":
-                print(told[part.name]["output"], flush=True)
-    return int(any(found["ended"] not in ("exit 0", "not begun: no time left") for found in told.values()))
+            print(f"{part.name}: {found['ended']}, {found['seconds']:.0f} s", flush=True)
+            if found["ended"] not in FINE:
+                print(found["output"], flush=True)
+    return int(any(found["ended"] not in FINE for found in told.values()))
 
 
 if __name__ == "__main__":
