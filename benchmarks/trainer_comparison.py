@@ -171,9 +171,11 @@ def run_side(arguments: argparse.Namespace, method: str, side: str) -> dict[str,
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run all sides in turn; return what each gave, medians, and ratios of sides of one repeat."""
-    runs: dict[str, dict[str, list[dict[str, float]]]] = {m: {s: [] for s in SIDES} for m in METHODS}
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {
+        m: {s: [] for s in SIDES} for m in arguments.methods
+    }
     for repeat in range(arguments.repeats):
-        for method in METHODS:
+        for method in arguments.methods:
             for side in SIDES:
                 found = run_side(arguments, method, side)
                 runs[method][side].append(found)
@@ -220,6 +222,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--warm-up", type=int, default=4, help="first steps that are not timed")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--config", type=Path, default=HERE.parent / "ds_configs" / "zero2.json")
     parser.add_argument("--gpu", action="store_true", help="leave the choice of the device to DeepSpeed")
     parser.add_argument("--port", type=int, default=29741)
