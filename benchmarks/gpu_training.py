@@ -133,7 +133,9 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
         found = {
             "seconds": statistics.median(seconds),
             "tokens_per_second": sum(tokens) / sum(seconds),
-            "padding": padding_share(loop, arguments.steps),
+            "padding": loop.loss.padding(
+                [part for step in range(arguments.steps) for part in loop.micro_batches(step + 1)]
+            ),
             "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
             "trained": sum(under.numels.values()),
             "matmul_teraflops": matmul_peak(),
@@ -152,16 +154,6 @@ def timed(loop: Any, step: int) -> float:
     loop.train_step(step)
     engine.wait_for_device()
     return time.perf_counter() - began
-
-
-def padding_share(loop: Any, steps: int) -> float:
-    """Return the share of the batches' cells that hold no token."""
-    cells = real = 0
-    for step in range(steps):
-        for part in loop.micro_batches(step + 1):
-            sizes = [len(row.input_ids) for row in part]
-            cells, real = cells + max(sizes) * len(sizes), real + sum(sizes)
-    return 1 - real / cells
 
 
 def matmul_peak(size: int = 8192, repeats: int = 20) -> float | None:
