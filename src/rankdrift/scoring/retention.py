@@ -37,11 +37,10 @@ class GeneralText:
     """Tokens passed at once, padding included."""
 
     def share(self, shares: Shares | None) -> GeneralText:
-        """Return the windows of this rank: dealt out in turn, the longest first."""
+        """Return the windows of this rank."""
         if shares is None:
             return self
-        order = sorted(range(len(self.windows)), key=lambda row: -len(self.windows[row].input_ids))
-        own = sorted(order[shares.rank :: shares.world_size])
+        own = shares.dealt([len(window.input_ids) for window in self.windows])
         return replace(self, windows=tuple(self.windows[row] for row in own))
 
 

@@ -33,15 +33,24 @@ class Shares:
     def own(self, requests: Sequence[Request]) -> list[int]:
         """Return the numbers of this rank's requests, in order.
 
-        Those with a context in common stay together. Longest first they are dealt out in turn, so the ranks'
-        tokens differ by no more than those of the longest ones.
+        Those with a context in common stay together.
         """
         units: dict[object, list[int]] = {}
         for number, request in enumerate(requests):
             unit = request.context if isinstance(request, Continuation) else number
             units.setdefault(unit, []).append(number)
-        order = sorted(units.values(), key=lambda unit: -sum(_tokens(requests[number]) for number in unit))
-        return sorted(number for unit in order[self.rank :: self.world_size] for number in unit)
+        together = list(units.values())
+        mine = self.dealt([sum(_tokens(requests[number]) for number in unit) for unit in together])
+        return sorted(number for unit in mine for number in together[unit])
+
+    def dealt(self, tokens: Sequence[int]) -> list[int]:
+        """Return the numbers of this rank's things, in order, of things that have so many tokens each.
+
+        Longest first they are dealt out in turn, so the ranks' tokens differ by no more than those of the
+        longest ones.
+        """
+        order = sorted(range(len(tokens)), key=lambda number: -tokens[number])
+        return sorted(order[self.rank :: self.world_size])
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""
