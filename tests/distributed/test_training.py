@@ -52,6 +52,7 @@ SLOW = 5.0
 """Seconds that a probe sleeps: many times as long as a step."""
 BRIEF = ["training.steps=3", "training.save_every=null"]
 MICRO_64 = [
+    "training.packing=off",
     *("training.global_batch=64", "training.micro_batch=1", "data.train_limit=64", "training.steps=1"),
     *("training.warmup_steps=0", "training.save_every=1"),
 ]

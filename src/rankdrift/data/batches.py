@@ -69,19 +69,56 @@ def rank_micro_batches(
     """
     window = world_size * micro_batch
     assert len(indices) % window == 0, f"{len(indices)} rows are no multiple of {window}"
-    of_rows = np.asarray(lengths)[indices]
-    longest_first = np.argsort(-of_rows, kind="stable").reshape(-1, window)
-    return [np.asarray(indices)[_dealt(part, of_rows, world_size)[rank]] for part in longest_first]
+    lengths = np.asarray(lengths)
+    longest_first = _longest_first(indices, lengths).reshape(-1, window)
+    per_rank = micro_batch
+    return [np.array(_dealt(part, lengths, world_size, per_rank)[rank]) for part in longest_first]
 
 
-def _dealt(rows: np.ndarray, lengths: np.ndarray, hands: int) -> list[list[int]]:
-    """Deal rows, longest first, out to as many a hand: the next one to the hand with the fewest tokens."""
+def rank_packed_batches(
+    indices: np.ndarray, lengths: Sequence[int] | np.ndarray, rank: int, world_size: int, budget: int
+) -> list[np.ndarray]:
+    """Return one rank's micro-batches of a global batch where rows are packed, within a budget of tokens.
+
+    Ranks have as many rows and nearly as many tokens each, and as many micro-batches, the fewest with which
+    all of them keep to the budget; over all ranks each row is taken once.
+
+    Parameters
+    ----------
+    indices
+        Shape (global_batch,): rows of this step; a multiple of ``world_size``.
+    lengths
+        Tokens of every row of the data set, indexed by ``indices``; none is above the budget.
+    rank, world_size
+        This rank, and how many there are.
+    budget
+        Most tokens of a micro-batch.
+
+    """
+    lengths = np.asarray(lengths)
+    assert lengths[indices].max() <= budget, "the longest row is above the budget"
+    share = len(indices) // world_size
+    ranks = _dealt(_longest_first(indices, lengths), lengths, world_size, share)
+    tokens = max(int(lengths[own].sum()) for own in ranks)
+    for count in range(-(-tokens // budget), share + 1):
+        cut = [_dealt(np.array(own), lengths, count, share) for own in ranks]
+        if all(lengths[part].sum() <= budget for own in cut for part in own):
+            break
+    return [np.array(part) for part in cut[rank]]
+
+
+def _longest_first(indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return np.asarray(indices)[np.argsort(-lengths[indices], kind="stable")]
+
+
+def _dealt(rows: np.ndarray, lengths: np.ndarray, hands: int, most: int) -> list[list[int]]:
+    """Deal rows, longest first, out: the next one to the hand that has the fewest tokens and room left."""
     dealt: list[list[int]] = [[] for _ in range(hands)]
     room = [(0, hand) for hand in range(hands)]  # a heap of tokens and hands that are not full
     for row in rows.tolist():
         tokens, hand = heapq.heappop(room)
         dealt[hand].append(row)
-        if len(dealt[hand]) < len(rows) // hands:
+        if len(dealt[hand]) < most:
             heapq.heappush(room, (tokens + int(lengths[row]), hand))
     return dealt
 

@@ -40,6 +40,7 @@ KEYS: dict[str, Role] = {
     "training.global_batch": "identity",
     "training.micro_batch": "rounding",
     "training.packing": "rounding",
+    "training.micro_batch_tokens": "rounding",
     "training.learning_rate": "identity",
     "training.schedule": "identity",
     "training.warmup_steps": "identity",

@@ -116,6 +116,9 @@ class TrainingSpec(Section):
     packing: Literal["auto", "on", "off"] = "auto"
     """Rows put through at once lie end to end, each attending to itself alone, instead of being filled up to
     the longest; auto packs where the model's family, its head and its attention allow it."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Most tokens of packed rows a rank puts through the model at once, however many rows these are; None is
+    what ``micro_batch`` of the longest rows have, so that packing needs no more memory than filling up."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"

@@ -264,17 +264,23 @@ class Engine:
         logits: Tensor = self.deepspeed(**moved).logits
         return logits
 
-    def backward(self, loss: Tensor) -> None:
-        """Back-propagate one micro-batch's share of the global batch's loss.
+    def begin_step(self, micro_batches: int) -> None:
+        """Say how many micro-batches the step has: as many as its rows need, whatever DeepSpeed was told.
+
+        Where gradients are offloaded, DeepSpeed looks for their sum in another place if there are several.
+        """
+        self.deepspeed.optimizer.gradient_accumulation_steps = micro_batches
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Back-propagate one micro-batch's share of the global batch's loss; ``last``: of this step.
 
         DeepSpeed averages over ranks, so a share of a sum is multiplied by their number; it must not be
         divided by the accumulation steps, because the shares already add up to the mean over targets.
         """
+        self.deepspeed.set_gradient_accumulation_boundary(last)
         self.deepspeed.backward(loss * world_size(), scale_wrt_gas=False)
-
-    def end_micro_batch(self) -> None:
-        """Tell DeepSpeed that a micro-batch other than the last of the step is done."""
-        self.deepspeed.step()
+        if not last:
+            self.deepspeed.step()
 
     def step(self, learning_rate: float) -> float:
         """Update the parameters; return the global gradient norm before clipping."""

@@ -66,6 +66,7 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     tokenizer = load_tokenizer(base)
     data = load_training_data(spec, tokenizer, padding_side(config_of(base)))
     _warn_of_losses(data, spec.data.max_length)
+    _require_room(training.micro_batch_tokens, data)
     identity = run_identity(spec, data.train, base)
     manifest = Manifest(
         step=0,
@@ -84,6 +85,16 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     under = resume_check.conditions(environment, config, spec.as_dict())
     packs = _packs(spec, base)
     return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under, packs)
+
+
+def _require_room(micro_batch_tokens: int | None, data: TrainingData) -> None:
+    """Raise UserError where a row alone is above the budget of a micro-batch."""
+    longest = int(data.lengths.max())
+    if micro_batch_tokens is not None and micro_batch_tokens < longest:
+        raise UserError(
+            f"training.micro_batch_tokens={micro_batch_tokens} has no room for the longest row, of {longest} "
+            f"tokens; set it to at least {longest}, or lower data.max_length"
+        )
 
 
 def _packs(spec: Spec, base: Path) -> bool:

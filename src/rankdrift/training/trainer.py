@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankdrift.data.batches import rank_micro_batches
+from rankdrift.data.batches import rank_micro_batches, rank_packed_batches
 from rankdrift.data.tokens import Row
 from rankdrift.errors import UserError
 from rankdrift.training import engine
@@ -52,6 +52,8 @@ class Trainer:
         self.run, self.data, self.training = setup.run, setup.data, setup.spec.training
         self.journal = journal
         self.loss = BatchLoss(under, setup.data, setup.spec.model.head)
+        given = self.training.micro_batch_tokens
+        self.budget = given or setup.plan.micro_batch * int(setup.data.lengths.max())
 
     def fit(self) -> None:
         """Train to the last step; a callback may end it before, by an exception on every rank."""
@@ -93,21 +95,23 @@ class Trainer:
     def _backpropagate(self, micro_batches: list[list[Row]], targets: int, clock: StepClock) -> Tensor:
         """Forward and backward over this rank's rows; return the sum of each task's loss, on the device."""
         loss_sums = torch.zeros(len(self.data.train.tasks), dtype=torch.float64, device=engine.device())
+        self.engine.begin_step(len(micro_batches))
         for number, micro_batch in enumerate(micro_batches):
             with clock.part("forward"):
                 parts = self.loss.of_tasks(micro_batch)
             with clock.part("backward"):
-                self.engine.backward(parts.sum() / targets)
+                self.engine.backward(parts.sum() / targets, last=number == len(micro_batches) - 1)
             loss_sums += parts.detach()  # read once, at the end
-            if number < len(micro_batches) - 1:
-                self.engine.end_micro_batch()
         return loss_sums
 
     def micro_batches(self, step: int) -> list[list[Row]]:
         """Return this rank's micro-batches of a step."""
         window, lengths = self.data.order.rows(step - 1), self.data.lengths
-        size = self.setup.plan.micro_batch
-        parts = rank_micro_batches(window, lengths, engine.rank(), engine.world_size(), size)
+        own = engine.rank(), engine.world_size()
+        if self.loss.packs:
+            parts = rank_packed_batches(window, lengths, *own, self.budget)
+        else:
+            parts = rank_micro_batches(window, lengths, *own, self.setup.plan.micro_batch)
         return [[self.data.train[index] for index in part] for part in parts]
 
     def targets(self, step: int) -> int:

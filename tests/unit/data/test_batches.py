@@ -11,6 +11,7 @@ from rankdrift.data.batches import (
     collate,
     plan_micro_batches,
     rank_micro_batches,
+    rank_packed_batches,
     target_positions,
 )
 from rankdrift.data.mixture import Mixture
@@ -127,6 +128,27 @@ def test_micro_batches_are_even_in_length_over_ranks() -> None:
     first, second = (rank_micro_batches(np.arange(8), lengths, rank, 2, 2) for rank in (0, 1))
     assert [lengths[micro].tolist() for micro in first] == [[83, 80], [13, 10]]
     assert [lengths[micro].tolist() for micro in second] == [[82, 81], [12, 11]]
+
+
+@pytest.mark.parametrize(("world_size", "budget"), [(1, 60), (2, 60), (2, 97), (4, 250), (4, 10_000)])
+def test_packed_batches_keep_to_the_budget_and_are_as_few_as_they_can_be(
+    world_size: int, budget: int
+) -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(10):
+        lengths = draw.integers(5, 60, size=100)
+        indices = draw.permutation(100)[:32]
+        shares = [
+            rank_packed_batches(indices, lengths, rank, world_size, budget) for rank in range(world_size)
+        ]
+        assert sorted(np.concatenate([np.concatenate(share) for share in shares])) == sorted(indices)
+        assert {sum(map(len, share)) for share in shares} == {32 // world_size}
+        assert len({len(share) for share in shares}) == 1
+        tokens = [[int(lengths[part].sum()) for part in share] for share in shares]
+        assert max(map(max, tokens)) <= budget
+        assert min(map(min, tokens)) > 0
+        fewest = -(-max(map(sum, tokens)) // budget)
+        assert fewest <= len(tokens[0]) <= 1.34 * fewest + 1, "dealing out is within 4/3 of the best"
 
 
 def test_no_rank_has_many_tokens_more_than_another() -> None:
