@@ -50,6 +50,11 @@ SIX = ["training.global_batch=6", "training.steps=4", "training.save_every=null"
 SPLITS = ("validation", "validation/topic", "validation/describe")
 SLOW = 5.0
 """Seconds that a probe sleeps: many times as long as a step."""
+BUDGETED = (1, 2, 3, "2_offload", "3_offload")
+BUDGETS = {
+    "several": ["training.micro_batch=4", "training.micro_batch_tokens=150"],  # DeepSpeed was told of one
+    "one": ["training.micro_batch=1", "training.micro_batch_tokens=9999"],  # DeepSpeed was told of four
+}
 BRIEF = ["training.steps=3", "training.save_every=null"]
 MICRO_64 = [
     "training.packing=off",
@@ -107,6 +112,8 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     two += [job(folder, f"still-z{s}", s, *still, states=True) for s in (1, 2, 3)]
     two += [job(folder, f"still-z{s[0]}o", s, *still, states=True) for s in ("2_offload", "3_offload")]
     two += [job(folder, f"filled-z{s}", s, "training.packing=off", *BRIEF) for s in stages]
+    for name, budget in BUDGETS.items():
+        two += [job(folder, f"{name}-z{s}", s, *budget, *BRIEF) for s in BUDGETED]
     halved = saved_in_bf16(tiny, folder / "halved")
     for s in (2, 3):
         two += [job(folder, f"halved-z{s}", s, f"model.name={halved}", *BRIEF)]
@@ -251,6 +258,13 @@ def test_a_step_is_timed_without_its_probes(runs: Path) -> None:
     rows = files.read_jsonl(run_of(runs, "slow-probe").metrics)
     (row,) = [row for row in rows if row["split"] == "train"]
     assert row["seconds"] < SLOW <= row["probe_seconds"]
+
+
+@pytest.mark.parametrize("name", [f"{name}-z{stage}" for name in BUDGETS for stage in BUDGETED])
+@pytest.mark.parametrize("key", ["loss", "gradient_norm"])
+def test_a_step_has_as_many_micro_batches_as_its_rows_need(runs: Path, name: str, key: str) -> None:
+    expected = column(runs, "full-z0-r2", key)[:3]
+    np.testing.assert_allclose(column(runs, name, key), expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["full-z2-r2", "filled-z2"])
