@@ -264,19 +264,13 @@ class Engine:
         logits: Tensor = self.deepspeed(**moved).logits
         return logits
 
-    def begin_step(self, micro_batches: int) -> None:
-        """Say how many micro-batches the step has: as many as its rows need, whatever DeepSpeed was told.
-
-        Where gradients are offloaded, DeepSpeed looks for their sum in another place if there are several.
-        """
-        self.deepspeed.optimizer.gradient_accumulation_steps = micro_batches
-
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Back-propagate one micro-batch's share of the global batch's loss; ``last``: of this step.
 
         DeepSpeed averages over ranks, so a share of a sum is multiplied by their number; it must not be
         divided by the accumulation steps, because the shares already add up to the mean over targets.
         """
+        # a step has as many micro-batches as its rows need, not as many as DeepSpeed was told
         self.deepspeed.set_gradient_accumulation_boundary(last)
         self.deepspeed.backward(loss * world_size(), scale_wrt_gas=False)
         if not last:
