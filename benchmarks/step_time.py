@@ -1,29 +1,26 @@
-"""Does telling glibc to keep freed memory make training steps on CPU ranks faster? And how long is a step?
+"""Does the heap of ``training/heap.py`` make training steps on CPU ranks faster? And how long is a step?
 
     python benchmarks/step_time.py --model smollm2-135m --repeats 5
 
-For each method, runs of the same steps with and without the setting are made in turn, each in fresh
-processes; the median seconds of the last steps of each run are compared, pair by pair.
+For each method, runs of the same steps with and without it are made in turn, each in fresh processes; the
+mean seconds of the last steps of each run are compared, pair by pair: without it every second step is slow.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from ranks import CPU, PLAIN_HEAP, median_ratio, medians, run_ranks
 
 from rankdrift import files
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "ds_configs" / "zero2.json"
 WARM_UP = 3  # steps left out: first touches of memory, optimizer states
-# run in each rank before rankdrift's command: the plain side makes the setting a no-op
-PLAIN = "import rankdrift.training.engine as e; e._keep_freed_memory = lambda: None; "
 TRAIN = "import sys; from rankdrift.cli.main import main; sys.exit(main(['train', *sys.argv[1:]]))"
 
 
@@ -45,32 +42,16 @@ def run_once(arguments: argparse.Namespace, method: str, kept: bool) -> dict[str
                 f"training.global_batch={8 * arguments.ranks}",
             ),
         ]
-        code = TRAIN if kept else PLAIN + TRAIN
-        command = [sys.executable, "-c", code, "--config", str(CONFIG), *overrides]
-        ranks = [
-            subprocess.Popen(command, env=_environment(rank, arguments), stdout=subprocess.DEVNULL)
-            for rank in range(arguments.ranks)
-        ]
-        if any([rank.wait() for rank in ranks]):
-            raise RuntimeError(f"a rank of {method} failed")
+        code = TRAIN if kept else PLAIN_HEAP + TRAIN
+        command = ["-c", code, "--config", str(CONFIG), *overrides]
+        run_ranks(command, arguments.ranks, arguments.port, CPU)
         rows = files.read_jsonl(Path(output) / "s" / "runs" / "a-seed42" / "metrics.jsonl")
     steps = [row for row in rows if row["split"] == "train"][WARM_UP:]
     return {
-        "seconds": statistics.median(row["seconds"] for row in steps),
+        "seconds": statistics.fmean(row["seconds"] for row in steps),
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in steps),
         "memory_gib": max(row["memory_gib"] for row in steps),
     }
-
-
-def _environment(rank: int, arguments: argparse.Namespace) -> dict[str, str]:
-    ranks = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": arguments.ranks,
-        "LOCAL_WORLD_SIZE": arguments.ranks,
-    }
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": arguments.port}
-    return {**os.environ, **{key: str(value) for key, value in (ranks | address).items()}}
 
 
 def main() -> None:
@@ -90,30 +71,31 @@ def main() -> None:
                 result = run_once(arguments, method, kept)
                 runs.setdefault(f"{method} {side}", []).append(result)
                 print(f"{repeat + 1}/{arguments.repeats} {method} {side}: {json.dumps(result)}", flush=True)
-    medians = {
-        name: {key: statistics.median(run[key] for run in found) for key in found[0]}
-        for name, found in runs.items()
-    }
     ratios = {
-        method: statistics.median(
-            plain["seconds"] / kept["seconds"]
-            for plain, kept in zip(runs[f"{method} plain"], runs[f"{method} kept"], strict=True)
-        )
+        method: median_ratio(runs[f"{method} plain"], runs[f"{method} kept"], "seconds")
         for method in ("full", "lora")
     }
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "output"}
     files.write_json(
         arguments.output,
         {
-            "claim": "keeping freed memory makes a step on CPU ranks faster (plain seconds / kept seconds)",
+            "claim": "a rank of one heap that keeps what was freed is faster (plain / kept seconds)",
             "settings": settings,
             "ratio_plain_to_kept": ratios,
-            "medians": medians,
+            "medians": {name: medians(found) for name, found in runs.items()},
             "runs": runs,
             "environment": files.environment(),
         },
     )
-    print(json.dumps({"medians": medians, "ratio_plain_to_kept": ratios}, indent=2))
+    print(
+        json.dumps(
+            {
+                "medians": {name: medians(found) for name, found in runs.items()},
+                "ratio_plain_to_kept": ratios,
+            },
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ Sides, each in fresh processes, in turn: ``packed`` and ``filled`` are this proj
 packing; ``random`` and ``grouped`` are the Trainer of transformers with its default order of rows and with
 ``train_sampling_strategy=group_by_length``. All have the same prepared rows (tokens and labels), the same
 base and adapters, the same DeepSpeed JSON, rows a step, learning rate and clipping, and one thread for each
-of the ranks. Tokens are those of rows, padding left out; seconds are those between the ends of steps, from
-the ``--warm-up``-th to the last, everything included. Sides are compared repeat by repeat.
+of the ranks. The Trainer's ranks have the heap that its users have, not that of ``training/heap.py``. Tokens
+are those of rows, padding left out; seconds are those between the ends of steps, from the ``--warm-up``-th to
+the last, everything included. Sides are compared repeat by repeat.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from ranks import CPU, PLAIN_HEAP, median_ratio, medians, run_ranks
+
 from rankdrift import files
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("packed", "filled", "random", "grouped")
+OWN = ("packed", "filled")
 METHODS = ("lora", "full")
+RUN = f"sys.path.insert(0, {str(HERE)!r}); import trainer_comparison; trainer_comparison.main()"
 MICRO_BATCH = 8
 RATE = 1e-4
 
@@ -131,7 +133,7 @@ def run_rank(arguments: argparse.Namespace) -> None:
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as output, engine.process_group():
-        if arguments.side in ("packed", "filled"):
+        if arguments.side in OWN:
             packing = {"packed": "on", "filled": "off"}[arguments.side]
             found = own_loop(arguments, Path(output), arguments.method, packing)
         else:
@@ -144,25 +146,20 @@ def run_rank(arguments: argparse.Namespace) -> None:
 def run_side(arguments: argparse.Namespace, method: str, side: str) -> dict[str, float]:
     """Train on all ranks; return real tokens a second and the seconds of the whole, start included."""
     with tempfile.TemporaryDirectory() as seen:
-        command = [sys.executable, __file__, "--side", side, "--method", method, "--seen", seen]
+        given = ["--side", side, "--method", method, "--seen", seen]
         for name in ("model", "steps", "config", "data"):
             value = getattr(arguments, name)
-            command += [f"--{name}", str(value)] if value else []
-        shared = {"WORLD_SIZE": arguments.ranks, "LOCAL_WORLD_SIZE": arguments.ranks}
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": arguments.port}
-        if not arguments.gpu:
-            shared |= {"OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu"}
+            given += [f"--{name}", str(value)] if value else []
+        theirs = side not in OWN
+        command = ["-c", PLAIN_HEAP + RUN, *given] if theirs else [__file__, *given]
         began = time.perf_counter()
-        ranks = []
-        for rank in range(arguments.ranks):
-            own = {key: str(value) for key, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-            ranks.append(subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL))
-        if any([rank.wait() for rank in ranks]):
-            raise RuntimeError(f"a rank of {method} {side} failed")
+        run_ranks(
+            command, arguments.ranks, arguments.port, {} if arguments.gpu else {"OMP_NUM_THREADS": 1, **CPU}
+        )
         whole = time.perf_counter() - began
         told = [files.read_json(Path(seen) / f"{rank}.json") for rank in range(arguments.ranks)]
     # the Trainer's ranks count their own rows, this project's count those of all
-    counted = told if side in ("random", "grouped") else told[:1]
+    counted = told if theirs else told[:1]
     tokens = sum(sum(rank["tokens"][arguments.warm_up :]) for rank in counted)
     seconds = told[0]["ends"][-1] - told[0]["ends"][arguments.warm_up - 1]
     of_a_step = seconds / (arguments.steps - arguments.warm_up)
@@ -172,29 +169,19 @@ def run_side(arguments: argparse.Namespace, method: str, side: str) -> dict[str,
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run all sides in turn; return what each gave, medians, and ratios of sides of one repeat."""
     runs: dict[str, dict[str, list[dict[str, float]]]] = {
-        m: {s: [] for s in SIDES} for m in arguments.methods
+        m: {s: [] for s in arguments.sides} for m in arguments.methods
     }
     for repeat in range(arguments.repeats):
         for method in arguments.methods:
-            for side in SIDES:
+            for side in arguments.sides:
                 found = run_side(arguments, method, side)
                 runs[method][side].append(found)
                 said = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
                 print(f"{repeat + 1}/{arguments.repeats} {method} {side}: {said}", flush=True)
-    medians = {
-        method: {
-            side: {key: statistics.median(run[key] for run in found) for key in found[0]}
-            for side, found in sides.items()
-        }
-        for method, sides in runs.items()
-    }
     ratios = {
         method: {
-            f"packed / {side}": statistics.median(
-                ours["tokens_per_second"] / theirs["tokens_per_second"]
-                for ours, theirs in zip(sides["packed"], sides[side], strict=True)
-            )
-            for side in SIDES[1:]
+            f"packed / {side}": median_ratio(sides["packed"], sides[side], "tokens_per_second")
+            for side in arguments.sides[1:]
         }
         for method, sides in runs.items()
     }
@@ -205,7 +192,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "settings": settings,
         "ratios": ratios,
-        "medians": medians,
+        "medians": {m: {s: medians(found) for s, found in sides.items()} for m, sides in runs.items()},
         "runs": runs,
         "environment": files.environment(),
     }
@@ -222,6 +209,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--warm-up", type=int, default=4, help="first steps that are not timed")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES[1:], default=list(SIDES[1:]), help="beside packed"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--config", type=Path, default=HERE.parent / "ds_configs" / "zero2.json")
     parser.add_argument("--gpu", action="store_true", help="leave the choice of the device to DeepSpeed")
@@ -234,6 +224,7 @@ def main() -> None:
     if arguments.side:
         run_rank(arguments)
         return
+    arguments.sides = [SIDES[0], *arguments.sides]
     found = compare(arguments)
     print(json.dumps({"ratios": found["ratios"], "medians": found["medians"]}, indent=2))
     if arguments.out:

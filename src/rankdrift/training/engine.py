@@ -7,7 +7,6 @@ of the averaged gradients, sums over ranks, sharded checkpoints.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import logging
 import os
@@ -32,6 +31,7 @@ from rankdrift import files
 from rankdrift.errors import RankError, UserError
 from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
+from rankdrift.training import heap
 from rankdrift.training.ds_config import stage_of
 from rankdrift.training.partitioned_model import divide
 from rankdrift.zero_checkpoint.checksums import StoredFile, writing
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT = default_pg_timeout
 """How long a rank waits for another one: $DEEPSPEED_TIMEOUT minutes, or DeepSpeed's default of 10."""
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def process_group() -> Iterator[None]:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT="0")  # any free port: nobody else has to know it
     if not torch.cuda.is_available():
-        _keep_freed_memory()
+        heap.keep_freed_memory()
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _share_cores()
     _take_device()
@@ -422,19 +421,6 @@ def _slice_of_rank(flat: Tensor) -> Tensor | None:
     size = -(-flat.numel() // world_size())
     part = flat[rank() * size : (rank() + 1) * size]
     return part if part.numel() else None
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc keep large freed blocks instead of returning them to the kernel at once.
-
-    ZeRO allocates and frees buffers of the size of the gradients in every step; each would be mapped, and
-    zeroed page by page, anew. On two cores that took about a third of a full fine-tuning step of a 135 M
-    model. Other C libraries have no mallopt; there nothing changes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
-            mallopt(option, value)
 
 
 def _share_cores() -> None:

@@ -24,7 +24,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(deepspeed, "get_accelerator", lambda: gpus)
     monkeypatch.setattr(deepspeed, "init_distributed", lambda **options: called.append("group"))
     monkeypatch.setattr(deepspeed.comm.comm, "cdb", SimpleNamespace())
-    monkeypatch.setattr(engine, "_keep_freed_memory", lambda: None)
+    monkeypatch.setattr(engine.heap, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(engine, "_share_cores", lambda: None)
     return called
 
