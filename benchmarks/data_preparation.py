@@ -119,7 +119,7 @@ def start(root: Path, model: str) -> dict[str, float]:
     """Load prepared rows and take a global batch, as a rank does; return its seconds and memory."""
     import psutil
 
-    from rankdrift.data.batches import collate, rank_micro_batches
+    from rankdrift.data.batches import packed, rank_micro_batches
     from rankdrift.data.dataset import load_training_data
     from rankdrift.models.base import load_tokenizer, resolve
 
@@ -128,7 +128,7 @@ def start(root: Path, model: str) -> dict[str, float]:
     data = load_training_data(spec, tokenizer, "left")
     for step in range(3):
         for part in rank_micro_batches(data.order.rows(step), data.lengths, 0, 2, 4):
-            collate([data.train[number] for number in part], data.pad_id, "lm")
+            packed([data.train[number] for number in part])
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "mb": psutil.Process().memory_info().rss / 1e6}
 

@@ -10,13 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankdrift.data.tokens import Head, Row
+from rankdrift.data.tokens import Row
 from rankdrift.errors import UserError
 
 Side = Literal["left", "right"]
-
-IGNORED = -100
-"""Label of a position that carries no loss, as ``torch.nn.functional.cross_entropy`` has it."""
 
 
 class MicroBatchPlan(NamedTuple):
@@ -123,18 +120,6 @@ def _dealt(rows: np.ndarray, lengths: np.ndarray, hands: int, most: int) -> list
     return dealt
 
 
-def collate(rows: Sequence[Row], pad_id: int, head: Head, side: Side = "left") -> dict[str, Tensor]:
-    """Return a padded batch (:func:`padded`) with its ``labels``, int64.
-
-    These have the shape (rows, longest), with -100 except on tokens that carry loss: the LM head takes rows
-    padded on the left, so that answers end at the last column. For the classifier the shape is (rows,).
-    """
-    assert side == "left" or head == "classifier", "targets must end in the last column"
-    batch = padded([row.input_ids for row in rows], pad_id, side)
-    labels = _target_labels(rows, batch["input_ids"]) if head == "lm" else _class_labels(rows)
-    return {**batch, "labels": labels}
-
-
 def padded(
     sequences: Sequence[Sequence[int] | np.ndarray],
     pad_id: int,
@@ -163,12 +148,12 @@ def padded(
 
 
 class Packed(NamedTuple):
-    """Rows laid end to end; all int64, on the CPU."""
+    """Rows laid end to end; int64, on the CPU."""
 
     input_ids: Tensor
     """Shape (1, tokens)."""
-    lengths: Tensor
-    """Tokens of each row, shape (rows,)."""
+    lengths: list[int]
+    """Tokens of each row."""
     predicting: Tensor
     """Where a token is predicted that carries loss: one before it, shape (targets,)."""
     targets: Tensor
@@ -185,33 +170,39 @@ def packed(rows: Sequence[Row]) -> Packed:
     carries[lengths.cumsum() - lengths] = False
     places = carries.nonzero()[0]
     of_rows = np.repeat(np.arange(len(rows)), lengths)[places]
-    return Packed(*map(torch.from_numpy, (ids[None], lengths, places - 1, ids[places], of_rows)))
+    of_targets = map(torch.from_numpy, (places - 1, ids[places], of_rows))
+    return Packed(torch.from_numpy(ids[None]), lengths.tolist(), *of_targets)
 
 
-def target_positions(labels: Tensor) -> int:
-    """Return how many trailing positions need logits (``logits_to_keep``).
+class Filled(NamedTuple):
+    """Rows filled up on the right, where a causal model's real tokens see no padding; int64, on the CPU."""
 
-    They begin one before the first token of any row that carries loss.
+    input_ids: Tensor
+    """Shape (rows, longest)."""
+    predicting: Tensor
+    """The columns in which any row predicts a token that carries loss, shape (columns,)."""
+    columns: Tensor
+    """Where in ``predicting`` each target's column is, shape (targets,)."""
+    targets: Tensor
+    """The tokens that carry loss, shape (targets,)."""
+    rows: Tensor
+    """The number of each target's row, shape (targets,)."""
 
-    Parameters
-    ----------
-    labels
-        Shape (rows, length), int64, from :func:`collate` with the LM head.
 
-    """
-    first = int((labels != IGNORED).any(dim=0).int().argmax())
-    return labels.shape[1] - first + 1
-
-
-def _target_labels(rows: Sequence[Row], ids: Tensor) -> Tensor:
-    labels = torch.full_like(ids, IGNORED)
+def filled(rows: Sequence[Row], pad_id: int) -> Filled:
+    """Fill rows up to the longest; a row's first token is predicted by nothing and carries no loss."""
+    longest = max(len(row.input_ids) for row in rows)
+    ids = np.full((len(rows), longest), pad_id, np.int64)
+    carries = np.zeros(ids.shape, bool)
     for number, row in enumerate(rows):
-        own = slice(ids.shape[1] - len(row.input_ids), None)
-        carries = torch.as_tensor(np.array(row.carries_loss))  # a copy: torch takes no read-only array
-        labels[number, own] = torch.where(carries, ids[number, own], IGNORED)
-    return labels
+        ids[number, : len(row.input_ids)] = row.input_ids
+        carries[number, : len(row.input_ids)] = row.carries_loss
+    of_rows, places = carries[:, 1:].nonzero()
+    predicting, columns = np.unique(places, return_inverse=True)
+    return Filled(*map(torch.from_numpy, (ids, predicting, columns, ids[of_rows, places + 1], of_rows)))
 
 
-def _class_labels(rows: Sequence[Row]) -> Tensor:
+def class_labels(rows: Sequence[Row]) -> Tensor:
+    """Return the classes of rows for a classification head, int64, shape (rows,)."""
     assert all(row.label is not None for row in rows), "the classifier was given a row without a label"
     return torch.tensor([row.label for row in rows], dtype=torch.int64)

@@ -11,8 +11,10 @@ that a model in training can be evaluated, and can generate, as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
@@ -61,29 +63,30 @@ def takes_packed_rows(model: nn.Module) -> bool:
     return getattr(model.config, "_attn_implementation", None) == NAME
 
 
-def packed_inputs(lengths: Tensor) -> dict[str, Any]:
+def packed_inputs(lengths: Sequence[int]) -> dict[str, Any]:
     """Return what a model's forward needs to tell rows apart.
 
     Parameters
     ----------
     lengths
-        Tokens of each row, int64, shape (rows,), on the CPU.
+        Tokens of each row.
 
     Returns
     -------
     dict
         ``position_ids``, int64, shape (1, tokens); ``cu_seq_lens_q``, int32, shape (rows + 1,): where rows
-        begin, and the end; ``max_length_q``, the tokens of the longest row; an ``attention_mask`` that no
+        begin, and the end; ``max_length_q``, the tokens of the longest row; ``row_lengths``, the tokens of
+        each as numbers, so that nobody waits for those on the device; an ``attention_mask`` that no
         attention reads, of the four dimensions of one that is ready, so that none is made of tokens x tokens.
 
     """
-    ends = lengths.cumsum(0)
-    starts = torch.cat([ends.new_zeros(1), ends])
-    positions = torch.arange(int(ends[-1])) - torch.repeat_interleave(starts[:-1], lengths)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
     return {
-        "position_ids": positions[None],
-        "cu_seq_lens_q": starts.int(),
-        "max_length_q": int(lengths.max()),
+        "position_ids": torch.from_numpy(positions[None]),
+        "cu_seq_lens_q": torch.from_numpy(starts.astype(np.int32)),
+        "max_length_q": max(lengths),
+        "row_lengths": list(lengths),
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
     }
 
@@ -96,6 +99,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    row_lengths: list[int] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend within rows: the function that transformers' layers call.
@@ -108,7 +112,7 @@ def packed_attention(
         Shape (1, heads, tokens, width); there may be fewer heads of keys and values.
     attention_mask
         Read where ``cu_seq_lens_q`` is None.
-    cu_seq_lens_q, max_length_q
+    cu_seq_lens_q, max_length_q, row_lengths
         See :func:`packed_inputs`.
     options
         ``scaling``, ``dropout``, ``sliding_window`` and what else SDPA takes.
@@ -122,12 +126,12 @@ def packed_attention(
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     assert max_length_q is not None
+    assert row_lengths is not None
     scaling, window = options.get("scaling"), options.get("sliding_window")
     dropout = options.get("dropout", 0.0)
     if query.is_cuda and not dropout and query.dtype in (torch.bfloat16, torch.float16):
         return _of_rows_at_once(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
-    lengths = cu_seq_lens_q.diff().tolist()
-    rows = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    rows = zip(*(states.split(row_lengths, dim=2) for states in (query, key, value)), strict=True)
     attended = [_of_row(q, k, v, scaling, window, dropout) for q, k, v in rows]
     return torch.cat(attended, dim=2).transpose(1, 2), None
 

@@ -19,7 +19,6 @@ from rankdrift.analysis.sources.folders import config_folder, is_adapter
 from rankdrift.analysis.sources.observations import BASE
 from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.analysis.sources.tensors import ADAPTER_CONFIG
-from rankdrift.data.batches import IGNORED
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.general_text import load_windows
 from rankdrift.data.tokens import Row
@@ -32,6 +31,8 @@ from rankdrift.zero_checkpoint.manifest import complete_steps
 from rankdrift.zero_checkpoint.trainer_folder import trainer_folder
 
 Source = Literal["auto", "exports", "checkpoints"]
+IGNORED = -100
+"""Label of a token that carries no loss, as transformers has it."""
 """Where the weights of a step are read from."""
 TEXT_TOKENS = 64
 """Tokens of each window of general text on which gradients are taken."""

@@ -154,6 +154,13 @@ def device() -> torch.device:
     return torch.device(deepspeed.get_accelerator().current_device_name())
 
 
+def to_device(values: Tensor) -> Tensor:
+    """Return a tensor of the CPU on this rank's device; nobody waits until it is there."""
+    if device().type == "cpu":
+        return values
+    return values.pin_memory().to(device(), non_blocking=True)
+
+
 def wait_for_device() -> None:
     """Wait until the device has done all it was given."""
     deepspeed.get_accelerator().synchronize()
@@ -172,10 +179,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def gather_vectors(values: Tensor) -> Tensor:
-    """Return every rank's vector, shape (ranks, n), on the CPU; every rank must give the same length."""
-    own = values.to(device())
-    every = [torch.empty_like(own) for _ in range(world_size())]
-    torch.distributed.all_gather(every, own)
+    """Return every rank's vector, shape (ranks, n), on the CPU: this waits for the device.
+
+    Every rank must give the same length, on its device.
+    """
+    every = [torch.empty_like(values) for _ in range(world_size())]
+    torch.distributed.all_gather(every, values)
     return torch.stack(every).cpu()
 
 
@@ -259,7 +268,7 @@ class Engine:
     def forward(self, batch: dict[str, Any], **options: Any) -> Tensor:
         """Return the logits of a micro-batch, in the model's dtype; tensors are moved to the device."""
         given = {**batch, **options}
-        moved = {name: x.to(device()) if isinstance(x, Tensor) else x for name, x in given.items()}
+        moved = {name: to_device(x) if isinstance(x, Tensor) else x for name, x in given.items()}
         logits: Tensor = self.deepspeed(**moved).logits
         return logits
 
@@ -275,13 +284,15 @@ class Engine:
         if not last:
             self.deepspeed.step()
 
-    def step(self, learning_rate: float) -> float:
-        """Update the parameters; return the global gradient norm before clipping."""
+    def step(self, learning_rate: float) -> Tensor:
+        """Update the parameters; return the global gradient norm before clipping, fp64, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self._replicated_norm() if self.stage == 0 else None
         self.deepspeed.step()
-        return norm if norm is not None else float(self.deepspeed.get_global_grad_norm())
+        norm = self.deepspeed.get_global_grad_norm() if norm is None else norm
+        # DeepSpeed gives a number where it has waited for it
+        return norm.double() if isinstance(norm, Tensor) else to_device(torch.tensor(norm).double())
 
     def gradient_shards(self) -> Iterator[GradientShard]:
         """Yield this rank's part of every averaged gradient; only between the last backward and the step."""
@@ -328,10 +339,10 @@ class Engine:
             fragment = fragment.narrow(0, address.start, address.numel)
         return fragment
 
-    def _replicated_norm(self) -> float:
+    def _replicated_norm(self) -> Tensor:
         """Return the norm at stage 0, where DeepSpeed gives none and every rank holds all gradients."""
         squares = [_averaged(param).double().square().sum() for _, param in self.parameters]
-        return float(torch.stack(squares).sum().sqrt())
+        return torch.stack(squares).sum().sqrt()
 
 
 class _Writer(TorchCheckpointEngine):

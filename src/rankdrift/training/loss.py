@@ -11,36 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankdrift.data.batches import IGNORED, collate, packed, target_positions
+from rankdrift.data.batches import class_labels, filled, packed, padded
 from rankdrift.data.dataset import TrainingData
 from rankdrift.data.tokens import Head, Row
 from rankdrift.models.direction import pooled_at_the_end
 from rankdrift.models.packing import packed_inputs, takes_packed_rows
 from rankdrift.training.cross_entropy import cross_entropies
-from rankdrift.training.engine import Engine
+from rankdrift.training.engine import Engine, to_device
 
 Predictions = tuple[Tensor, Tensor, Tensor]
 """The logits of every target, shape (targets, classes); the targets; the number of each one's row."""
-
-
-def predictions(logits: Tensor, labels: Tensor) -> Predictions:
-    """Return what a batch of rows that are filled up predicts.
-
-    Parameters
-    ----------
-    logits
-        Shape (rows, positions, vocabulary): the last ``positions`` positions of each row, or
-        (rows, classes) for a classification head.
-    labels
-        Shape (rows, length) with -100 where there is no target, or (rows,).
-
-    """
-    if labels.ndim == 1:
-        return logits, labels.to(logits.device), torch.arange(len(labels), device=logits.device)
-    kept = logits.shape[1]
-    following = labels[:, labels.shape[1] - kept + 1 :].to(logits.device)
-    carries = following != IGNORED
-    return logits[:, :-1][carries], following[carries], carries.nonzero()[:, 0]
 
 
 class BatchLoss:
@@ -76,7 +56,7 @@ class BatchLoss:
         if len(tasks) == 1:
             return self.of_all(rows).reshape(1)
         sums = self.of_each(rows)
-        numbers = torch.tensor([tasks.index(row.task) for row in rows], device=sums.device)
+        numbers = to_device(torch.tensor([tasks.index(row.task) for row in rows]))
         return sums.new_zeros(len(tasks)).index_add(0, numbers, sums)
 
     def targets(self, row: Row) -> int:
@@ -96,25 +76,29 @@ class BatchLoss:
         return cross_entropies(logits, targets), numbers
 
     def _predict(self, rows: list[Row]) -> Predictions:
-        if self.packs:
-            return self._predict_packed(rows)
-        return predictions(*self._pass(rows))
+        if self.head == "classifier":
+            return self._predict_classes(rows)
+        return self._predict_packed(rows) if self.packs else self._predict_filled(rows)
 
     def _predict_packed(self, rows: list[Row]) -> Predictions:
-        """Return what :func:`predictions` does, of rows laid end to end; no logits but these are made."""
+        """Of rows laid end to end; no logits but these are made."""
         batch = packed(rows)
         inputs = {"input_ids": batch.input_ids, **packed_inputs(batch.lengths)}
         logits = self.engine.forward(inputs, logits_to_keep=batch.predicting)
-        return logits[0], batch.targets.to(logits.device), batch.rows.to(logits.device)
+        return logits[0], to_device(batch.targets), to_device(batch.rows)
 
-    def _pass(self, rows: list[Row]) -> tuple[Tensor, Tensor]:
-        """Return logits, made only where a target can follow, and labels."""
-        batch: dict[str, Any] = collate(rows, self.data.pad_id, self.head, self.data.side)
-        labels = batch.pop("labels")
-        if self.head == "lm":
-            return self.engine.forward(batch, logits_to_keep=target_positions(labels)), labels
+    def _predict_filled(self, rows: list[Row]) -> Predictions:
+        """Of rows filled up; no mask is given, so that attention is causal and nothing else."""
+        batch = filled(rows, self.data.pad_id)
+        logits = self.engine.forward({"input_ids": batch.input_ids}, logits_to_keep=batch.predicting)
+        numbers = to_device(batch.rows)
+        return logits[numbers, to_device(batch.columns)], to_device(batch.targets), numbers
+
+    def _predict_classes(self, rows: list[Row]) -> Predictions:
+        batch: dict[str, Any] = padded([row.input_ids for row in rows], self.data.pad_id, self.data.side)
         with pooled_at_the_end(self.engine.deepspeed.module.config):
-            return self._of_own_classes(self.engine.forward(batch), rows), labels
+            logits = self._of_own_classes(self.engine.forward(batch), rows)
+        return logits, to_device(class_labels(rows)), torch.arange(len(rows), device=logits.device)
 
     def _of_own_classes(self, logits: Tensor, rows: list[Row]) -> Tensor:
         """Return the logits of a classification head, each row's of its own task's classes alone."""
@@ -122,5 +106,5 @@ class BatchLoss:
         ranges = torch.tensor(
             [(own.start, own.stop) for own in (self.data.classes[row.task] for row in rows)]
         )
-        first, stop = ranges.to(logits.device).T[:, :, None]
+        first, stop = to_device(ranges).T[:, :, None]
         return logits.masked_fill((classes < first) | (classes >= stop), -torch.inf)

@@ -41,6 +41,8 @@ class StepClock:
     def seconds(self) -> dict[str, float]:
         """Return ``seconds_<part>`` of each part there was; on a GPU once it has done all of them."""
         total = defaultdict(float, self._seconds)
+        if self._events:
+            self._events[-1][2].synchronize()  # an event that has not been reached has no time yet
         for name, first, last in self._events:
             total[name] += first.elapsed_time(last) / 1000
         return {f"seconds_{name}": seconds for name, seconds in total.items()}

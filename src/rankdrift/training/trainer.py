@@ -82,15 +82,17 @@ class Trainer:
         rate = learning_rate(self.training, step)
         with clock.part("update"):
             norm = self.engine.step(rate)
-        with clock.part("exchange"):
-            of_tasks = self.exchange(loss_sums)
+        with clock.part("exchange"):  # the one place of a step that waits for the device
+            of_ranks = self.exchange(torch.cat([loss_sums, norm.reshape(1)]))
+        of_tasks = of_ranks[:, :-1].sum(axis=0)
         seconds = time.perf_counter() - began - aside
-        values = {"loss": float(of_tasks.sum()) / targets, "learning_rate": rate, "gradient_norm": norm}
+        values = {"loss": float(of_tasks.sum()) / targets, "learning_rate": rate}
+        values["gradient_norm"] = float(of_ranks[0, -1])
         self._check_finite(step, values)
         tokens = int(self.data.lengths[self.data.order.rows(step - 1)].sum())
         speed = {"tokens_per_second": tokens / seconds, "padding": self.loss.padding(micro_batches)}
         speed |= {"seconds": seconds, **clock.seconds()}
-        return Step(step, values, speed, of_tasks.numpy())
+        return Step(step, values, speed, of_tasks)
 
     def _backpropagate(self, micro_batches: list[list[Row]], targets: int, clock: StepClock) -> Tensor:
         """Forward and backward over this rank's rows; return the sum of each task's loss, on the device."""
@@ -117,17 +119,18 @@ class Trainer:
         """Return the terms of the loss of a step, over all ranks."""
         return int(self.data.terms[self.data.order.rows(step - 1)].sum())
 
-    def exchange(self, sums: Tensor | None = None) -> Tensor:
-        """Return the element-wise sum of a vector over ranks; what callbacks have to tell travels with it.
+    def exchange(self, own: Tensor | None = None) -> np.ndarray:
+        """Return the ranks' vectors, shape (ranks, length); what callbacks have to tell travels with them.
 
-        All ranks give vectors of the same length, or none; the sum is float64, on the CPU.
+        All ranks give vectors of the same length, fp64, on their devices, or none.
         """
-        own = torch.empty(0, dtype=torch.float64) if sums is None else sums.double().cpu()
         told = torch.tensor([callback.tell(self) for callback in self.callbacks], dtype=torch.float64)
-        of_ranks = engine.gather_vectors(torch.cat([own, told]))
-        for callback, values in zip(self.callbacks, of_ranks[:, len(own) :].unbind(dim=1), strict=True):
-            callback.told(self, values.numpy())
-        return of_ranks[:, : len(own)].sum(dim=0)
+        given = engine.to_device(told) if own is None else torch.cat([own, engine.to_device(told)])
+        of_ranks = engine.gather_vectors(given).numpy()
+        length = 0 if own is None else len(own)
+        for callback, values in zip(self.callbacks, of_ranks[:, length:].T, strict=True):
+            callback.told(self, values)
+        return of_ranks[:, :length]
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():

@@ -8,11 +8,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankdrift.data.batches import (
-    collate,
+    class_labels,
+    filled,
+    padded,
     plan_micro_batches,
     rank_micro_batches,
     rank_packed_batches,
-    target_positions,
 )
 from rankdrift.data.mixture import Mixture
 from rankdrift.data.tokens import Row
@@ -28,26 +29,42 @@ def _row(ids: list[int], prompt: int, label: int | None = None) -> Row:
 SHORT, LONG = _row([5, 6, 7], 2, 1), _row([8, 9, 10, 11, 12], 2, 0)
 
 
-def test_lm_batch_is_left_padded_and_only_targets_carry_loss() -> None:
-    batch = {key: value.tolist() for key, value in collate([SHORT, LONG], PAD, "lm").items()}
-    assert batch == {
-        "input_ids": [[PAD, PAD, 5, 6, 7], [8, 9, 10, 11, 12]],
-        "attention_mask": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]],
-        "position_ids": [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]],
-        "labels": [[-100, -100, -100, -100, 7], [-100, -100, 10, 11, 12]],
-    }
+def predicted(rows: list[Row]) -> list[tuple[int, int, int]]:
+    """Row, column in which it is predicted, and token of every target."""
+    batch = filled(rows, PAD)
+    columns = batch.predicting[batch.columns]
+    return list(zip(batch.rows.tolist(), columns.tolist(), batch.targets.tolist(), strict=True))
+
+
+def test_rows_are_filled_up_on_the_right_and_only_targets_carry_loss() -> None:
+    batch = filled([SHORT, LONG], PAD)
+    assert batch.input_ids.tolist() == [[5, 6, 7, PAD, PAD], [8, 9, 10, 11, 12]]
+    assert batch.predicting.tolist() == [1, 2, 3]
+    assert predicted([SHORT, LONG]) == [(0, 1, 7), (1, 1, 10), (1, 2, 11), (1, 3, 12)]
+    assert all(tensor.dtype == torch.int64 for tensor in batch)
 
 
 def test_a_target_token_equal_to_the_pad_carries_loss() -> None:
-    batch = collate([_row([1, PAD], 1), LONG], PAD, "lm")
-    assert batch["labels"][0].tolist() == [-100, -100, -100, -100, PAD]
-    assert batch["attention_mask"][0].tolist() == [0, 0, 0, 1, 1]
+    assert predicted([_row([1, PAD], 1), LONG])[0] == (0, 0, PAD)
 
 
-def test_classifier_batch_has_one_label_a_row() -> None:
-    batch = collate([SHORT, LONG], PAD, "classifier")
-    assert batch["labels"].tolist() == [1, 0]
-    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+def test_the_first_token_of_a_row_is_predicted_by_nothing() -> None:
+    assert predicted([_row([1, 2], 0), _row([3], 0)]) == [(0, 0, 2)]
+
+
+def test_classes() -> None:
+    labels = class_labels([SHORT, LONG])
+    assert labels.tolist() == [1, 0]
+    assert labels.dtype == torch.int64
+
+
+def test_padding_on_the_left_is_unseen() -> None:
+    batch = padded([SHORT.input_ids, LONG.input_ids], PAD, "left")
+    assert {key: value.tolist() for key, value in batch.items()} == {
+        "input_ids": [[PAD, PAD, 5, 6, 7], [8, 9, 10, 11, 12]],
+        "attention_mask": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]],
+        "position_ids": [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]],
+    }
 
 
 def _tiny_llama() -> LlamaForCausalLM:
@@ -62,28 +79,19 @@ def _tiny_llama() -> LlamaForCausalLM:
 def test_a_row_gives_the_same_logits_in_any_batch() -> None:
     model = _tiny_llama()
     with torch.no_grad():
-        batch = collate([SHORT, LONG], PAD, "lm")
-        labels = batch.pop("labels")
-        together = model(**batch).logits[0, -3:]
+        batch = padded([SHORT.input_ids, LONG.input_ids], PAD, "left")
+        left = model(**batch).logits[0, -3:]
+        right = model(input_ids=filled([SHORT, LONG], PAD).input_ids).logits[0, :3]
         alone = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0]
-        kept = model(**batch, logits_to_keep=target_positions(labels)).logits
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
-    # the longest target has 3 tokens, predicted from the 4 last positions but one
-    assert kept.shape[1] == 4
+    torch.testing.assert_close(left, alone, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(right, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_every_turn_of_a_chat_carries_loss_and_what_is_between_does_not() -> None:
     ids = np.array([1, 2, 3, 4, 5, 6], dtype=np.int32)
     chat = Row(ids, np.array([False, True, False, False, True, True]), None, "task", 0)
-    labels = collate([chat, SHORT], PAD, "lm")["labels"]
-    assert labels.tolist() == [[-100, 2, -100, -100, 5, 6], [-100, -100, -100, -100, -100, 7]]
+    assert predicted([chat, SHORT]) == [(0, 0, 2), (0, 3, 5), (0, 4, 6), (1, 1, 7)]
     assert (chat.prompt_length, chat.target_tokens) == (1, 3)
-    assert target_positions(labels) == 6  # all but none: the first predicts the second
-
-
-@pytest.mark.parametrize(("rows", "expected"), [([SHORT], 2), ([LONG], 4), ([SHORT, LONG], 4)])
-def test_target_positions(rows: list[Row], expected: int) -> None:
-    assert target_positions(collate(rows, PAD, "lm")["labels"]) == expected
 
 
 @pytest.mark.parametrize(

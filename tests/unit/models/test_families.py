@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rankdrift import registry
-from rankdrift.data.batches import collate
+from rankdrift.data.batches import filled, padded
 from rankdrift.data.dataset import load_rows
 from rankdrift.errors import UserError
 from rankdrift.methods.lora import Settings, adapted_modules, prepare
@@ -62,13 +62,16 @@ def test_a_padded_training_batch_is_its_rows_alone(folder_of: Callable, family: 
     model, tokenizer = opened(folder, head), load_tokenizer(folder)
     rows = load_rows(a_spec(head), "train", tokenizer)
     assert len({len(row.input_ids) for row in rows}) > 1
-    batch = collate(rows, tokenizer.pad_token_id, head, padding_side(model.config))
-    batch.pop("labels")
+    pad_id, sequences = tokenizer.pad_token_id, [row.input_ids for row in rows]
+    if head == "lm":
+        batch = {"input_ids": filled(rows, pad_id).input_ids}
+    else:
+        batch = padded(sequences, pad_id, padding_side(model.config))
     with torch.no_grad():
         logits = model(**batch).logits
     for row, found in zip(rows, logits, strict=True):
         expected = alone(model, row.input_ids)
-        own = found[-len(row.input_ids) :] if head == "lm" else found
+        own = found[: len(row.input_ids)] if head == "lm" else found
         torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
 
 

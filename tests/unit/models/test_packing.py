@@ -156,7 +156,7 @@ def test_no_logits_are_made_but_those_of_targets() -> None:
 
 def test_a_row_s_first_token_carries_no_loss_and_none_predicts_another_row_s() -> None:
     batch = packed(some_rows())
-    assert batch.lengths.tolist() == [5, 1, 13, 8]
+    assert batch.lengths == [5, 1, 13, 8]
     assert batch.predicting.tolist() == [2, 3, 11, 12, 13, *range(19, 26)]
     assert batch.targets.tolist() == batch.input_ids[0, batch.predicting + 1].tolist()
     assert batch.rows.tolist() == [0, 0, 2, 2, 2, *[3] * 7]

@@ -4,39 +4,53 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from rankdrift.data.tokens import Row
 from rankdrift.models.base import load_model
 from rankdrift.spec import ModelSpec
-from rankdrift.training.loss import BatchLoss, predictions
+from rankdrift.training.loss import BatchLoss
 
 
-def summed(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    predicted, targets, _ = predictions(logits, labels)
-    return torch.nn.functional.cross_entropy(predicted, targets, reduction="sum")
+def passed(model: PreTrainedModel) -> Any:
+    """Stands for the engine."""
+    return SimpleNamespace(
+        deepspeed=SimpleNamespace(module=model),
+        module=model,
+        forward=lambda batch, **options: model(**batch, **options).logits,
+    )
 
 
-@pytest.mark.parametrize("kept", [3, 5, 9])
-def test_the_sum_is_the_models_own_loss_times_its_targets(tiny: Path, kept: int) -> None:
+def test_the_sum_is_the_models_own_loss_times_its_targets(tiny: Path) -> None:
     model = load_model(tiny, ModelSpec()).eval()
-    ids = torch.randint(2, 200, (2, 9), generator=torch.Generator().manual_seed(0))
-    labels = torch.full_like(ids, -100)
-    labels[0, -2:], labels[1, -1:] = ids[0, -2:], ids[1, -1:]
+    ids = np.random.default_rng(0).integers(2, 200, (2, 9), dtype=np.int32)
+    labels = np.full((2, 9), -100)
+    labels[0, -2:], labels[0, 3], labels[1, 4:6] = ids[0, -2:], ids[0, 3], ids[1, 4:6]
+    rows = [
+        Row(ids[0], labels[0] >= 0, None, "task", 0),
+        Row(ids[1, :6], labels[1, :6] >= 0, None, "task", 0),
+    ]
     with torch.no_grad():
-        logits = model(input_ids=ids, logits_to_keep=kept).logits
-        expected = model(input_ids=ids, labels=labels).loss * 3
-    assert logits.shape[1] == kept
-    torch.testing.assert_close(summed(logits, labels), expected)
+        expected = model(input_ids=torch.tensor(ids).long(), labels=torch.tensor(labels)).loss * 5
+        found = BatchLoss(passed(model), SimpleNamespace(pad_id=0), "lm").of_all(rows)
+    torch.testing.assert_close(found, expected)
 
 
-def test_a_classification_head_has_one_target_a_row() -> None:
-    logits, labels = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 0])
-    expected = torch.tensor(2.0).log() + (1 + torch.tensor(-2.0).exp()).log()
-    torch.testing.assert_close(summed(logits, labels), expected)
+def test_a_classification_head_has_one_target_a_row(tiny: Path) -> None:
+    model = load_model(tiny, ModelSpec(head="classifier"), num_labels=2).eval()
+    rows = [a_row([5, 6, 7], 1, "one"), a_row([8, 9], 0, "one")]
+    data: Any = SimpleNamespace(pad_id=1, side="left", classes={"one": range(2)})
+    with torch.no_grad():
+        found = BatchLoss(passed(model), data, "classifier").of_each(rows)
+        for row, loss in zip(rows, found, strict=True):
+            ids = torch.tensor(row.input_ids[None].tolist())
+            expected = model(input_ids=ids, labels=torch.tensor([row.label])).loss
+            torch.testing.assert_close(loss, expected)
 
 
 def test_a_task_of_several_is_classified_among_its_own_classes(tiny: Path) -> None:
@@ -45,11 +59,8 @@ def test_a_task_of_several_is_classified_among_its_own_classes(tiny: Path) -> No
     model = load_model(tiny, ModelSpec(head="classifier"), num_labels=5).eval()
     rows = [a_row([5, 6, 7], 1, "one"), a_row([8, 9, 1], 4, "two"), a_row([4, 1], 2, "two")]  # 1 pads
     data = SimpleNamespace(pad_id=1, side="left", classes={"one": range(2), "two": range(2, 5)})
-    passed = SimpleNamespace(
-        deepspeed=SimpleNamespace(module=model), module=model, forward=lambda batch: model(**batch).logits
-    )
     with torch.no_grad():
-        found = BatchLoss(passed, data, "classifier").of_each(rows)
+        found = BatchLoss(passed(model), data, "classifier").of_each(rows)
         for row, loss in zip(rows, found, strict=True):
             own = data.classes[row.task]
             ids = torch.tensor(row.input_ids[None].tolist())
