@@ -112,6 +112,10 @@ class RunLayout:
         """TensorBoard event files."""
         return self.root / "tensorboard"
 
+    def trace(self, step: int, rank: int) -> Path:
+        """What a rank and its device did when in one step: a Chrome trace."""
+        return self.root / "traces" / f"{step_name(step)}.rank-{rank}.json.gz"
+
     @property
     def probes(self) -> Path:
         """One Parquet table a probe."""

@@ -192,9 +192,9 @@ class Campaign:
 
     def step_now(self) -> int:
         """Return the step that the run of this start has logged last."""
-        with contextlib.suppress(UserError, FileNotFoundError):
-            if self.run.status.stat().st_mtime >= self.started:
-                return int(files.read_json(self.run.status)["step"])
+        with contextlib.suppress(UserError, FileNotFoundError, IndexError):
+            if self.run.metrics.stat().st_mtime >= self.started:
+                return int(files.read_jsonl(self.run.metrics)[-1]["step"])
         return 0
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import shutil
@@ -94,7 +95,7 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     two += [job(folder, "forged", 2, *LORA, forged=6, refused="first.txt")]
     two += [job(folder, "forged", 2, *LORA, refused="second.txt")]
     two += [job(folder, "forged", 2, *LORA, forget=True)]
-    keep = ["training.keep_last=1", "training.keep_best=1"]
+    keep = ["training.keep_last=1", "training.keep_best=1", "training.profile=[4]"]
     two += [job(folder, "kept", 2, "training.save_every=2", "training.save_steps=[3]", *keep)]
     both = ["data.tasks=[topic,describe]", "training.steps=2", "training.warmup_steps=0"]
     both += ["training.eval_items=5", "scoring.max_new_tokens=4", "data.max_length=192"]
@@ -257,7 +258,7 @@ def test_sums_in_bf16_are_said(runs: Path) -> None:
 def test_a_step_is_timed_without_its_probes(runs: Path) -> None:
     rows = files.read_jsonl(run_of(runs, "slow-probe").metrics)
     (row,) = [row for row in rows if row["split"] == "train"]
-    assert row["seconds"] < SLOW <= row["probe_seconds"]
+    assert row["seconds"] < SLOW <= row["seconds_probe"]
 
 
 @pytest.mark.parametrize("name", [f"{name}-z{stage}" for name in BUDGETS for stage in BUDGETED])
@@ -416,6 +417,36 @@ def test_lora_checkpoints_leave_out_the_frozen_base(runs: Path) -> None:
         return sum(p.stat().st_size for p in run_of(runs, name).checkpoint(STEPS).iterdir())
 
     assert size("lora-z2-r2") < 0.5 * size("full-z2-r2")
+
+
+def test_operations_are_those_of_the_global_batch_at_every_stage(runs: Path) -> None:
+    by_stage = [
+        column(runs, f"full-z{stage}-r2", "teraflops") * column(runs, f"full-z{stage}-r2", "seconds")
+        for stage in range(4)
+    ]
+    np.testing.assert_allclose(by_stage[1:], [by_stage[0]] * 3, rtol=1e-9)
+    mfu = column(runs, "full-z3-r2", "mfu")
+    assert ((mfu > 0) & (mfu < 1)).all()
+
+
+def test_the_line_after_a_save_tells_what_it_took(runs: Path) -> None:
+    lines = {
+        row["step"]: row
+        for row in files.read_jsonl(run_of(runs, "full-z2-r2").metrics)
+        if row["split"] == "train"
+    }
+    told = {step for step, row in lines.items() if row.get("seconds_save") and row.get("seconds_evaluation")}
+    assert told == {6}
+
+
+def test_traces_are_of_the_steps_that_were_asked_for(runs: Path) -> None:
+    run = run_of(runs, "kept")
+    paths = [run.trace(4, rank) for rank in (0, 1)]
+    assert sorted(paths[0].parent.iterdir()) == paths
+    for path in paths:
+        with gzip.open(path, "rt") as file:
+            names = {event.get("name") for event in json.load(file)["traceEvents"]}
+        assert {"aten::mm", "aten::_fused_adamw_"} <= names
 
 
 def test_tensorboard_has_every_scalar_once(runs: Path) -> None:

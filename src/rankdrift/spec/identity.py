@@ -60,6 +60,7 @@ KEYS: dict[str, Role] = {
     "training.keep_every": "record",
     "training.keep_best": "record",
     "training.probe_every": "record",
+    "training.profile": "record",
 }
 """Every other key -> its role: ``identity`` counts as it is set, ``content`` by what it names, ``rounding``
 moves last bits alone (as another number of ranks does), the others change no weight."""

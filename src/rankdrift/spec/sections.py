@@ -158,6 +158,9 @@ class TrainingSpec(Section):
     probe_every: NonNegativeInt = 10
     """Steps between gradient statistics; 0 switches them off."""
 
+    profile: tuple[PositiveInt, ...] = ()
+    """Steps that every rank writes a trace of, below ``traces`` of the run, for Perfetto; it slows them."""
+
     @field_validator("packing", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:

@@ -161,6 +161,11 @@ def to_device(values: Tensor) -> Tensor:
     return values.pin_memory().to(device(), non_blocking=True)
 
 
+def scalar(value: float) -> Tensor:
+    """Return a number as a vector of one element, fp64, on this rank's device."""
+    return to_device(torch.tensor([value], dtype=torch.float64))
+
+
 def wait_for_device() -> None:
     """Wait until the device has done all it was given."""
     deepspeed.get_accelerator().synchronize()
@@ -265,6 +270,11 @@ class Engine:
         """Elements of all parameters, over all ranks."""
         return sum(getattr(param, "ds_numel", param.numel()) for param in self.module.parameters())
 
+    def train(self) -> None:
+        """Switch dropout on, if it is not."""
+        if not self.module.training:
+            self.deepspeed.train()
+
     def forward(self, batch: dict[str, Any], **options: Any) -> Tensor:
         """Return the logits of a micro-batch, in the model's dtype; tensors are moved to the device."""
         given = {**batch, **options}
@@ -285,14 +295,14 @@ class Engine:
             self.deepspeed.step()
 
     def step(self, learning_rate: float) -> Tensor:
-        """Update the parameters; return the global gradient norm before clipping, fp64, on the device."""
+        """Update the parameters; return the gradient norm before clipping, fp64 (1,), on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self._replicated_norm() if self.stage == 0 else None
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if norm is None else norm
         # DeepSpeed gives a number where it has waited for it
-        return norm.double() if isinstance(norm, Tensor) else to_device(torch.tensor(norm).double())
+        return norm.double().reshape(1) if isinstance(norm, Tensor) else scalar(norm)
 
     def gradient_shards(self) -> Iterator[GradientShard]:
         """Yield this rank's part of every averaged gradient; only between the last backward and the step."""

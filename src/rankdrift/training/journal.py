@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,6 +13,7 @@ from typing import Any, TextIO
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from rankdrift import files
@@ -18,8 +21,11 @@ from rankdrift.layout import RunLayout
 
 logger = logging.getLogger(__name__)
 
-TIMES = ("seconds_data", "seconds_forward", "seconds_backward", "seconds_update", "seconds_exchange")
-SPEED = ("tokens_per_second", "padding", "memory_gib", "seconds", *TIMES)
+PARTS = ("data", "forward", "backward", "update", "exchange", "probe", "evaluation", "save")
+"""What a step's seconds go to, and behind them what is not the step's own."""
+TIMES = tuple(f"seconds_{part}" for part in PARTS)
+SPEED = ("tokens_per_second", "teraflops", "mfu", "padding", "memory_gib", "seconds", *TIMES)
+STATUS_SECONDS = 1.0
 SCALARS = ("loss", "learning_rate", "gradient_norm", "tokens", "rows", *SPEED)
 
 
@@ -39,6 +45,7 @@ class Journal:
 
     def __init__(self, run: RunLayout, steps: int, start: int) -> None:
         self.run, self.steps = run, steps
+        self._said = -math.inf
         _keep_until(run.metrics, start)
         self._metrics: TextIO = run.metrics.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else 0)
@@ -56,10 +63,11 @@ class Journal:
     def record(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
         """Log one line, in the table and TensorBoard alone."""
         files.append_jsonl(self._metrics, {"step": step, "split": split, **values})
-        for key in SCALARS:
-            value = values.get(key)
-            if value is not None:
-                self._tensorboard.add_scalar(f"{split}/{key}", value, step)
+        told = {key: values[key] for key in SCALARS if values.get(key) is not None}
+        scalars = [Summary.Value(tag=f"{split}/{key}", simple_value=value) for key, value in told.items()]
+        # one event of all: the writer's own way takes one for each, a millisecond a step
+        writer: Any = self._tensorboard.file_writer
+        writer.add_summary(Summary(value=scalars), step)
 
     def probe(self, name: str, step: int, rows: list[dict[str, Any]]) -> None:
         """Add one step's rows to a probe's table."""
@@ -73,8 +81,14 @@ class Journal:
         if not self._bar.console.is_terminal and (step % max(1, self.steps // 8) == 0 or step == self.steps):
             print(f"{self.run.root.name}: step {step}/{self.steps}, loss {loss:.3f}", flush=True)
 
+    def progressed(self, step: int) -> None:
+        """Say which step is done, now and then: a file a step is a tenth of a tiny model's steps."""
+        if time.monotonic() - self._said > STATUS_SECONDS:
+            self.status("training", step)
+
     def status(self, state: str, step: int, **facts: Any) -> None:
         """Say where the run stands."""
+        self._said = time.monotonic()
         value = {"state": state, "step": step, "steps": self.steps, "time": files.timestamp(), **facts}
         files.write_json(self.run.status, value)
 

@@ -15,10 +15,12 @@ from rankdrift.training import checkpointing, engine
 from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.probing import Probing
+from rankdrift.training.callbacks.profiling import Profiling
 from rankdrift.training.callbacks.recording import Recording
 from rankdrift.training.callbacks.replay import Replay
 from rankdrift.training.callbacks.requests import Asked
 from rankdrift.training.callbacks.saving import Saving, require_space
+from rankdrift.training.callbacks.utilisation import Utilisation
 from rankdrift.training.description import describe
 from rankdrift.training.journal import Journal, log_to
 from rankdrift.training.setup import Setup, set_up
@@ -44,7 +46,8 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         require_space(setup, under, start)
         journal = Journal(run, spec.training.steps, start) if engine.rank() == 0 else None
         asked = Asked(requests or Requests())
-        callbacks = (asked, Probing(), Replay(), Recording(), Accounting(), Evaluation(), Saving(asked))
+        watching = (Profiling(), Probing(), Replay(), Utilisation())
+        callbacks = (asked, *watching, Recording(), Accounting(), Evaluation(), Saving(asked))
         Trainer(setup, under, callbacks, start, journal).fit()
     return run
 

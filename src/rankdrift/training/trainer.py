@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -50,10 +51,18 @@ class Trainer:
     ) -> None:
         self.setup, self.engine, self.callbacks, self.start = setup, under, callbacks, start
         self.run, self.data, self.training = setup.run, setup.data, setup.spec.training
+        self.between: dict[str, float] = {}
         self.journal = journal
         self.loss = BatchLoss(under, setup.data, setup.spec.model.head)
         given = self.training.micro_batch_tokens
         self.budget = given or setup.plan.micro_batch * int(setup.data.lengths.max())
+
+    @contextmanager
+    def aside(self, what: str) -> Iterator[None]:
+        """Count the block's seconds to what happens between steps; the next line of the log tells them."""
+        began = time.perf_counter()
+        yield
+        self.between[f"seconds_{what}"] = time.perf_counter() - began
 
     def fit(self) -> None:
         """Train to the last step; a callback may end it before, by an exception on every rank."""
@@ -73,7 +82,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.before_forward(self, step)
         began = time.perf_counter()
-        self.engine.deepspeed.train()
+        self.engine.train()
         clock = StepClock()
         with clock.part("data"):
             micro_batches, targets = self.micro_batches(step), self.targets(step)
@@ -83,7 +92,7 @@ class Trainer:
         with clock.part("update"):
             norm = self.engine.step(rate)
         with clock.part("exchange"):  # the one place of a step that waits for the device
-            of_ranks = self.exchange(torch.cat([loss_sums, norm.reshape(1)]))
+            of_ranks = self.exchange(torch.cat([loss_sums, norm]))
         of_tasks = of_ranks[:, :-1].sum(axis=0)
         seconds = time.perf_counter() - began - aside
         values = {"loss": float(of_tasks.sum()) / targets, "learning_rate": rate}

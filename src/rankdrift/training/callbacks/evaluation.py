@@ -42,7 +42,8 @@ class Evaluation(Callback):
         """Evaluate if it is time to."""
         training = trainer.training
         if is_due(step.number, training.eval_every or training.save_every, training.steps):
-            self.evaluate(trainer, step.number)
+            with trainer.aside("evaluation"):
+                self.evaluate(trainer, step.number)
 
     def evaluate(self, trainer: Trainer, step: int) -> None:
         """Log the loss and the metrics of every task, and the losses' mean."""

@@ -37,4 +37,4 @@ class Probing(Callback):
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Log how long it took, apart from the step's seconds."""
         if self.seconds:
-            step.speed["probe_seconds"] = self.seconds
+            step.speed["seconds_probe"] = self.seconds

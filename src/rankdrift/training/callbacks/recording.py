@@ -37,9 +37,10 @@ class Recording(Callback):
         if journal := trainer.journal:
             journal.progress(step.number, step.values["loss"])
             if is_due(step.number, trainer.training.log_every, trainer.training.steps):
-                values = {**step.values, **step.speed, "memory_gib": self.memory}
+                values = {**step.values, **step.speed, **trainer.between, "memory_gib": self.memory}
+                trainer.between.clear()
                 journal.metrics(step.number, "train", values)
-                journal.status("training", step.number)
+                journal.progressed(step.number)
 
     def at_end(self, trainer: Trainer) -> None:
         """Close the journal and say that the run is finished."""

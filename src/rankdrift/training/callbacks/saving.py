@@ -55,7 +55,8 @@ class Saving(Callback):
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Save if it is time to or somebody asks; then stop if somebody asks for that."""
         if _is_save_step(trainer.training, step.number) or self.asked.request:
-            self.begin(trainer, step.number)
+            with trainer.aside("save"):
+                self.begin(trainer, step.number)
             trainer.exchange()  # a request may have come meanwhile
         if self.asked.request:
             self._honour(trainer, step.number)
