@@ -1,4 +1,4 @@
-"""Losses, learning rate, gradient norm, speed and memory over a run, as it logged them."""
+"""Losses, learning rate, gradient norm, speed, memory and time over a run, as it logged them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pandas as pd
 
 from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params
+from rankdrift.analysis.findings import Finding, Listing, Sentence
+from rankdrift.analysis.sources.observations import BESIDE_STEPS, PARTS_OF_STEPS, times_of_runs
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
@@ -19,7 +21,13 @@ COLUMNS = {
     "learning_rate": "of this step; NaN for validation",
     "gradient_norm": "global Euclidean norm before clipping; NaN for validation",
     "tokens_per_second": "tokens trained on a second, over all ranks; NaN for validation",
-    "memory_gib": "peak memory of rank 0, GiB; NaN for validation",
+    "teraflops": "10^12 operations a second, by formula, over all ranks; NaN but for train",
+    "mfu": "their share of what products of matrices reach on these ranks; NaN but for train",
+    "padding": "share of what rank 0 put through the model that is no token; NaN but for train",
+    "memory_gib": "largest of a rank: a GPU's peak, or a process's resident set, GiB; NaN but for train",
+    "seconds": "of the step and its parts; NaN but for train",
+    **{f"seconds_{part}": f"{said}; NaN where there was none" for part, said in PARTS_OF_STEPS.items()},
+    **{f"seconds_{part}": f"{said}; NaN where there was none" for part, said in BESIDE_STEPS.items()},
     "tokens": "of the task, trained on so far; NaN but for train/TASK",
     "rows": "of the task, trained on so far; NaN but for train/TASK",
 }
@@ -48,4 +56,30 @@ def _with_numbers(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({column: "float64" for column in COLUMNS if column != "split"})
 
 
-ANALYSIS = Analysis(name="training", columns={TABLE: COLUMNS}, per="run", compute=compute)
+TIMES = Listing(
+    {
+        "run": "{run}",
+        "steps": "{steps:count}",
+        "seconds a step": "{seconds:number}",
+        "tokens / s": "{tokens_per_second:number}",
+        "padding": "{padding:percent}",
+        "TFLOP/s": "{teraflops:number}",
+        "MFU": "{mfu:percent}",
+        **{part: f"{{share_{part}:percent}}" for part in PARTS_OF_STEPS},
+        "beside the steps (s)": "{beside:number}",
+    },
+    "Medians over the logged steps; the parts as shares of their seconds; probes, evaluations and saves "
+    "together over the run",
+)
+HOW_TO_READ = Sentence(
+    "Operations are counted by formula, of real tokens alone; MFU is their share of what square products of "
+    "matrices reached on the same ranks, all at once, when the run began. Times belong to the machine and to "
+    "what else it did.",
+)
+ANALYSIS = Analysis(
+    name="training",
+    columns={TABLE: COLUMNS},
+    per="run",
+    compute=compute,
+    findings=(Finding("Time", (TABLE,), times_of_runs, (TIMES, HOW_TO_READ)),),
+)

@@ -32,6 +32,7 @@ ORDER = (
     "Gradients of the tasks",
     "Interventions on intruders",
     "Between base and tuned weights",
+    "Time",
 )
 """Topics in the order of the report; others follow by the name of their analysis."""
 

@@ -20,6 +20,20 @@ TRAINED_TASKS, MACRO_AVERAGE = "trained_tasks", "macro_average"
 EDIT_SETTINGS = ["at", "top_k", "threshold", "first_only"]
 """Columns of `variant_scores` that an edit has in common with its controls."""
 RUN_KEYS = ["run", "method", "rank", "seed"]
+PARTS_OF_STEPS = {
+    "data": "choosing a step's rows",
+    "forward": "forward passes",
+    "backward": "backward passes, with ZeRO's exchange of gradients",
+    "update": "the optimizer's step, with ZeRO's exchange of weights",
+    "exchange": "the exchange of losses, and on a GPU waiting for it",
+}
+"""Parts of a step's seconds, `seconds_PART` of `training_metrics`."""
+BESIDE_STEPS = {
+    "probe": "probes of this step",
+    "evaluation": "the last evaluation before this step",
+    "save": "what the last save before this step held it up",
+}
+"""What else takes time, `seconds_PART` of `training_metrics`."""
 
 
 def arm_of(run: str, seed: int) -> str:
@@ -326,3 +340,32 @@ def gradient_statistics(gradients: pd.DataFrame, level: str) -> pd.DataFrame:
     for column in ("mean_abs", "zero_fraction"):
         sums[column] = sums[column] / sums["numel"]
     return sums.drop(columns="square")
+
+
+def timed_steps(training: pd.DataFrame) -> pd.DataFrame:
+    """Return the logged steps whose seconds are known, with a column for every part of them."""
+    parts = [f"seconds_{part}" for part in (*PARTS_OF_STEPS, *BESIDE_STEPS)]
+    named = ["seconds", "tokens_per_second", "padding", "teraflops", "mfu", *parts]
+    steps = training[training["split"] == "train"].reindex(columns=[*RUN_KEYS, *named])
+    return steps[steps["seconds"].notna()]
+
+
+def times_of_runs(training: pd.DataFrame) -> pd.DataFrame:
+    """Return where the time of every run's logged steps went.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a run: medians over steps of `seconds`, `tokens_per_second`, `padding`, `teraflops` and `mfu`;
+        `share_PART`, the parts' shares of all steps' seconds; `steps`; `beside`, the seconds of probes,
+        evaluations and saves together.
+
+    """
+    steps = timed_steps(training)
+    by_run = steps.groupby("run", sort=False)
+    medians = by_run[["seconds", "tokens_per_second", "padding", "teraflops", "mfu"]].median()
+    whole = by_run["seconds"].sum()
+    shares = {f"share_{part}": by_run[f"seconds_{part}"].sum() / whole for part in PARTS_OF_STEPS}
+    beside = by_run[[f"seconds_{part}" for part in BESIDE_STEPS]].sum().sum(axis=1)
+    found = medians.assign(steps=by_run.size(), beside=beside, **shares).reset_index()
+    return steps[RUN_KEYS].drop_duplicates("run").merge(found, on="run")

@@ -76,6 +76,10 @@ def _training(points: Frame, last: int, generator: np.random.Generator) -> Frame
     train = points.assign(split="train", loss=loss + 0.1 * drawn[0])
     train["learning_rate"] = 5e-4 * (1 - points["progress"])
     train["gradient_norm"], train["tokens_per_second"] = 1 + drawn[1], 900 + 50 * drawn[2]
+    train["padding"], train["teraflops"], train["mfu"], train["seconds"] = 0.0, 0.1, 0.4, 2.0
+    parts = {"data": 0.0, "forward": 0.5, "backward": 1.0, "update": 0.3, "exchange": 0.1, "probe": 0.2}
+    for part, seconds in (parts | {"evaluation": 3.0, "save": 1.0}).items():
+        train[f"seconds_{part}"] = seconds
     validation = points.assign(split="validation", loss=loss + 0.05)
     every = points["step"] % max(last // 6, 1) == 0
     return pd.concat([train.assign(memory_gib=2.5), validation[every]]).sort_index(kind="stable")

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from rankdrift.analysis.sources import observations
+from rankdrift.training.journal import PARTS
 
 
 def performance(values: list[tuple[str, int, str, str, float]]) -> pd.DataFrame:
@@ -212,3 +213,27 @@ def test_a_sum_of_intruders_is_undefined_where_a_count_is(counts: list[float], t
     names = [f"intruder{kind}_{side}" for kind in ("s", "_energy") for side in ("left", "right")]
     found = observations.intruder_totals(table.assign(**dict.fromkeys(names, counts)))
     np.testing.assert_array_equal(found[["intruders_left", "intruders_right"]].to_numpy(), [[total] * 2])
+
+
+def test_the_parts_are_those_that_are_logged() -> None:
+    assert (*observations.PARTS_OF_STEPS, *observations.BESIDE_STEPS) == PARTS
+
+
+def test_times_of_runs() -> None:
+    steps = pd.DataFrame({
+        "run": ["a", "a", "a", "b", "old"], "method": "full", "rank": 0, "seed": 1,
+        "split": ["train", "train", "validation", "train", "train"],
+        "seconds": [2.0, 4.0, np.nan, 1.0, np.nan],
+        "tokens_per_second": [10.0, 20.0, np.nan, 5.0, 1.0],
+        "seconds_forward": [1.0, 2.0, np.nan, 0.25, np.nan],
+        "seconds_save": [np.nan, 3.0, np.nan, np.nan, np.nan],
+        "seconds_probe": [0.5, np.nan, np.nan, np.nan, np.nan],
+    })  # fmt: skip
+    found = observations.times_of_runs(steps).set_index("run")
+    assert list(found.index) == ["a", "b"]
+    assert found["seconds"].tolist() == [3.0, 1.0]
+    assert found["tokens_per_second"].tolist() == [15.0, 5.0]
+    assert found["share_forward"].tolist() == [0.5, 0.25]
+    assert found["beside"].tolist() == [3.5, 0.0]
+    assert found["steps"].tolist() == [2, 1]
+    assert found["mfu"].isna().all()
