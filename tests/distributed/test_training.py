@@ -113,6 +113,7 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     two += [job(folder, f"still-z{s}", s, *still, states=True) for s in (1, 2, 3)]
     two += [job(folder, f"still-z{s[0]}o", s, *still, states=True) for s in ("2_offload", "3_offload")]
     two += [job(folder, f"filled-z{s}", s, "training.packing=off", *BRIEF) for s in stages]
+    two += [job(folder, f"compiled-z{s}", s, "model.compile=true", *BRIEF) for s in (0, 2)]
     for name, budget in BUDGETS.items():
         two += [job(folder, f"{name}-z{s}", s, *budget, *BRIEF) for s in BUDGETED]
     halved = saved_in_bf16(tiny, folder / "halved")
@@ -259,6 +260,14 @@ def test_a_step_is_timed_without_its_probes(runs: Path) -> None:
     rows = files.read_jsonl(run_of(runs, "slow-probe").metrics)
     (row,) = [row for row in rows if row["split"] == "train"]
     assert row["seconds"] < SLOW <= row["seconds_probe"]
+
+
+@pytest.mark.parametrize("key", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_compiled_blocks_learn_as_blocks_do(runs: Path, stage: int, key: str) -> None:
+    compiled, blocks = (column(runs, name, key) for name in (f"compiled-z{stage}", f"full-z{stage}-r2"))
+    assert (compiled != blocks[:3]).any(), "nothing was compiled"
+    np.testing.assert_allclose(compiled, blocks[:3], rtol=2e-6)
 
 
 @pytest.mark.parametrize("name", [f"{name}-z{stage}" for name in BUDGETS for stage in BUDGETED])

@@ -75,8 +75,7 @@ def packed_inputs(lengths: Sequence[int]) -> dict[str, Any]:
     -------
     dict
         ``position_ids``, int64, shape (1, tokens); ``cu_seq_lens_q``, int32, shape (rows + 1,): where rows
-        begin, and the end; ``max_length_q``, the tokens of the longest row; ``row_lengths``, the tokens of
-        each as numbers, so that nobody waits for those on the device; an ``attention_mask`` that no
+        begin, and the end; ``max_length_q``, the tokens of the longest row; an ``attention_mask`` that no
         attention reads, of the four dimensions of one that is ready, so that none is made of tokens x tokens.
 
     """
@@ -86,7 +85,6 @@ def packed_inputs(lengths: Sequence[int]) -> dict[str, Any]:
         "position_ids": torch.from_numpy(positions[None]),
         "cu_seq_lens_q": torch.from_numpy(starts.astype(np.int32)),
         "max_length_q": max(lengths),
-        "row_lengths": list(lengths),
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
     }
 
@@ -99,7 +97,6 @@ def packed_attention(
     attention_mask: Tensor | None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
-    row_lengths: list[int] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend within rows: the function that transformers' layers call.
@@ -112,7 +109,7 @@ def packed_attention(
         Shape (1, heads, tokens, width); there may be fewer heads of keys and values.
     attention_mask
         Read where ``cu_seq_lens_q`` is None.
-    cu_seq_lens_q, max_length_q, row_lengths
+    cu_seq_lens_q, max_length_q
         See :func:`packed_inputs`.
     options
         ``scaling``, ``dropout``, ``sliding_window`` and what else SDPA takes.
@@ -126,14 +123,32 @@ def packed_attention(
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     assert max_length_q is not None
-    assert row_lengths is not None
     scaling, window = options.get("scaling"), options.get("sliding_window")
     dropout = options.get("dropout", 0.0)
     if query.is_cuda and not dropout and query.dtype in (torch.bfloat16, torch.float16):
         return _of_rows_at_once(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
-    rows = zip(*(states.split(row_lengths, dim=2) for states in (query, key, value)), strict=True)
+    return _row_by_row(query, key, value, cu_seq_lens_q, scaling, window, dropout), None
+
+
+@torch.compiler.disable
+def _row_by_row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    scaling: float | None,
+    window: int | None,
+    dropout: float,
+) -> Tensor:
+    """Attend within one row after another, shape (1, tokens, heads, width).
+
+    Not compiled: the code would be another one for other lengths. A GPU that does this, in fp32, is waited
+    for in every layer.
+    """
+    lengths = starts.diff().tolist()
+    rows = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     attended = [_of_row(q, k, v, scaling, window, dropout) for q, k, v in rows]
-    return torch.cat(attended, dim=2).transpose(1, 2), None
+    return torch.cat(attended, dim=2).transpose(1, 2)
 
 
 def _of_row(

@@ -28,6 +28,7 @@ KEYS: dict[str, Role] = {
     "model.heads": "content",
     "model.attention": "rounding",
     "model.gradient_checkpointing": "rounding",
+    "model.compile": "rounding",
     "data.tasks": "content",
     "data.mixture": "identity",
     "data.root": "content",

@@ -28,6 +28,8 @@ class ModelSpec(Section):
     """Attention implementation of transformers; auto is sdpa where the family has it (Gemma 2 does not)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    compile: bool = False
+    """Compile the blocks (``torch.compile``) for training: by a C++ compiler or Triton; not at stage 3."""
 
 
 class MixtureSpec(Section):

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import load_model, stored_dtype
+from rankdrift.models.compiled import compile_blocks
 from rankdrift.models.packing import pack_rows
 from rankdrift.spec import Spec
 from rankdrift.training import checkpointing, engine
@@ -63,4 +64,7 @@ def prepared_model(setup: Setup) -> PreTrainedModel:
     model = load_model(setup.base, spec.model, setup.data.num_labels, dtype)
     if setup.packs:
         pack_rows(model)
-    return setup.method.prepare(model, spec.method, setup.base)
+    prepared: PreTrainedModel = setup.method.prepare(model, spec.method, setup.base)
+    if spec.model.compile:
+        compile_blocks(prepared)
+    return prepared

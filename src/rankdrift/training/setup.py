@@ -18,6 +18,7 @@ from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 from rankdrift.methods import Method
 from rankdrift.models.base import config_of, hidden_size, load_tokenizer, resolve
+from rankdrift.models.compiled import require_compiler
 from rankdrift.models.direction import padding_side
 from rankdrift.models.packing import why_not
 from rankdrift.spec import Spec
@@ -60,6 +61,8 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     base = resolve(spec.model.name, spec.model.revision)
     config, notes = ds_config.merge(spec, config_path, plan, precision, engine.zero_keys(), hidden_size(base))
     engine.require_nvme(config)
+    if spec.model.compile:
+        _require_compilable(ds_config.stage_of(config))
     for note in notes:
         logger.warning(note)
     logger.info("global batch %d = %s", training.global_batch, plan)
@@ -85,6 +88,16 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     under = resume_check.conditions(environment, config, spec.as_dict())
     packs = _packs(spec, base)
     return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under, packs)
+
+
+def _require_compilable(stage: int) -> None:
+    """Raise UserError where blocks cannot be compiled."""
+    if stage == 3:
+        raise UserError(
+            "model.compile: at ZeRO stage 3 the parts of a block are gathered while it runs, which cannot be "
+            "compiled; use stage 0, 1 or 2, or leave it off"
+        )
+    require_compiler()
 
 
 def _require_room(micro_batch_tokens: int | None, data: TrainingData) -> None:

@@ -47,8 +47,9 @@ class Evaluation(Callback):
 
     def evaluate(self, trainer: Trainer, step: int) -> None:
         """Log the loss and the metrics of every task, and the losses' mean."""
-        metrics = {items.task.name: _metrics(trainer, items) for items in self.items}
-        losses = {table.task: self._loss(trainer, table) for table in trainer.data.validation.tables}
+        with torch.compiler.set_stance("force_eager"):  # a cache would need code at every token
+            metrics = {items.task.name: _metrics(trainer, items) for items in self.items}
+            losses = {table.task: self._loss(trainer, table) for table in trainer.data.validation.tables}
         trainer.exchange()  # a request may have come meanwhile
         if trainer.journal:
             for task, loss in losses.items():
