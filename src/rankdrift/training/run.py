@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import load_model, stored_dtype
 from rankdrift.models.compiled import compile_blocks
+from rankdrift.models.lora_products import join_products
 from rankdrift.models.packing import pack_rows
 from rankdrift.spec import Spec
 from rankdrift.training import checkpointing, engine
@@ -23,6 +24,7 @@ from rankdrift.training.callbacks.requests import Asked
 from rankdrift.training.callbacks.saving import Saving, require_space
 from rankdrift.training.callbacks.utilisation import Utilisation
 from rankdrift.training.description import describe
+from rankdrift.training.ds_config import stage_of
 from rankdrift.training.journal import Journal, log_to
 from rankdrift.training.setup import Setup, set_up
 from rankdrift.training.stop_requests import Requests
@@ -66,5 +68,7 @@ def prepared_model(setup: Setup) -> PreTrainedModel:
         pack_rows(model)
     prepared: PreTrainedModel = setup.method.prepare(model, spec.method, setup.base)
     if spec.model.compile:
-        compile_blocks(prepared)
+        compile_blocks(prepared)  # the compiler joins products as well
+    elif stage_of(setup.config) < 3:  # where no module's parts have to be gathered when it is called
+        join_products(prepared)
     return prepared
