@@ -7,11 +7,13 @@ Each part is a process of its own that writes its own JSON below ``--out`` as it
 would not end in time, by the seconds that stand beside it here, and one that takes longer than what is left
 is stopped. ``gpu_all.json`` says of every part how it ended, in how many seconds, and what it said last.
 
-    stages      the tests marked ``gpu`` of training: each ZeRO stage, both methods, save, resume, consolidate
+    stages      the tests marked ``gpu`` of training: each ZeRO stage, both methods, save, resume,
+                consolidate, and what a step waits for
     packed      1.1 B parameters, rows of 512 tokens: full and LoRA r16, tokens a second and MFU
     trainer     the same base on short rows, beside the Trainer of transformers with the same DeepSpeed JSON
     short       rows of 128 tokens, spread as SST-2's are
     long        rows of 1024 tokens
+    compiled    as packed, with compiled blocks
     spectra     spectra of a checkpoint of 1.1 B parameters
 """
 
@@ -48,13 +50,19 @@ class Part:
 
 def parts(folder: Path, out: Path, quick: bool) -> list[Part]:
     """Return the parts in order of worth; ``folder`` takes the model of the comparison."""
-    tests = HERE.parent / "tests" / "distributed" / "test_gpu_training.py"
+    tests = [
+        str(HERE.parent / "tests" / "distributed" / f"test_{name}.py") for name in ("gpu_training", "waits")
+    ]
     training, trainer = str(HERE / "gpu_training.py"), str(HERE / "trainer_comparison.py")
     size = ["--shape", "tiny", "--rows", "8", "--micro-batch", "4", "--steps", "5"] if quick else []
     size += ["--repeats", "1"]
     sides = ["--repeats", "1", "--ranks", "1", "--config", str(HERE.parent / "ds_configs" / "zero1.json")]
-    sides += ["--model", "tiny", "--steps", "4", "--warm-up", "2"] if quick else ["--model", str(folder)]
-    sides += [] if quick else ["--gpu", "--steps", "20", "--warm-up", "5"]
+    if quick:
+        sides += ["--model", "tiny", "--steps", "4", "--warm-up", "2"]
+        sides += ["--sides", "grouped", "--methods", "lora"]
+    else:
+        sides += ["--model", str(folder), "--gpu", "--steps", "20", "--warm-up", "5"]
+    compiled = ["--set", "model.compile=true"]
 
     def output(name: str) -> list[str]:
         return ["--output", str(out / f"{name}.json")]
@@ -65,13 +73,14 @@ def parts(folder: Path, out: Path, quick: bool) -> list[Part]:
     save = "import sys, pathlib, gpu_training as g; "
     save += "g.save_model(g.shape(sys.argv[1]), pathlib.Path(sys.argv[2]))"
     return [
-        Part("stages", 150, ["-m", "pytest", "-q", "-m", "gpu", str(tests)]),
+        Part("stages", 150, ["-m", "pytest", "-q", "-m", "gpu", *tests]),
         Part("packed", 90, lengths("gpu_training_512", "--length", "512")),
         Part("model", 30, ["-c", save, "tiny" if quick else "1.1b", str(folder)]),
         Part("trainer", 240, [trainer, *sides, "--out", str(out / "gpu_trainer_comparison.json")]),
         Part("short", 60, lengths("gpu_training_128", "--length", "128", "--lengths", "sst2", "--rows", "256",
                                   "--micro-batch", "128")),
         Part("long", 90, lengths("gpu_training_1024", "--length", "1024", "--micro-batch", "16")),
+        Part("compiled", 150, [*lengths("gpu_training_512_compiled", "--length", "512"), *compiled]),
         Part("spectra", 180, [str(HERE / "gpu_spectra.py"), *(["--quick"] if quick else ["--repeats", "1"]),
                               *output("gpu_spectra")]),
     ]  # fmt: skip

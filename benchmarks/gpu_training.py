@@ -8,10 +8,9 @@ half of a row carries loss. Rows have one length, or (``--lengths sst2``) length
 Each run is a process of its own: our own loop on our own engine, without saves. Runs of both methods are
 made in turn; what is measured is written after each, and none is begun that ``--minutes`` has no time for.
 
-FLOPs a token are 6 N for full fine-tuning and 4 N + 6 N_LoRA for LoRA, N the parameters in matrix products
-(frozen weights need no gradient), and attention's own, 12 L S h / 2 for causal rows of S tokens (4 of the 6
-products if frozen weights lie around it as well: gradients pass through it). MFU is over the bf16 matrix
-product measured in the same process. ``--profile`` adds the kernels that take the time of two steps.
+Operations are those of ``training/flops.py``; MFU is their share of the matrix product measured in the same
+process. ``--set`` changes any setting of the runs (``--set model.compile=true``). ``--profile`` adds the
+kernels that take the time of two steps.
 """
 
 from __future__ import annotations
@@ -57,16 +56,13 @@ def shape(name: str) -> LlamaConfig:
     )
 
 
-def save_model(config: LlamaConfig, folder: Path) -> int:
-    """Save random weights and the byte tokenizer; return the parameters in matrix products."""
+def save_model(config: LlamaConfig, folder: Path) -> None:
+    """Save random weights and the byte tokenizer."""
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    embedding = model.get_input_embeddings().weight.numel()
-    # tied embeddings are one matrix that is multiplied; untied ones add one that is only looked up
-    return sum(p.numel() for p in model.parameters()) - (0 if config.tie_word_embeddings else embedding)
 
 
 # ---- one run, in a process of its own
@@ -100,6 +96,8 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
     from rankdrift.layout import StudyLayout
     from rankdrift.spec import apply_overrides, parse_spec
     from rankdrift.training import engine, setup, trainer
+    from rankdrift.training.flops import model_flops
+    from rankdrift.training.matmul_peak import matmul_flops_per_second
     from rankdrift.training.run import prepared_model
 
     rows = arguments.rows
@@ -114,7 +112,7 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
         overrides += [f"training.steps={arguments.steps}", f"training.global_batch={rows}"]
         overrides += [f"training.micro_batch={arguments.micro_batch}", "training.warmup_steps=1"]
         overrides += ["training.probe_every=0", "training.precision=bf16"]
-        spec = parse_spec(apply_overrides({}, overrides))
+        spec = parse_spec(apply_overrides({}, [*overrides, *arguments.set]))
         run = StudyLayout(spec.study_root).run(spec.run_name)
         planned = setup.set_up(spec, run, HERE.parent / "ds_configs" / arguments.config)
         lengths = lengths_of(arguments.lengths, arguments.length, rows * arguments.steps)
@@ -127,18 +125,24 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
         under = engine.Engine(prepared_model(planned), spec.training, planned.config)
         loop = trainer.Trainer(planned, under)
         seconds = [timed(loop, step) for step in range(1, arguments.steps + 1)][WARM_UP:]
-        tokens = [
-            int(lengths[order.rows(step - 1)].sum()) for step in range(WARM_UP + 1, arguments.steps + 1)
-        ]
+        timed_steps = range(WARM_UP + 1, arguments.steps + 1)
+        tokens = sum(int(lengths[order.rows(step - 1)].sum()) for step in timed_steps)
+        flops = model_flops(under.module)
+        operations = sum(
+            flops.of_rows(lengths[order.rows(step - 1)], loop.targets(step)) for step in timed_steps
+        )
+        peak = matmul_flops_per_second(engine.device(), next(under.module.parameters()).dtype)
         found = {
             "seconds": statistics.median(seconds),
-            "tokens_per_second": sum(tokens) / sum(seconds),
+            "tokens_per_second": tokens / sum(seconds),
+            "teraflops": operations / sum(seconds) / 1e12,
+            "mfu": operations / sum(seconds) / peak,
             "padding": loop.loss.padding(
                 [part for step in range(arguments.steps) for part in loop.micro_batches(step + 1)]
             ),
             "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
             "trained": sum(under.numels.values()),
-            "matmul_teraflops": matmul_peak(),
+            "matmul_teraflops": peak / 1e12,
         }
         if arguments.profile:
             found["kernels"] = profile(loop)
@@ -154,22 +158,6 @@ def timed(loop: Any, step: int) -> float:
     loop.train_step(step)
     engine.wait_for_device()
     return time.perf_counter() - began
-
-
-def matmul_peak(size: int = 8192, repeats: int = 20) -> float | None:
-    """Return the TFLOP/s of a large bf16 matrix product of random numbers; None without a GPU."""
-    if not torch.cuda.is_available():
-        return None
-    one, other = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for _ in range(repeats):
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        began.record()
-        one @ other
-        ended.record()
-        torch.cuda.synchronize()
-        seconds.append(began.elapsed_time(ended) / 1e3)
-    return 2 * size**3 / statistics.median(seconds) / 1e12
 
 
 def profile(loop: Any) -> list[dict[str, Any]]:
@@ -197,28 +185,10 @@ def profile(loop: Any) -> list[dict[str, Any]]:
 # ---- all runs
 
 
-def flops_per_token(method: str, multiplied: int, trained: int, config: LlamaConfig, length: float) -> float:
-    """Return the floating-point operations of forward and backward a token."""
-    attention = 12 * config.num_hidden_layers * config.hidden_size * length / 2
-    return attention + (6.0 * multiplied if method == "full" else 4.0 * multiplied + 6.0 * trained)
-
-
-def summary_of(
-    method: str, runs: list[dict[str, Any]], multiplied: int, arguments: argparse.Namespace
-) -> dict[str, Any]:
+def summary_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians over runs of one method."""
-    speed = statistics.median(run["tokens_per_second"] for run in runs)
-    mean = lengths_of(arguments.lengths, arguments.length, arguments.rows * arguments.steps).mean()
-    rate = (
-        speed * flops_per_token(method, multiplied, runs[0]["trained"], shape(arguments.shape), mean) / 1e12
-    )
-    peak = runs[0]["matmul_teraflops"]
-    return {
-        "tokens_per_second": speed,
-        "teraflops": rate,
-        "mfu": rate / peak if peak else None,
-        "runs": len(runs),
-    }
+    rates = ("tokens_per_second", "teraflops", "mfu")
+    return {**{rate: statistics.median(run[rate] for run in runs) for rate in rates}, "runs": len(runs)}
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -229,7 +199,7 @@ def main(arguments: argparse.Namespace) -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     with tempfile.TemporaryDirectory() as scratch:
         folder, longest = Path(scratch) / "model", 0.0
-        multiplied = save_model(shape(arguments.shape), folder)
+        save_model(shape(arguments.shape), folder)
         for number in range(arguments.repeats * len(METHODS)):
             began = time.monotonic()
             if began + longest > ends:
@@ -246,7 +216,7 @@ def main(arguments: argparse.Namespace) -> None:
                 f"{longest:.0f} s",
                 flush=True,
             )
-            summary = {m: summary_of(m, found, multiplied, arguments) for m, found in runs.items() if found}
+            summary = {m: summary_of(found) for m, found in runs.items() if found}
             result = {"settings": settings, "gpu": gpu, "summary": summary, "runs": runs}
             files.write_json(arguments.output, {**result, "environment": files.environment()})
     print(json.dumps(summary, indent=2))
@@ -265,6 +235,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all runs")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
