@@ -38,6 +38,7 @@ from rankdrift.errors import UserError
 from rankdrift.layout import cache_folder
 from rankdrift.models.direction import is_bidirectional
 from rankdrift.models.families import in_block
+from rankdrift.models.recomputed import recompute_activations
 from rankdrift.models.tiny import save_tiny
 from rankdrift.spec import ModelSpec
 
@@ -159,8 +160,7 @@ def load_model(
         raise UserError(f"{folder}: {_one_line(error)}") from None
     model.config.use_cache = False
     if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        recompute_activations(model, selectively=spec.gradient_checkpointing == "selective")
     return model
 
 

@@ -26,8 +26,8 @@ class ModelSpec(Section):
     """Classes of a new head: each task has its own, or tasks with as many classes have the same ones."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention implementation of transformers; auto is sdpa where the family has it (Gemma 2 does not)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Recompute activations in the backward pass: all, or all but those of matrix products and attention."""
     compile: bool = False
     """Compile the blocks (``torch.compile``) for training: by a C++ compiler or Triton; not at stage 3."""
 

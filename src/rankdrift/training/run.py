@@ -69,6 +69,6 @@ def prepared_model(setup: Setup) -> PreTrainedModel:
     prepared: PreTrainedModel = setup.method.prepare(model, spec.method, setup.base)
     if spec.model.compile:
         compile_blocks(prepared)  # the compiler joins products as well
-    elif stage_of(setup.config) < 3:  # where no module's parts have to be gathered when it is called
-        join_products(prepared)
+    elif stage_of(setup.config) < 3 and spec.model.gradient_checkpointing != "selective":
+        join_products(prepared)  # not where parts of layers are gathered, nor where products are kept as made
     return prepared
