@@ -153,6 +153,7 @@ def prepared(data: Path, folder: Path, sizes: list[int]) -> dict[int, Path]:
             plan = ["train", "--config", str(CONFIG), f"output={output}", "model.name=tiny"]
             plan += ["data.tasks=[sst2]", f"data.root={root}", "training.steps=1", "training.warmup_steps=0"]
             run_ranks(["-m", "rankdrift", *plan], 1, 29744, {"OMP_NUM_THREADS": 1, **CPU})
+    os.sync()  # or the disk would still be written to while the first runs are timed
     return roots
 
 

@@ -36,7 +36,7 @@ def require_compiler() -> None:
     try:
         torch.compile(_twice)(torch.ones(2, device=device))
     except Exception as error:  # of many classes, none of them documented
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"model.compile: torch cannot compile here ({reason}); install a C++ compiler (Debian: apt-get "
             "install g++), on a GPU also triton, or leave it off"

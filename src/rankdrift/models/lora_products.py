@@ -27,6 +27,8 @@ def join_products(model: nn.Module) -> int:
 
     A layer that drops inputs out, or that is not a plain LoRA of a plain linear layer, stays as it is.
     """
+    if not hasattr(model, "peft_config"):
+        return 0
     from peft.tuners.lora import Linear
 
     adapted = {name: layer for name, layer in model.named_modules() if type(layer) is Linear}
@@ -69,10 +71,14 @@ class _Group:
     given: Tensor | None = None
     outputs: dict[int, Tensor] = field(default_factory=dict)
     """What has been computed of ``given``, and nobody has taken yet."""
+    apart: bool = False
+    """A layer was not called, or with another input: they share none."""
 
     def output(self, place: int, given: Tensor) -> Tensor:
         if self.given is not given or place not in self.outputs:
-            if self.outputs:  # a layer was not called, or with another input: they share none
+            self.apart = self.apart or bool(self.outputs)
+            if self.apart:
+                self.given, self.outputs = None, {}
                 return self._computed([self.layers[place]], given)[0]
             self.given, self.outputs = given, dict(enumerate(self._computed(self.layers, given)))
         found = self.outputs.pop(place)

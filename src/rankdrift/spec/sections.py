@@ -159,7 +159,6 @@ class TrainingSpec(Section):
     """Keep so many checkpoints of the lowest validation loss, the mean of tasks."""
     probe_every: NonNegativeInt = 10
     """Steps between gradient statistics; 0 switches them off."""
-
     profile: tuple[PositiveInt, ...] = ()
     """Steps that every rank writes a trace of, below ``traces`` of the run, for Perfetto; it slows them."""
 

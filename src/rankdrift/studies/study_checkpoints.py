@@ -31,9 +31,9 @@ from rankdrift.zero_checkpoint.manifest import complete_steps
 from rankdrift.zero_checkpoint.trainer_folder import trainer_folder
 
 Source = Literal["auto", "exports", "checkpoints"]
+"""Where the weights of a step are read from."""
 IGNORED = -100
 """Label of a token that carries no loss, as transformers has it."""
-"""Where the weights of a step are read from."""
 TEXT_TOKENS = 64
 """Tokens of each window of general text on which gradients are taken."""
 _NOTHING: dict[Source, str] = {
