@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
 from families import DECODERS, LLAMA
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import Operations
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rankdrift.methods.lora import Settings, prepare
@@ -58,16 +57,6 @@ def test_outputs_and_gradients_are_pefts(family: str, checkpointing: bool) -> No
     assert_alike(model, adapted(family, checkpointing=checkpointing))
 
 
-class Products(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: collections.Counter[str] = collections.Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def test_one_product_for_all_layers_of_an_input() -> None:
     """Of a block's seven layers q, k and v share an A, and gate and up: four products by an A, not seven."""
     counts = []
@@ -75,7 +64,7 @@ def test_one_product_for_all_layers_of_an_input() -> None:
         model = adapted("llama")
         if join:
             join_products(model)
-        with Products() as products, torch.no_grad():
+        with Operations() as products, torch.no_grad():
             model(input_ids=torch.tensor([[5, 6, 7]]))
         counts.append(sum(products.calls[name] for name in ("mm", "addmm", "addmm_")))
     assert counts[0] - counts[1] == 3 * LAYERS

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from families import LLAMA
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import Operations
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rankdrift.models.packing import pack_rows, packed_inputs
@@ -17,16 +17,6 @@ from rankdrift.models.recomputed import recompute_activations
 
 LAYERS, ROWS = 2, [5, 3]
 PRODUCTS = 6 * LAYERS  # a block has seven; of the last one nobody needs what it gave
-
-
-class Operations(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: collections.Counter[str] = collections.Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def passed(which: Any) -> tuple[dict[str, torch.Tensor], collections.Counter[str]]:
