@@ -23,7 +23,8 @@ from rankdrift.analysis.sources.observations import (
 
 COLOURS = {
     **{"data": "#DDCC77", "forward": "#88CCEE", "backward": "#0072B2", "update": "#D55E00"},
-    **{"exchange": "#CC79A7", "probe": "#117733", "evaluation": "#44AA99", "save": "#999933", "rest": "#d0d0d0"},
+    **{"exchange": "#CC79A7", "probe": "#117733", "evaluation": "#44AA99", "save": "#999933"},
+    "rest": "#d0d0d0",
 }
 
 
@@ -74,9 +75,9 @@ FIGURE = Figure(
     tables=("training_metrics",),
     caption=(
         "Mean seconds of a logged step by part; probes, evaluations and saves are shared out among all "
-        "logged steps, and the rest is what no clock was set for. Behind the bars the median of real tokens a "
-        "second and of the model's operations as a share of the measured peak (MFU). All of it belongs to the "
-        "machine, and to what else ran on it."
+        "logged steps, and the rest is what no clock was set for. Behind the bars the median of real tokens "
+        "a second and of the model's operations as a share of the measured peak (MFU). All of it belongs to "
+        "the machine, and to what else ran on it."
     ),
     draw=_draw,
 )
