@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
     "training.precision": "bf16",
     "training.packing": "off",
     "training.save_steps": [1],
+    "training.profile": [3],
     "training.clip": 0.5,
 }
 """Another valid value, for keys where one more is none."""
