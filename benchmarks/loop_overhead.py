@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ranks import CPU, median_ratio, medians, run_ranks
+from rank_processes import CPU, median_ratio, medians, run_ranks
 
 from rankdrift import files
 

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from ranks import CPU, PLAIN_HEAP, median_ratio, medians, run_ranks
+from rank_processes import CPU, PLAIN_HEAP, median_ratio, medians, run_ranks
 
 from rankdrift import files
 

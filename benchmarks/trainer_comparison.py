@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ranks import CPU, PLAIN_HEAP, median_ratio, medians, run_ranks
+from rank_processes import CPU, PLAIN_HEAP, median_ratio, medians, run_ranks
 
 from rankdrift import files
 

@@ -26,8 +26,10 @@ COLUMNS = {
     "padding": "share of what rank 0 put through the model that is no token; NaN but for train",
     "memory_gib": "largest of a rank: a GPU's peak, or a process's resident set, GiB; NaN but for train",
     "seconds": "of the step and its parts; NaN but for train",
-    **{f"seconds_{part}": f"{said}; NaN where there was none" for part, said in PARTS_OF_STEPS.items()},
-    **{f"seconds_{part}": f"{said}; NaN where there was none" for part, said in BESIDE_STEPS.items()},
+    **{
+        f"seconds_{part}": f"{said}; NaN where there was none"
+        for part, said in (PARTS_OF_STEPS | BESIDE_STEPS).items()
+    },
     "tokens": "of the task, trained on so far; NaN but for train/TASK",
     "rows": "of the task, trained on so far; NaN but for train/TASK",
 }

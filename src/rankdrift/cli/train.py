@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         if "RANK" in os.environ:  # a launcher that is killed cannot stop its ranks
             signals.end_with_parent(signals.launcher_pid())
         spec = load_recipe(arguments.experiment, arguments.overrides).spec(arguments.arm, arguments.seed)
-        from rankdrift.models.base import resolve
+        from rankdrift.models.base import resolve  # torch and deepspeed take seconds to import: check first
         from rankdrift.training.engine import process_group
         from rankdrift.training.run import train
 

@@ -68,8 +68,7 @@ def rank_micro_batches(
     assert len(indices) % window == 0, f"{len(indices)} rows are no multiple of {window}"
     lengths = np.asarray(lengths)
     longest_first = _longest_first(indices, lengths).reshape(-1, window)
-    per_rank = micro_batch
-    return [np.array(_dealt(part, lengths, world_size, per_rank)[rank]) for part in longest_first]
+    return [np.array(_dealt(part, lengths, world_size, micro_batch)[rank]) for part in longest_first]
 
 
 def rank_packed_batches(

@@ -219,7 +219,7 @@ def on_rank_0(action: Callable[[], None]) -> None:
 
 def max_over_ranks(value: float) -> float:
     """Return the largest value of any rank."""
-    largest = torch.tensor([value], dtype=torch.float64, device=device())
+    largest = scalar(value)
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     return float(largest)
 

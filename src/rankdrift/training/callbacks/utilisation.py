@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from rankdrift.training import engine
 from rankdrift.training.callbacks import Callback, Step
 from rankdrift.training.flops import ModelFlops, model_flops
@@ -25,7 +27,7 @@ class Utilisation(Callback):
         self.flops = model_flops(trainer.engine.module)
         engine.barrier()
         own = matmul_flops_per_second(engine.device(), next(trainer.engine.module.parameters()).dtype)
-        self.peak = float(engine.gather_vectors(engine.scalar(own)).sum())
+        self.peak = float(engine.sum_over_ranks(torch.tensor(own, dtype=torch.float64)))
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Add both to the log's line."""
