@@ -98,6 +98,11 @@ class RunLayout:
         return self.root / "replay.json"
 
     @property
+    def micro_batch(self) -> Path:
+        """What ``training.micro_batch=auto`` has found: tokens at once, what was measured, under what."""
+        return self.root / "micro_batch.json"
+
+    @property
     def save_request(self) -> Path:
         """A file a user makes to have a checkpoint saved now."""
         return self.root / "SAVE"

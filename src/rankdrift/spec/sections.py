@@ -113,14 +113,15 @@ class TrainingSpec(Section):
     """Optimizer steps."""
     global_batch: PositiveInt = 16
     """Rows an optimizer step, over all ranks and accumulation steps."""
-    micro_batch: PositiveInt = 8
-    """Most rows a rank puts through the model at once; lowered where it does not divide the batch."""
+    micro_batch: PositiveInt | Literal["auto"] = 8
+    """Most rows a rank puts through the model at once; lowered where it does not divide the batch. auto is
+    what a GPU has room for, found in the first steps, and on a CPU, where more at once gain nothing, 8."""
     packing: Literal["auto", "on", "off"] = "auto"
     """Rows put through at once lie end to end, each attending to itself alone, instead of being filled up to
     the longest; auto packs where the model's family, its head and its attention allow it."""
     micro_batch_tokens: PositiveInt | None = None
-    """Most tokens of packed rows a rank puts through the model at once, however many rows these are; None is
-    what ``micro_batch`` of the longest rows have, so that packing needs no more memory than filling up."""
+    """Most tokens a rank puts through the model at once, however many rows these are (of rows that are filled
+    up, as many of the longest as it has room for); None is what ``micro_batch`` of the longest have."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -169,10 +170,15 @@ class TrainingSpec(Section):
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
-    def _steps_in_range(self) -> TrainingSpec:
+    def _fits_together(self) -> TrainingSpec:
         if self.warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} leaves no step of steps={self.steps} after it"
+            )
+        if self.micro_batch == "auto" and self.micro_batch_tokens is not None:
+            raise ValueError(
+                f"micro_batch=auto finds the tokens that micro_batch_tokens={self.micro_batch_tokens} sets: "
+                "give one of them"
             )
         late = [step for step in self.save_steps if step > self.steps]
         if late:

@@ -65,10 +65,13 @@ class BatchLoss:
 
     def padding(self, micro_batches: list[list[Row]]) -> float:
         """Return the share of what is put through the model that holds no token."""
-        if self.packs:
-            return 0.0
-        lengths = [[len(row.input_ids) for row in rows] for rows in micro_batches]
-        return 1 - sum(map(sum, lengths)) / sum(max(own) * len(own) for own in lengths)
+        tokens = sum(len(row.input_ids) for rows in micro_batches for row in rows)
+        return 1 - tokens / sum(map(self.put_through, micro_batches))
+
+    def put_through(self, rows: list[Row]) -> int:
+        """Return the tokens that a micro-batch is put through the model as, filling included."""
+        lengths = [len(row.input_ids) for row in rows]
+        return sum(lengths) if self.packs else max(lengths) * len(rows)
 
     def _losses(self, rows: list[Row]) -> tuple[Tensor, Tensor]:
         """Return every target's loss, nats, and the number of its row, both of the shape (targets,)."""

@@ -16,6 +16,7 @@ from rankdrift.spec import Spec
 from rankdrift.training import checkpointing, engine
 from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.evaluation import Evaluation
+from rankdrift.training.callbacks.fitting import Fitting
 from rankdrift.training.callbacks.probing import Probing
 from rankdrift.training.callbacks.profiling import Profiling
 from rankdrift.training.callbacks.recording import Recording
@@ -26,6 +27,7 @@ from rankdrift.training.callbacks.utilisation import Utilisation
 from rankdrift.training.description import describe
 from rankdrift.training.ds_config import stage_of
 from rankdrift.training.journal import Journal, log_to
+from rankdrift.training.memory import memory_of_device
 from rankdrift.training.setup import Setup, set_up
 from rankdrift.training.stop_requests import Requests
 from rankdrift.training.trainer import Trainer
@@ -50,7 +52,8 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         journal = Journal(run, spec.training.steps, start) if engine.rank() == 0 else None
         asked = Asked(requests or Requests())
         watching = (Profiling(), Probing(), Replay(), Utilisation())
-        callbacks = (asked, *watching, Recording(), Accounting(), Evaluation(), Saving(asked))
+        fitting = Fitting(memory_of_device())
+        callbacks = (asked, fitting, *watching, Recording(), Accounting(), Evaluation(), Saving(asked))
         Trainer(setup, under, callbacks, start, journal).fit()
     return run
 

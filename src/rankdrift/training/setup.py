@@ -21,12 +21,16 @@ from rankdrift.models.base import config_of, hidden_size, load_tokenizer, resolv
 from rankdrift.models.compiled import require_compiler
 from rankdrift.models.direction import padding_side
 from rankdrift.models.packing import why_not
-from rankdrift.spec import Spec
+from rankdrift.spec import Spec, TrainingSpec
 from rankdrift.spec.identity import digest
 from rankdrift.training import ds_config, engine, resume_check
+from rankdrift.training.memory import memory_of_device
 from rankdrift.zero_checkpoint.manifest import Manifest
 
 logger = logging.getLogger(__name__)
+
+ROWS_ON_CPU = 8
+"""Rows at once where nobody has said how many."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     """Resolve names, read the data and merge the configuration; raise UserError for what cannot be."""
     training = spec.training
     precision = resolved_precision(spec)
-    micro, accumulation = plan_micro_batches(training.global_batch, training.micro_batch, engine.world_size())
+    rows = _rows_at_once(training)
+    micro, accumulation = plan_micro_batches(training.global_batch, rows, engine.world_size())
     plan = ds_config.BatchPlan(micro, accumulation, engine.world_size())
     base = resolve(spec.model.name, spec.model.revision)
     config, notes = ds_config.merge(spec, config_path, plan, precision, engine.zero_keys(), hidden_size(base))
@@ -88,6 +93,16 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     under = resume_check.conditions(environment, config, spec.as_dict())
     packs = _packs(spec, base)
     return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under, packs)
+
+
+def _rows_at_once(training: TrainingSpec) -> int:
+    """Return the most rows of a micro-batch: where they are yet to be found, what DeepSpeed is to be told."""
+    if training.micro_batch != "auto":
+        return training.micro_batch
+    if memory_of_device():
+        return training.global_batch
+    logger.info("training.micro_batch=auto is %d on a CPU", ROWS_ON_CPU)
+    return ROWS_ON_CPU
 
 
 def _require_compilable(stage: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankdrift.data.batches import rank_micro_batches, rank_packed_batches
+from rankdrift.data.batches import plan_micro_batches, rank_micro_batches, rank_packed_batches
 from rankdrift.data.tokens import Row
 from rankdrift.errors import UserError
 from rankdrift.training import engine
@@ -54,8 +54,13 @@ class Trainer:
         self.between: dict[str, float] = {}
         self.journal = journal
         self.loss = BatchLoss(under, setup.data, setup.spec.model.head)
-        given = self.training.micro_batch_tokens
-        self.budget = given or setup.plan.micro_batch * int(setup.data.lengths.max())
+        self.longest = int(setup.data.lengths.max())
+        self.budget = self.training.micro_batch_tokens or setup.plan.micro_batch * self.longest
+
+    @property
+    def rows_at_once(self) -> int:
+        """The longest rows that keep to the budget of tokens."""
+        return self.budget // self.longest
 
     @contextmanager
     def aside(self, what: str) -> Iterator[None]:
@@ -121,7 +126,8 @@ class Trainer:
         if self.loss.packs:
             parts = rank_packed_batches(window, lengths, *own, self.budget)
         else:
-            parts = rank_micro_batches(window, lengths, *own, self.setup.plan.micro_batch)
+            plan = plan_micro_batches(len(window), self.rows_at_once, engine.world_size())
+            parts = rank_micro_batches(window, lengths, *own, plan.micro_batch)
         return [[self.data.train[index] for index in part] for part in parts]
 
     def targets(self, step: int) -> int:

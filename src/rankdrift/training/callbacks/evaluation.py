@@ -59,7 +59,8 @@ class Evaluation(Callback):
     def _loss(self, trainer: Trainer, table: TokenTable) -> float:
         """Return a task's mean loss; every rank passes the same number of batches, as ZeRO-3 needs."""
         trainer.engine.deepspeed.eval()
-        rows, size = table[: trainer.training.eval_rows], trainer.setup.plan.micro_batch
+        rows = table[: trainer.training.eval_rows]
+        size = min(trainer.rows_at_once, -(-len(rows) // engine.world_size()))
         share = -(-len(rows) // (engine.world_size() * size)) * size
         mine = rows[engine.rank() * share : (engine.rank() + 1) * share]
         loss_sum = 0.0
