@@ -28,6 +28,7 @@ from rankdrift.analysis.mathematics.statistics.intervals import t_quantile
 from rankdrift.analysis.sources.differentiable import has_classifier, open_model
 from rankdrift.analysis.sources.loss_gradients import shard_sums
 from rankdrift.analysis.sources.loss_rows import read_rows
+from rankdrift.analysis.sources.models import Precision
 from rankdrift.analysis.sources.observations import last_checkpoints, whole_gradients
 from rankdrift.analysis.sources.recorded_gradients import COLUMNS
 from rankdrift.analysis.sources.subjects import Subject
@@ -79,6 +80,8 @@ class Settings(Section):
 
     rows: NonNegativeInt = 32
     """Validation rows of each task on which gradients are taken; 0 is none."""
+    precision: Precision = "fp32"
+    """Arithmetic of the model's products; bf16 is faster on a GPU. Gradients are added up in fp32."""
 
 
 def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
@@ -99,7 +102,7 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
     if inputs.classifies != (subject.tuned is not None and has_classifier(subject.tuned)):
         return {}
     model = open_model(subject.base, subject.tuned, inputs.classifies, subject.initial)
-    found = shard_sums(model, inputs)
+    found = shard_sums(model, inputs, params.of(Settings).precision)
     places = [
         ({"space": space, "level": level, **dataclasses.asdict(cell)}, sums)
         for space, cells in found.items()

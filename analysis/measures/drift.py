@@ -33,6 +33,7 @@ from rankdrift.analysis.mathematics.representation.principal import columns_with
 from rankdrift.analysis.sources import activations, models
 from rankdrift.analysis.sources.activations import REPRESENTATIONS, Representation, States, TokenRows
 from rankdrift.analysis.sources.base_layers import stored_side
+from rankdrift.analysis.sources.models import Precision
 from rankdrift.analysis.sources.observations import last_checkpoints, mean_states
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import UserError
@@ -83,6 +84,8 @@ class Settings(Section):
 
     rows: PositiveInt = 64
     """Inputs over which it is measured (the first ones)."""
+    precision: Precision = "fp32"
+    """Arithmetic of both models' products; bf16 is faster on a GPU, and its rounding is in every number."""
     canonical: bool = False
     """Whether SVCCA and PWCCA are computed: they need ten rows for every direction that is compared."""
     keep_representations: bool = False
@@ -102,9 +105,12 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
         return {}
     settings = params.of(Settings)
     inputs = _inputs(params.drift_inputs, settings.rows)
-    base = activations.base_states(subject.base, inputs, params.cache)
+    base = activations.base_states(subject.base, inputs, params.cache, settings.precision)
     with activations.tuned_states(
-        models.load_tuned(subject.base, subject.tuned, subject.initial), inputs, params.cache
+        models.load_tuned(subject.base, subject.tuned, subject.initial),
+        inputs,
+        params.cache,
+        settings.precision,
     ) as tuned:
         _check_alike(subject, base, tuned)
         if settings.keep_representations:

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from rankdrift import files
 from rankdrift.analysis.sources import models
-from rankdrift.analysis.sources.models import blocks, device
+from rankdrift.analysis.sources.models import Precision, arithmetic, blocks, device
 from rankdrift.errors import UserError
 
 BATCH_TOKENS = 512
@@ -131,7 +131,7 @@ def _spread(length: int, share: int) -> list[int]:
     return [(2 * part + 1) * length // (2 * share) for part in range(share)]
 
 
-def base_states(base: Path, inputs: TokenRows, cache: Path) -> States:
+def base_states(base: Path, inputs: TokenRows, cache: Path, precision: Precision = "fp32") -> States:
     """Return the base's states, from a folder of their own below ``cache``; computed if they are not there.
 
     The folder's name is a digest of the model's files, the token ids and what computes them.
@@ -140,6 +140,7 @@ def base_states(base: Path, inputs: TokenRows, cache: Path) -> States:
         "model": [str(base.resolve()), files.fingerprint(base)],
         "rows": inputs.rows,
         "device": device().type,
+        "precision": precision,
         "batch_tokens": BATCH_TOKENS,
         "tokens_per_width": TOKENS_PER_WIDTH,
         "version": VERSION,
@@ -149,22 +150,26 @@ def base_states(base: Path, inputs: TokenRows, cache: Path) -> States:
     with files.held(path.with_suffix(".lock")):  # processes with a checkpoint each wait for one pass
         if not path.exists():
             with files.replacing(path) as temporary:
-                record_states(models.load_backbone(base), inputs, temporary)
+                record_states(models.load_backbone(base), inputs, temporary, precision)
     return States(path, inputs)
 
 
 @contextlib.contextmanager
-def tuned_states(model: PreTrainedModel, inputs: TokenRows, cache: Path) -> Iterator[States]:
+def tuned_states(
+    model: PreTrainedModel, inputs: TokenRows, cache: Path, precision: Precision = "fp32"
+) -> Iterator[States]:
     """Yield a tuned model's states, in a file below ``cache`` that is deleted afterwards."""
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="states-tuned-", dir=cache) as folder:
         path = Path(folder) / "states.npy"
-        record_states(model, inputs, path)
+        record_states(model, inputs, path, precision)
         del model  # what follows needs its memory
         yield States(path, inputs)
 
 
-def record_states(model: PreTrainedModel, inputs: TokenRows, path: Path) -> None:
+def record_states(
+    model: PreTrainedModel, inputs: TokenRows, path: Path, precision: Precision = "fp32"
+) -> None:
     """Put the inputs through the model and write the file of ``States``.
 
     State 0 is what enters the first block, state i what leaves block i, before any final norm. Rows are
@@ -182,7 +187,7 @@ def record_states(model: PreTrainedModel, inputs: TokenRows, path: Path) -> None
     count, starts = len(inputs.rows), [0, *itertools.accumulate(map(len, kept))]
     shape = (len(blocks(model)) + 1, 2 * count + starts[-1], _width(model))
     states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    for batch, found in _batches(model, inputs, kept):
+    for batch, found in _batches(model, inputs, kept, precision):
         tokens = [row for index in batch for row in range(starts[index], starts[index + 1])]
         places = [*batch, *(count + index for index in batch), *(2 * count + row for row in tokens)]
         states[:, places] = found.numpy()
@@ -195,13 +200,13 @@ def _width(model: PreTrainedModel) -> int:
 
 
 def _batches(
-    model: PreTrainedModel, inputs: TokenRows, kept: Sequence[Sequence[int]]
+    model: PreTrainedModel, inputs: TokenRows, kept: Sequence[Sequence[int]], precision: Precision
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the inputs of each batch and their states (layers, rows, d) on the CPU: means, last, tokens."""
     model = model.to(device())  # type: ignore[arg-type]
     start = first_position(model)
     for batch in length_batches([len(row) for row in inputs.rows]):
-        with torch.inference_mode():
+        with torch.inference_mode(), arithmetic(precision):
             rows = [inputs.rows[index] for index in batch]
             states = _batch_states(model, rows, [kept[index] for index in batch], start)
         if not states.isfinite().all():
@@ -253,6 +258,7 @@ def _batch_states(
     row, column = torch.tensor(places, device=mask.device).unbind(dim=1)
 
     def taken(hidden: Tensor) -> Tensor:
+        hidden = hidden.float()
         return torch.cat([mean_over_tokens(hidden, mask), hidden[:, -1], hidden[row, column]])
 
     with _recorded(model, taken) as states:

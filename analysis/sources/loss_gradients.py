@@ -19,7 +19,7 @@ from rankdrift.analysis.mathematics.gradients.products import GradientSums, Shar
 from rankdrift.analysis.sources.activations import length_batches, padded
 from rankdrift.analysis.sources.differentiable import Differentiable, Space
 from rankdrift.analysis.sources.loss_rows import IGNORED, LossRows, Row
-from rankdrift.analysis.sources.models import device
+from rankdrift.analysis.sources.models import Precision, arithmetic, device
 from rankdrift.errors import UserError
 from rankdrift.models.families import Cell, cell_of
 
@@ -30,7 +30,9 @@ Piece = tuple[str, slice]
 """A parameter's name, and which of its rows."""
 
 
-def shard_sums(subject: Differentiable, inputs: LossRows) -> dict[Space, dict[Cell, GradientSums]]:
+def shard_sums(
+    subject: Differentiable, inputs: LossRows, precision: Precision = "fp32"
+) -> dict[Space, dict[Cell, GradientSums]]:
     """Return what is kept of the gradients on the rows of each shard, space by space and cell by cell.
 
     Parameters whose gradients of all shards do not fit into ``HELD_BYTES`` are taken in further passes, each
@@ -48,7 +50,7 @@ def shard_sums(subject: Differentiable, inputs: LossRows) -> dict[Space, dict[Ce
     subject.model.to(device())  # type: ignore[arg-type]
     found: dict[Space, dict[Cell, GradientSums]] = {}
     for pieces in _passes(subject, len(inputs.groups)):
-        held = _held(subject, pieces, inputs.groups)
+        held = _held(subject, pieces, inputs.groups, precision)
         for name, _ in pieces:
             for space, cell, sums in _parameter_sums(subject, name, held.pop(name), inputs.shards):
                 cells = found.setdefault(space, {})
@@ -93,7 +95,7 @@ def _pieces(subject: Differentiable, shards: int) -> Iterator[tuple[str, slice, 
 
 
 def _held(
-    subject: Differentiable, pieces: Sequence[Piece], groups: Sequence[Sequence[Row]]
+    subject: Differentiable, pieces: Sequence[Piece], groups: Sequence[Sequence[Row]], precision: Precision
 ) -> dict[str, Tensor]:
     """Return the gradients of each shard's summed loss with respect to pieces, (shards, rows, ...) each."""
     chosen = {name: subject.parameters[name] for name, _ in pieces}
@@ -109,7 +111,9 @@ def _held(
             # backward adds to it in place; of a part of its rows, to a gradient of its own
             value.grad = held[name][shard] if held[name][shard].shape == value.shape else None
         for batch in _batches(subject.model, group):
-            loss_sum(subject.model, batch).backward()
+            with arithmetic(precision):
+                loss = loss_sum(subject.model, batch)
+            loss.backward()
         for name, rows in pieces:
             grad = chosen[name].grad
             if held[name][shard].shape != chosen[name].shape and grad is not None:
@@ -148,7 +152,7 @@ def _class_loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
         logits = model(**padded(ids), use_cache=False).logits
     else:  # encoders count positions in ways of their own, and have no cache to be told of
         logits = model(input_ids=torch.tensor(ids, device=where)).logits
-    return cross_entropy(logits, classes, reduction="sum")
+    return cross_entropy(logits.float(), classes, reduction="sum")
 
 
 def _token_loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
@@ -161,7 +165,7 @@ def _token_loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
     carries = labels != IGNORED
     kept = width - int(carries.any(dim=0).nonzero()[0]) + 1
     logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, :-1]
-    return cross_entropy(logits[carries[:, 1 - kept :]], labels[carries], reduction="sum")
+    return cross_entropy(logits[carries[:, 1 - kept :]].float(), labels[carries], reduction="sum")
 
 
 def _check_tokens(model: PreTrainedModel, inputs: LossRows) -> None:

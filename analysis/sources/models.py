@@ -1,4 +1,4 @@
-"""Models of transformers, fp32, in evaluation mode, filled with the tensors that all analyses read.
+"""Models of transformers in evaluation mode, weights in fp32, filled with the tensors that all analyses read.
 
 A LoRA adapter is the base model with W0 + dW merged in fp32.
 """
@@ -6,8 +6,9 @@ A LoRA adapter is the base model with W0 + dW merged in fp32.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from rankdrift.analysis.sources.folders import config_folder, is_adapter, model_
 from rankdrift.analysis.sources.weights import open_weights
 from rankdrift.errors import UserError
 
+Precision = Literal["fp32", "bf16"]
 POOLER = "pooler."
 """Encoders saved with a masked LM head have none: it is built on the last state, which it does not change."""
 
@@ -101,6 +103,11 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise UserError(f"{model.name_or_path}: {type(model).__name__} has no list of {count} blocks to measure")
+
+
+def arithmetic(precision: Precision) -> AbstractContextManager[Any]:
+    """Return where models compute so: in bf16 their products, while sums, norms and gradients stay fp32."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def device() -> torch.device:

@@ -25,7 +25,7 @@ from transformers import (
 from rankdrift.analysis.contract import Params
 from rankdrift.analysis.mathematics.gradients import noise
 from rankdrift.analysis.measures import checkpoint_gradients
-from rankdrift.analysis.measures.checkpoint_gradients import ANALYSIS
+from rankdrift.analysis.measures.checkpoint_gradients import ANALYSIS, Settings
 from rankdrift.analysis.sources import activations, loss_gradients
 from rankdrift.analysis.sources.differentiable import open_model
 from rankdrift.analysis.sources.subjects import Subject, base_subject
@@ -448,3 +448,15 @@ def test_noise_is_of_the_mean_over_targets_not_over_rows(
     }
     assert set(told) == expected
     assert all(targets > rows for rows, targets in expected)
+
+
+def test_products_in_bf16_differ_from_fp32_by_its_rounding(base: Path, inputs: Path) -> None:
+    exact, rounded = (
+        ANALYSIS.compute(
+            base_subject(base),
+            Params(base / "cache", gradient_inputs=inputs, settings=(Settings(precision=precision),)),
+        )["checkpoint_gradients"]["l2_norm"]
+        for precision in ("fp32", "bf16")
+    )
+    assert not np.array_equal(exact, rounded)
+    np.testing.assert_allclose(rounded, exact, rtol=0.05)

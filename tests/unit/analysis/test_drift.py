@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -240,6 +241,30 @@ def test_cached_states_are_the_fresh_ones_and_follow_rows_and_weights(base: Path
     assert activations.base_states(base, rows, tmp_path) == states
     assert activations.base_states(base, TokenRows(base, ROWS[1:]), tmp_path).path != states.path
     assert activations.base_states(other, rows, tmp_path).path != states.path
+
+
+def test_products_in_bf16_differ_from_fp32_by_its_rounding(base: Path, tmp_path: Path, inputs: Path) -> None:
+    model = models_of.load_backbone(base)
+    found = {}
+    for precision in ("fp32", "bf16"):
+        states = States(tmp_path / f"{precision}.npy", TokenRows(base, ROWS))
+        activations.record_states(model, states.inputs, states.path, precision)
+        found[precision] = states.rows(LAYERS, "token")
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        library = model(torch.tensor([ROWS[0]]), output_hidden_states=True).hidden_states[LAYERS - 1][0]
+    states = States(tmp_path / "bf16.npy", TokenRows(base, ROWS))
+    ours = states.rows(LAYERS - 1, "token")[: len(library)]
+    torch.testing.assert_close(ours, library.float(), rtol=0.01, atol=0.01 * float(library.abs().max()))
+    error = (found["bf16"] - found["fp32"]).norm() / found["fp32"].norm()
+    assert 1e-4 < error < 2e-2
+
+
+def test_the_base_has_states_of_its_own_in_each_precision(base: Path, tmp_path: Path, inputs: Path) -> None:
+    tuned = changed(base, tmp_path / "t", lambda model: model.model.layers[0].mlp.up_proj.weight.mul_(1.5))
+    exact, rounded = (drift(base, tuned, inputs, precision=precision) for precision in ("fp32", "bf16"))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert not np.array_equal(exact["relative_l2"], rounded["relative_l2"])
+    np.testing.assert_allclose(rounded["relative_l2"], exact["relative_l2"], rtol=0.1)
 
 
 def test_nothing_of_the_tuned_model_is_left_in_the_cache(base: Path, tmp_path: Path, inputs: Path):
