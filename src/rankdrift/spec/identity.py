@@ -29,6 +29,7 @@ KEYS: dict[str, Role] = {
     "model.attention": "rounding",
     "model.gradient_checkpointing": "rounding",
     "model.compile": "rounding",
+    "model.liger": "rounding",
     "data.tasks": "content",
     "data.mixture": "identity",
     "data.root": "content",

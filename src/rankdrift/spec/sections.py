@@ -30,6 +30,14 @@ class ModelSpec(Section):
     """Recompute activations in the backward pass: all, or all but those of matrix products and attention."""
     compile: bool = False
     """Compile the blocks (``torch.compile``) for training: by a C++ compiler or Triton; not at stage 3."""
+    liger: bool = False
+    """Norms and gated MLPs are Liger's fused kernels (``pip install 'rankdrift[liger]'``); on a GPU."""
+
+    @model_validator(mode="after")
+    def _fuses_once(self) -> ModelSpec:
+        if self.liger and self.compile:
+            raise ValueError("liger and compile fuse the same operations: choose one of them")
+        return self
 
 
 class MixtureSpec(Section):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import load_model, stored_dtype
 from rankdrift.models.compiled import compile_blocks
+from rankdrift.models.liger import use_liger
 from rankdrift.models.lora_products import join_products
 from rankdrift.models.packing import pack_rows
 from rankdrift.spec import Spec
@@ -69,6 +70,8 @@ def prepared_model(setup: Setup) -> PreTrainedModel:
     model = load_model(setup.base, spec.model, setup.data.num_labels, dtype)
     if setup.packs:
         pack_rows(model)
+    if spec.model.liger:
+        use_liger(model)
     prepared: PreTrainedModel = setup.method.prepare(model, spec.method, setup.base)
     if spec.model.compile:
         compile_blocks(prepared)  # the compiler joins products as well

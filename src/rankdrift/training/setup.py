@@ -20,6 +20,7 @@ from rankdrift.methods import Method
 from rankdrift.models.base import config_of, hidden_size, load_tokenizer, resolve
 from rankdrift.models.compiled import require_compiler
 from rankdrift.models.direction import padding_side
+from rankdrift.models.liger import require_liger
 from rankdrift.models.packing import why_not
 from rankdrift.spec import Spec, TrainingSpec
 from rankdrift.spec.identity import digest
@@ -68,6 +69,8 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     engine.require_nvme(config)
     if spec.model.compile:
         _require_compilable(ds_config.stage_of(config))
+    if spec.model.liger:
+        require_liger(config_of(base))
     for note in notes:
         logger.warning(note)
     logger.info("global batch %d = %s", training.global_batch, plan)
