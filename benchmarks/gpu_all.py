@@ -7,19 +7,22 @@ Each part is a process of its own that writes its own JSON below ``--out`` as it
 would not end in time, by the seconds that stand beside it here, and one that takes longer than what is left
 is stopped. ``gpu_all.json`` says of every part how it ended, in how many seconds, and what it said last.
 
-    stages      the tests marked ``gpu`` of training: each ZeRO stage, both methods, save, resume,
-                consolidate, and what a step waits for
-    packed      1.1 B parameters, rows of 512 tokens: full and LoRA r16, tokens a second and MFU
-    trainer     the same base on short rows, beside the Trainer of transformers with the same DeepSpeed JSON
-    short       rows of 128 tokens, spread as SST-2's are
-    long        rows of 1024 tokens
-    compiled    as packed, with compiled blocks
-    spectra     spectra of a checkpoint of 1.1 B parameters
+    stages          the tests marked ``gpu`` of training: each ZeRO stage, both methods, save, resume,
+                    consolidate, what a step waits for, ``micro_batch: auto``, Liger's kernels
+    packed          1.1 B parameters, rows of 512 tokens: full and LoRA r16, tokens a second and MFU
+    model           saves these parameters, for the parts that read them
+    trainer_squad   they on rows as long as SQuAD 2's, beside the Trainer of transformers with the same
+                    DeepSpeed JSON; trainer_sst2: SST-2's; trainer_fixed: 512 tokens
+    spectra         spectra of a checkpoint of theirs
+    compiled        as packed, with compiled blocks; liger: with Liger's kernels
+    scoring         log-likelihoods beside lm-evaluation-harness, in bf16
+    short           rows of 128 tokens; long: of 1024
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -32,7 +35,9 @@ from typing import Any
 from rankdrift import files
 
 HERE = Path(__file__).resolve().parent
+TESTS = ("gpu_training", "waits", "fitting")
 NOT_BEGUN = "not begun: no time left"
+MISSING = "not begun: a package is not installed"
 FINE = ("exit 0", NOT_BEGUN)
 TAIL = 2000
 """Characters of a part's output that are kept."""
@@ -46,43 +51,58 @@ class Part:
     seconds: int
     """What it takes on a GPU, at most, as estimated."""
     command: list[str]
+    needs: str = ""
+    """A package that is not among the project's own requirements."""
 
 
 def parts(folder: Path, out: Path, quick: bool) -> list[Part]:
-    """Return the parts in order of worth; ``folder`` takes the model of the comparison."""
-    tests = [
-        str(HERE.parent / "tests" / "distributed" / f"test_{name}.py") for name in ("gpu_training", "waits")
-    ]
-    training, trainer = str(HERE / "gpu_training.py"), str(HERE / "trainer_comparison.py")
-    size = ["--shape", "tiny", "--rows", "8", "--micro-batch", "4", "--steps", "5"] if quick else []
-    size += ["--repeats", "1"]
-    sides = ["--repeats", "1", "--ranks", "1", "--config", str(HERE.parent / "ds_configs" / "zero1.json")]
+    """Return the parts in order of worth; ``folder`` takes the model that several read."""
+    tests = [str(HERE.parent / "tests" / "distributed" / f"test_{name}.py") for name in TESTS]
+    tests.append(str(HERE.parent / "tests" / "unit" / "models" / "test_liger.py"))
+    zero1 = str(HERE.parent / "ds_configs" / "zero1.json")
+    tiny = ["--shape", "tiny", "--rows", "8", "--micro-batch", "4", "--steps", "5"] if quick else []
+    beside = ["--repeats", "1", "--ranks", "1", "--rank", "16", "--config", zero1]
     if quick:
-        sides += ["--model", "tiny", "--steps", "4", "--warm-up", "2"]
-        sides += ["--sides", "grouped", "--methods", "lora"]
+        beside += ["--model", "tiny", "--steps", "4", "--warm-up", "2", "--micro-batch", "4"]
+        beside += ["--sides", "grouped", "--methods", "lora"]
     else:
-        sides += ["--model", str(folder), "--gpu", "--steps", "20", "--warm-up", "5"]
-    compiled = ["--set", "model.compile=true"]
+        beside += ["--model", str(folder), "--gpu", "--steps", "20", "--warm-up", "5"]
+    asked = ["--model", "tiny" if quick else str(folder), "--speed-alone", "--repeats", "1"]
+    asked += ["--tasks", "hellaswag", "sst2", *(["--timed", "10"] if quick else ["--precision", "bf16"])]
 
     def output(name: str) -> list[str]:
         return ["--output", str(out / f"{name}.json")]
 
-    def lengths(name: str, *given: str) -> list[str]:
-        return [training, *(["--length", "64"] if quick else given), *size, *output(name)]
+    def training(name: str, *given: str) -> list[str]:
+        lengths = ["--length", "64"] if quick else given
+        return [str(HERE / "gpu_training.py"), *lengths, *tiny, "--repeats", "1", *output(name)]
+
+    def trainer(lengths: str, longest: int, rows: int) -> list[str]:
+        made = ["--lengths", lengths, "--longest", str(64 if quick else longest)]
+        made += [] if quick else ["--micro-batch", str(rows)]
+        into = ["--out", str(out / f"gpu_trainer_comparison_{lengths}.json")]
+        return [str(HERE / "trainer_comparison.py"), *beside, *made, *into]
 
     save = "import sys, pathlib, gpu_training as g; "
     save += "g.save_model(g.shape(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+    long = ("--length", "512")
     return [
-        Part("stages", 150, ["-m", "pytest", "-q", "-m", "gpu", *tests]),
-        Part("packed", 90, lengths("gpu_training_512", "--length", "512")),
+        Part("stages", 180, ["-m", "pytest", "-q", "-m", "gpu", *tests]),
+        Part("packed", 90, training("gpu_training_512", *long)),
         Part("model", 30, ["-c", save, "tiny" if quick else "1.1b", str(folder)]),
-        Part("trainer", 240, [trainer, *sides, "--out", str(out / "gpu_trainer_comparison.json")]),
-        Part("short", 60, lengths("gpu_training_128", "--length", "128", "--lengths", "sst2", "--rows", "256",
-                                  "--micro-batch", "128")),
-        Part("long", 90, lengths("gpu_training_1024", "--length", "1024", "--micro-batch", "16")),
-        Part("compiled", 150, [*lengths("gpu_training_512_compiled", "--length", "512"), *compiled]),
-        Part("spectra", 180, [str(HERE / "gpu_spectra.py"), *(["--quick"] if quick else ["--repeats", "1"]),
+        Part("trainer_squad", 180, trainer("squad", 512, 32)),
+        Part("trainer_sst2", 150, trainer("sst2", 64, 128)),
+        Part("spectra", 120, [str(HERE / "gpu_spectra.py"), *(["--quick"] if quick else ["--repeats", "1"]),
                               *output("gpu_spectra")]),
+        Part("compiled", 120, [*training("gpu_training_512_compiled", *long), "--set", "model.compile=true"]),
+        Part("liger", 90, [*training("gpu_training_512_liger", *long), "--set", "model.liger=true"],
+             needs="liger_kernel"),
+        Part("scoring", 120, [str(HERE / "lm_eval_comparison.py"), *asked, *output("gpu_lm_eval_comparison")],
+             needs="lm_eval"),
+        Part("short", 60, training("gpu_training_128", "--length", "128", "--rows", "256", "--micro-batch",
+                                   "128")),
+        Part("long", 90, training("gpu_training_1024", "--length", "1024", "--micro-batch", "16")),
+        Part("trainer_fixed", 180, trainer("fixed", 512, 16)),
     ]  # fmt: skip
 
 
@@ -107,6 +127,11 @@ def run(part: Part, left: float) -> dict[str, Any]:
     return {"ended": ended, "seconds": time.perf_counter() - began, "output": said[-TAIL:]}
 
 
+def fine(found: dict[str, Any]) -> bool:
+    """Whether a part ended well, or was left out with a reason."""
+    return found["ended"] in FINE or found["ended"].startswith(MISSING)
+
+
 def main() -> int:
     """Run what there is time for; return 1 where a part failed."""
     parser = argparse.ArgumentParser(
@@ -127,13 +152,18 @@ def main() -> int:
                 continue
             left = end - time.perf_counter()
             needed = 1 if arguments.quick else part.seconds
-            found = run(part, left) if left >= needed else {"ended": NOT_BEGUN, "seconds": 0.0}
+            if part.needs and importlib.util.find_spec(part.needs) is None:
+                found = {"ended": f"{MISSING}: {part.needs}", "seconds": 0.0}
+            elif left < needed:
+                found = {"ended": NOT_BEGUN, "seconds": 0.0}
+            else:
+                found = run(part, left)
             told[part.name] = found
             files.write_json(out / "gpu_all.json", {"parts": told, "environment": files.environment()})
             print(f"{part.name}: {found['ended']}, {found['seconds']:.0f} s", flush=True)
-            if found["ended"] not in FINE:
+            if not fine(found):
                 print(found["output"], flush=True)
-    return int(any(found["ended"] not in FINE for found in told.values()))
+    return int(not all(map(fine, told.values())))
 
 
 if __name__ == "__main__":

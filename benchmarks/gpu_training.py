@@ -3,8 +3,8 @@
     python benchmarks/gpu_training.py                            on a GPU: Llama's shape of 1.1 B parameters
     python benchmarks/gpu_training.py --shape tiny --repeats 1   anywhere: checks the script itself
 
-Weights are random (speed does not depend on them) and so are the rows' tokens; every token of the second
-half of a row carries loss. Rows have one length, or (``--lengths sst2``) lengths spread as SST-2's are.
+Weights are random (speed does not depend on them) and so are the rows (``made_rows.py``): of one length,
+every token of the second half carrying loss, or (``--lengths``) as long as SST-2's or SQuAD 2's.
 Each run is a process of its own: our own loop on our own engine, without saves. Runs of both methods are
 made in turn; what is measured is written after each, and none is begun that ``--minutes`` has no time for.
 
@@ -16,7 +16,6 @@ kernels that take the time of two steps.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import subprocess
@@ -26,8 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from made_rows import LENGTHS, with_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankdrift import files
@@ -68,31 +67,8 @@ def save_model(config: LlamaConfig, folder: Path) -> None:
 # ---- one run, in a process of its own
 
 
-def synthetic_rows(lengths: np.ndarray, vocabulary: int) -> Any:
-    """Return rows of random tokens of these lengths, the second half of each its target."""
-    from rankdrift.data.token_table import TaskTables, TokenTable
-    from rankdrift.data.tokens import Row
-
-    generator = np.random.default_rng(0)
-    rows = [
-        Row(ids, np.arange(n) >= n // 2, None, "random", number)
-        for number, n in enumerate(lengths)
-        for ids in [generator.integers(3, vocabulary, n, dtype=np.int32)]
-    ]
-    return TaskTables([TokenTable.of_rows("random", rows)])
-
-
-def lengths_of(kind: str, longest: int, count: int) -> np.ndarray:
-    """Return the rows' lengths: all the longest, or spread as SST-2's prompts are (mean 25, sd 11 words)."""
-    if kind == "fixed":
-        return np.full(count, longest)
-    drawn = np.random.default_rng(1).gamma(5.2, 0.19, count)  # mean 1, coefficient of variation 0.44
-    return np.clip((drawn * longest / 2.5).astype(int), 8, longest)
-
-
 def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train a few steps on one rank; return the medians of all but the first, and what the GPU can do."""
-    from rankdrift.data.mixture import Mixture
     from rankdrift.layout import StudyLayout
     from rankdrift.spec import apply_overrides, parse_spec
     from rankdrift.training import engine, setup, trainer
@@ -115,13 +91,9 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
         spec = parse_spec(apply_overrides({}, [*overrides, *arguments.set]))
         run = StudyLayout(spec.study_root).run(spec.run_name)
         planned = setup.set_up(spec, run, HERE.parent / "ds_configs" / arguments.config)
-        lengths = lengths_of(arguments.lengths, arguments.length, rows * arguments.steps)
-        data = synthetic_rows(lengths, shape(arguments.shape).vocab_size)
-        order = Mixture(data.sizes, rows, spec.seed)
-        replaced = dataclasses.replace(
-            planned.data, train=data, order=order, lengths=lengths, terms=data.targets
-        )
-        planned = dataclasses.replace(planned, data=replaced)
+        count, vocabulary = rows * arguments.steps, shape(arguments.shape).vocab_size
+        planned = with_rows(planned, arguments.lengths, arguments.length, count, vocabulary)
+        lengths, order = planned.data.lengths, planned.data.order
         under = engine.Engine(prepared_model(planned), spec.training, planned.config)
         loop = trainer.Trainer(planned, under)
         seconds = [timed(loop, step) for step in range(1, arguments.steps + 1)][WARM_UP:]
@@ -230,7 +202,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=64, help="rows a step")
     parser.add_argument("--micro-batch", type=int, default=32, help="rows a pass")
     parser.add_argument("--length", type=int, default=512, help="longest row, in tokens")
-    parser.add_argument("--lengths", choices=("fixed", "sst2"), default="fixed")
+    parser.add_argument("--lengths", choices=LENGTHS, default=LENGTHS[0])
     parser.add_argument("--config", default="zero1.json")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)

@@ -7,7 +7,9 @@ lm-evaluation-harness runs its own tasks, by its own YAML files, on the slices (
 rankdrift its own tasks of the same names on the same rows. Both have one fp32 model in one process. SST-2 is
 asked as rankdrift asks it, on both sides. HellaSwag's slice holds the whole context in ``ctx``: it stands in
 for ``ctx_a`` on both sides. WikiText's articles are rankdrift's (62 in the test split, as in the set that
-lm-evaluation-harness reads); a window holds 1,024 tokens, so there are several.
+lm-evaluation-harness reads); a window holds 1,024 tokens, so there are several. Without ``--data`` the
+rows of HellaSwag and SST-2 are random words, by which speed alone is compared. The model is on a GPU where
+there is one.
 
 Speed is that from texts to log-likelihoods, encoding included, the sides in turn, each at the batch
 size (token budget) that is best on a small slice. ``without sharing`` is rankdrift with every context read
@@ -39,7 +41,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rankdrift import files, registry
-from rankdrift.models.base import load_tokenizer, resolve
+from rankdrift.models.base import context_length, load_tokenizer, resolve
 from rankdrift.scoring import continuations
 from rankdrift.scoring.answers import answer
 from rankdrift.scoring.detokenizer import Detokenizer
@@ -49,9 +51,10 @@ HERE = Path(__file__).resolve().parent
 YAML = Path(lm_eval.__file__).parent / "tasks"
 WINDOW = 1024
 TOLERANCE, TARGET = 1e-4, 1.5
-BATCH_SIZES = (1, 4, 8, 16, 32)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BATCH_SIZES = {"cpu": (1, 4, 8, 16, 32), "cuda": (16, 64, 256)}[DEVICE]
 CLOCKS = ("wall", "processor")
-TOKEN_BUDGETS = (512, 1024, 2048, 4096)
+TOKEN_BUDGETS = {"cpu": (512, 1024, 2048, 4096), "cuda": (8192, 32768, 131072)}[DEVICE]
 JUDGED = 10  # requests of a task that are computed in fp64 as well
 
 
@@ -83,8 +86,28 @@ SOURCES = {
 TIMED = ("hellaswag", "sst2")
 
 
-def slice_of(source: Source, data: Path) -> pd.DataFrame:
+def made_slice(name: str, count: int) -> pd.DataFrame:
+    """Return rows of random words, as many as HellaSwag's and SST-2's texts have on average."""
+    generator = np.random.default_rng(0)
+
+    def words(mean: int) -> str:
+        sizes = generator.integers(2, 8, max(2, int(generator.poisson(mean))))
+        return " ".join("".join(map(chr, generator.integers(97, 123, size))) for size in sizes)
+
+    if name == "sst2":
+        return pd.DataFrame({"sentence": words(19), "label": row % 2, "idx": row} for row in range(count))
+    described = {"activity_label": "Making", "ctx_b": ""}
+    return pd.DataFrame(
+        {**described, "ctx_a": words(38), "endings": [words(20) for _ in range(4)], "label": str(row % 4)}
+        for row in range(count)
+    ).assign(ctx=lambda rows: rows["ctx_a"])
+
+
+def slice_of(name: str, data: Path | None) -> pd.DataFrame:
     """Return a task's rows with the columns that both sides read."""
+    source = SOURCES[name]
+    if data is None:
+        return made_slice(name, source.rows)
     table = pd.read_parquet(data / source.folder / f"{source.split}.parquet")
     if source.folder == "hellaswag":
         table["ctx_a"] = table["ctx"]
@@ -131,12 +154,17 @@ class Ours:
     """rankdrift: a task of the same name, on the same rows."""
 
     def __init__(
-        self, name: str, rows: pd.DataFrame, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+        self,
+        name: str,
+        rows: pd.DataFrame,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        window: int,
     ) -> None:
         self.task, self.model = registry.load("task", name), model
         plain = json.loads(rows.to_json(orient="records"))
         self.examples = [self.task.example(row) for row in plain]
-        self.texts, self.tokens = Codec(tokenizer, WINDOW), Detokenizer.of(tokenizer)
+        self.texts, self.tokens = Codec(tokenizer, window), Detokenizer.of(tokenizer)
 
     def requests(self, count: int | None = None) -> list[list[Continuation]]:
         """Encode the first so many rows; return what is asked of each."""
@@ -152,9 +180,10 @@ class Ours:
 def in_fp64(double: PreTrainedModel, request: Continuation) -> float:
     """Return a log-likelihood in double precision."""
     tokens, first = request.context + request.continuation, len(request.context)
+    ids = torch.tensor([tokens], device=double.device)
     with torch.inference_mode():
-        logits = double(input_ids=torch.tensor([tokens[:-1]])).logits[0, first - 1 :]
-    return float(logits.log_softmax(-1).gather(-1, torch.tensor(tokens[first:])[:, None]).sum())
+        logits = double(input_ids=ids[:, :-1]).logits[0, first - 1 :]
+    return float(logits.log_softmax(-1).gather(-1, ids[0, first:, None]).sum())
 
 
 # ---- equality
@@ -294,21 +323,25 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
         torch.set_num_threads(arguments.threads)
     path = resolve(arguments.model)
     tokenizer = load_tokenizer(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=WINDOW)
-    double = copy.deepcopy(model).double()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[arguments.precision]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval().to(DEVICE)
+    window = min(WINDOW, context_length(path))
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=window)
+    double = model if arguments.speed_alone else copy.deepcopy(model).double()
     result: dict[str, Any] = {
         "claim": f"log-likelihoods within {TOLERANCE} of lm-evaluation-harness, accuracy equal to the item, "
         f"{TARGET} times as fast",
-        "model": arguments.model,
+        "model": Path(arguments.model).name,
+        "precision": arguments.precision,
+        "rows": "random words" if arguments.data is None else "slices of the data sets",
         "threads": torch.get_num_threads(),
         "versions": {"lm_eval": version("lm_eval")},
         "equality": {},
         "speed": {},
     }
-    tables = {name: slice_of(SOURCES[name], arguments.data) for name in arguments.tasks}
+    tables = {name: slice_of(name, arguments.data) for name in arguments.tasks}
     theirs = {name: Theirs(name, SOURCES[name], tables[name], folder) for name in arguments.tasks}
-    ours = {name: Ours(name, tables[name], model, tokenizer) for name in arguments.tasks}
+    ours = {name: Ours(name, tables[name], model, tokenizer, window) for name in arguments.tasks}
     for name in [] if arguments.speed_alone else arguments.tasks:
         result["equality"][name] = compare(theirs[name], ours[name], lm, double)
         print(name, json.dumps(result["equality"][name]), flush=True)
@@ -322,7 +355,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet slices")
+    parser.add_argument("--data", type=Path, help="folder of the Parquet slices")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tasks", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--repeats", type=int, default=3, help="0: equality alone")
@@ -331,5 +365,8 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
     parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0])
     parser.add_argument("--output", type=Path, default=HERE / "results" / "lm_eval_comparison.json")
+    given = parser.parse_args()
+    if given.data is None and not (given.speed_alone and set(given.tasks) <= set(TIMED)):
+        parser.error(f"without --data give --speed-alone --tasks {' '.join(TIMED)}")
     with tempfile.TemporaryDirectory() as temporary:
-        main(parser.parse_args(), Path(temporary))
+        main(given, Path(temporary))

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from made_rows import LENGTHS, with_rows
 from rank_processes import CPU, PLAIN_HEAP, median_ratio, medians, run_ranks
 
 from rankdrift import files
@@ -31,27 +32,31 @@ SIDES = ("packed", "filled", "random", "grouped")
 OWN = ("packed", "filled")
 METHODS = ("lora", "full")
 RUN = f"sys.path.insert(0, {str(HERE)!r}); import trainer_comparison; trainer_comparison.main()"
-MICRO_BATCH = 8
 RATE = 1e-4
 
 
 def planned(arguments: argparse.Namespace, output: Path, method: str, packing: str) -> Any:
     """Return the set-up of a run: rows, base, DeepSpeed's configuration."""
     from rankdrift.layout import StudyLayout
+    from rankdrift.models.base import config_of
     from rankdrift.spec import apply_overrides, parse_spec
     from rankdrift.training import engine, setup
 
-    rows = MICRO_BATCH * engine.world_size()
+    rows = arguments.micro_batch * engine.world_size()
     overrides = [f"output={output}", f"model.name={arguments.model}", f"method.name={method}"]
     overrides += [f"data.tasks=[{'sst2' if arguments.data else 'topic'}]", "data.validation_limit=8"]
     overrides += [f"data.root={arguments.data}"] if arguments.data else ["data.max_length=256"]
     overrides += [f"data.train_limit={rows * arguments.steps}", f"training.steps={arguments.steps}"]
-    overrides += [f"training.global_batch={rows}", f"training.micro_batch={MICRO_BATCH}"]
+    overrides += [f"training.global_batch={rows}", f"training.micro_batch={arguments.micro_batch}"]
     overrides += [f"training.learning_rate={RATE}", "training.schedule=constant", "training.warmup_steps=0"]
     overrides += ["training.probe_every=0", f"training.packing={packing}"]
-    overrides += ["method.rank=8"] if method == "lora" else []
+    overrides += [f"method.rank={arguments.rank}"] if method == "lora" else []
     spec = parse_spec(apply_overrides({}, overrides))
-    return setup.set_up(spec, StudyLayout(spec.study_root).run(spec.run_name), arguments.config)
+    plan = setup.set_up(spec, StudyLayout(spec.study_root).run(spec.run_name), arguments.config)
+    if arguments.lengths is None:
+        return plan
+    vocabulary = config_of(plan.base).vocab_size
+    return with_rows(plan, arguments.lengths, arguments.longest, rows * arguments.steps, vocabulary)
 
 
 def own_loop(arguments: argparse.Namespace, output: Path, method: str, packing: str) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def their_loop(arguments: argparse.Namespace, output: Path, method: str, samplin
     settings = TrainingArguments(
         output_dir=str(output),
         max_steps=arguments.steps,
-        per_device_train_batch_size=MICRO_BATCH,
+        per_device_train_batch_size=arguments.micro_batch,
         learning_rate=RATE,
         lr_scheduler_type="constant",
         max_grad_norm=plan.spec.training.clip,
@@ -147,9 +152,9 @@ def run_side(arguments: argparse.Namespace, method: str, side: str) -> dict[str,
     """Train on all ranks; return real tokens a second and the seconds of the whole, start included."""
     with tempfile.TemporaryDirectory() as seen:
         given = ["--side", side, "--method", method, "--seen", seen]
-        for name in ("model", "steps", "config", "data"):
+        for name in ("model", "steps", "config", "data", "micro_batch", "rank", "lengths", "longest"):
             value = getattr(arguments, name)
-            given += [f"--{name}", str(value)] if value else []
+            given += [f"--{name.replace('_', '-')}", str(value)] if value else []
         theirs = side not in OWN
         command = ["-c", PLAIN_HEAP + RUN, *given] if theirs else [__file__, *given]
         began = time.perf_counter()
@@ -186,9 +191,12 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         for method, sides in runs.items()
     }
     settings = {
-        name: getattr(arguments, name) for name in ("model", "steps", "warm_up", "ranks", "repeats", "gpu")
+        name: getattr(arguments, name)
+        for name in ("steps", "warm_up", "ranks", "repeats", "gpu", "micro_batch", "rank")
     }
-    settings |= {"rows": "sst2" if arguments.data else "topic", "config": arguments.config.name}
+    made = arguments.lengths and f"random, {arguments.lengths}, at most {arguments.longest} tokens"
+    settings |= {"rows": made or ("sst2" if arguments.data else "topic"), "config": arguments.config.name}
+    settings["model"] = Path(arguments.model).name
     return {
         "settings": settings,
         "ratios": ratios,
@@ -204,6 +212,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="folder with SST-2; without it a built-in task")
+    parser.add_argument("--lengths", choices=LENGTHS, help="random rows that are so long instead")
+    parser.add_argument("--longest", type=int, default=512, help="tokens of the longest of these")
+    parser.add_argument("--micro-batch", type=int, default=8, help="rows of a rank, a step and a pass")
+    parser.add_argument("--rank", type=int, default=8, help="LoRA's")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=16)

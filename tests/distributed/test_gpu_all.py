@@ -12,7 +12,7 @@ import pytest
 from rankdrift import files
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_all.py"
-PARTS = ("packed", "model", "trainer")
+PARTS = ("packed", "model", "trainer_squad")
 
 
 @pytest.mark.distributed
@@ -29,5 +29,5 @@ def test_training_parts_measure(tmp_path: Path) -> None:
     for method in ("full", "lora"):
         assert summary[method]["tokens_per_second"] > 0
         assert 0 < summary[method]["mfu"] < 1
-    compared = files.read_json(tmp_path / "gpu_trainer_comparison.json")
+    compared = files.read_json(tmp_path / "gpu_trainer_comparison_squad.json")
     assert compared["ratios"]["lora"]["packed / grouped"] > 0
