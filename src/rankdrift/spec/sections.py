@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_v
 from rankdrift import registry
 from rankdrift.errors import did_you_mean
 from rankdrift.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
+from rankdrift.spec.phases import PhaseSpec, phases, read_schedule
 
 
 class ModelSpec(Section):
@@ -98,10 +99,23 @@ class MethodSpec(Section):
 
     name: str = "lora"
     """A file in ``methods/``."""
+    schedule: tuple[PhaseSpec, ...] = ()
+    """Which of what it trains does when: ``both->mlp->attn``, ``early@0.25->late``, or a list of phases with
+    ``train``, ``layers`` and ``until``; without one all of it does at every step."""
+    restart: bool = False
+    """Whether what has rested begins a phase with moments of zero, instead of those it was left with."""
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return read_schedule(value)
 
     def in_force(self) -> dict[str, Any]:
         """Return the settings that the method uses, as it uses them, in plain JSON types."""
-        return self.model_dump(mode="json")
+        settings = self.model_dump(mode="json")
+        if not self.schedule:  # so a run without one is what it was before there were any
+            del settings["schedule"], settings["restart"]
+        return settings
 
     @property
     def adapter_rank(self) -> int:
@@ -294,6 +308,15 @@ class Spec(Section):
                 raise ValueError(f"data.carve={name}: give the name that is in the file")
             if name not in own:
                 registry.require("task", name)
+        return self
+
+    @model_validator(mode="after")
+    def _phases_fit_the_steps(self) -> Spec:
+        if self.method.schedule:
+            try:
+                phases(self.method.schedule, self.training.steps)
+            except ValueError as error:
+                raise ValueError(f"method.schedule: {error}") from None
         return self
 
     @model_validator(mode="after")

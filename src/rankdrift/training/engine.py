@@ -33,9 +33,10 @@ from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
 from rankdrift.training import heap
 from rankdrift.training.ds_config import stage_of
+from rankdrift.training.optimizer import AdamW, parameter_groups
 from rankdrift.training.partitioned_model import divide
 from rankdrift.zero_checkpoint.checksums import StoredFile, writing
-from rankdrift.zero_checkpoint.load_state import restore, set_masters
+from rankdrift.zero_checkpoint.load_state import restore, set_masters, start_adam, vectors_of
 from rankdrift.zero_checkpoint.optimizer_state import open_training_state
 
 logger = logging.getLogger(__name__)
@@ -235,24 +236,37 @@ class Engine:
         The optimisation's settings.
     config
         DeepSpeed's configuration, merged.
+    rate
+        Name of a parameter -> factor of its learning rate.
+    phases
+        Name of a parameter -> in which phases of the run it trains.
 
     """
 
-    def __init__(self, model: nn.Module, training: TrainingSpec, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        training: TrainingSpec,
+        config: dict[str, Any],
+        rate: Callable[[str], float] = lambda name: 1.0,
+        phases: Callable[[str], tuple[bool, ...]] = lambda name: (True,),
+    ) -> None:
         self.stage = stage_of(config)
         trainable = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
         self.numels = {name: param.numel() for name, param in trainable}
         loaded = {name: param.data for name, param in trainable}
-        optimizer = _adamw(trainable, training)  # it asks for shapes, which a divided parameter has not
+        # a divided parameter has no shape, by which groups are made
+        self.groups = parameter_groups(trainable, rate, bool(training.weight_decay), phases)
+        optimizer = AdamW(self.groups, training)
         with _standard_output_muted():
             if divides(config):
                 divide(model, deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config), device())
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-                model=model, optimizer=optimizer, config=config
+                model=model, optimizer=optimizer, config=config | {"zero_allow_untested_optimizer": True}
             )
         # rank 0 alone would copy a script beside the checkpoints, and fail alone where it cannot
         self.deepspeed._copy_recovery_script = lambda folder: None
-        self.parameters = trainable
+        self.parameters = self.active = trainable
         set_masters(self.deepspeed, trainable, loaded)
 
     @property
@@ -269,6 +283,24 @@ class Engine:
     def parameter_count(self) -> int:
         """Elements of all parameters, over all ranks."""
         return sum(getattr(param, "ds_numel", param.numel()) for param in self.module.parameters())
+
+    def enter(self, phase: int, restart: bool = False) -> None:
+        """Let those parameters train that do in a phase, and the others rest.
+
+        ``restart``: those that have rested begin with moments of zero, and Adam counts their updates anew.
+        """
+        self.active = []
+        for number, (group, options) in enumerate(zip(self.groups, self.optimizer.param_groups, strict=True)):
+            active = group.phases[phase]
+            if active and not options["active"] and restart:
+                for vector in vectors_of(self.optimizer, number):
+                    start_adam(self.optimizer, vector, 0)
+            options["active"] = active
+            for _, param in group.parameters:
+                param.requires_grad_(
+                    active
+                )  # no gradient is computed of what rests, nor below all that trains
+            self.active += group.parameters if active else []
 
     def train(self) -> None:
         """Switch dropout on, if it is not."""
@@ -297,16 +329,17 @@ class Engine:
     def step(self, learning_rate: float) -> Tensor:
         """Update the parameters; return the gradient norm before clipping, fp64 (1,), on the device."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         norm = self._replicated_norm() if self.stage == 0 else None
         self.deepspeed.step()
+        self._count_updates()
         norm = self.deepspeed.get_global_grad_norm() if norm is None else norm
         # DeepSpeed gives a number where it has waited for it
         return norm.double().reshape(1) if isinstance(norm, Tensor) else scalar(norm)
 
     def gradient_shards(self) -> Iterator[GradientShard]:
         """Yield this rank's part of every averaged gradient; only between the last backward and the step."""
-        for name, param in self.parameters:
+        for name, param in self.active:
             yield GradientShard(name, self.numels[name], self._shard(param))
 
     def save(self, folder: Path, tag: str, exclude_frozen: bool) -> dict[str, StoredFile]:
@@ -317,7 +350,7 @@ class Engine:
         """
         writer = _Writer()
         self.deepspeed.checkpoint_engine = writer
-        with _standard_output_muted():
+        with _standard_output_muted(), self._all_training():
             self.deepspeed.save_checkpoint(
                 str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=exclude_frozen
             )
@@ -331,6 +364,24 @@ class Engine:
         """
         with _standard_output_muted():
             restore(self.deepspeed, self.parameters, open_training_state(folder))
+        self._count_updates()
+
+    def _count_updates(self) -> None:
+        """Tell every group, of what rests as well, how many updates there were: a checkpoint has it."""
+        for group in self.optimizer.param_groups:
+            group["updates"] = self.deepspeed.global_steps - self.deepspeed.skipped_steps
+
+    @contextlib.contextmanager
+    def _all_training(self) -> Iterator[None]:
+        """Let nothing that trains in some phase look frozen: DeepSpeed saves such otherwise, or not."""
+        rests = [param for _, param in self.parameters if not param.requires_grad]
+        for param in rests:
+            param.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for param in rests:
+                param.requires_grad_(False)
 
     def _shard(self, param: Any) -> Tensor | None:  # DeepSpeed hangs its own attributes on a parameter
         if self.stage == 0:
@@ -351,7 +402,7 @@ class Engine:
 
     def _replicated_norm(self) -> Tensor:
         """Return the norm at stage 0, where DeepSpeed gives none and every rank holds all gradients."""
-        squares = [_averaged(param).double().square().sum() for _, param in self.parameters]
+        squares = [_averaged(param).double().square().sum() for _, param in self.active]
         return torch.stack(squares).sum().sqrt()
 
 
@@ -379,23 +430,6 @@ class _Writer(TorchCheckpointEngine):
             self.failure = self.failure or f"rank {rank()}: {Path(path).name}: {error}"
         else:
             self.files[Path(path).name] = writer.stored()
-
-
-def _adamw(params: list[tuple[str, nn.Parameter]], training: TrainingSpec) -> torch.optim.Optimizer:
-    """Return the optimizer; it is given names, which a checkpoint without ZeRO stores nowhere else."""
-    groups: list[dict[str, Any]] = [{"params": params, "weight_decay": training.weight_decay}]
-    if training.weight_decay:
-        matrices = [(name, param) for name, param in params if param.ndim > 1]
-        vectors = [(name, param) for name, param in params if param.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": training.weight_decay}]
-        groups += [{"params": vectors, "weight_decay": 0.0}] if vectors else []
-    return torch.optim.AdamW(
-        groups,
-        lr=training.learning_rate,
-        betas=(training.beta1, training.beta2),
-        eps=training.epsilon,
-        fused=True,
-    )
 
 
 def divides(config: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from rankdrift.models.lora_products import join_products
 from rankdrift.models.packing import pack_rows
 from rankdrift.spec import Spec
 from rankdrift.training import checkpointing, engine
+from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.fitting import Fitting
@@ -47,7 +48,8 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         checkpointing.require_resumable(run, setup.identity)
         model = prepared_model(setup)
         describe(setup, model)
-        under = engine.Engine(model, spec.training, setup.config)
+        phases = _phases(setup, model)
+        under = engine.Engine(model, spec.training, setup.config, phases=phases.of)
         start = checkpointing.resume(under, run)
         require_space(setup, under, start)
         journal = Journal(run, spec.training.steps, start) if engine.rank() == 0 else None
@@ -55,8 +57,15 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         watching = (Profiling(), Probing(), Replay(), Utilisation())
         fitting = Fitting(memory_of_device())
         callbacks = (asked, fitting, *watching, Recording(), Accounting(), Evaluation(), Saving(asked))
-        Trainer(setup, under, callbacks, start, journal).fit()
+        Trainer(setup, under, callbacks, start, journal, phases).fit()
     return run
+
+
+def _phases(setup: Setup, model: PreTrainedModel) -> ActivePhases:
+    """Return which parameters train when; a new head does at every step."""
+    names = [name for name, param in model.named_parameters() if param.requires_grad]
+    new = getattr(model, "new_modules", ())
+    return ActivePhases(setup.spec.method.schedule, setup.spec.training.steps, names, new)
 
 
 def prepared_model(setup: Setup) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,15 @@ from rankdrift.data.batches import plan_micro_batches, rank_micro_batches, rank_
 from rankdrift.data.tokens import Row
 from rankdrift.errors import UserError
 from rankdrift.training import engine
+from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks import Callback, Step
 from rankdrift.training.journal import Journal
 from rankdrift.training.loss import BatchLoss
 from rankdrift.training.schedule import learning_rate
 from rankdrift.training.setup import Setup
 from rankdrift.training.step_clock import StepClock
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -38,6 +42,8 @@ class Trainer:
         The step that is done already.
     journal
         What rank 0 writes into; None on other ranks.
+    phases
+        Which parameters train at which step; None is all of them at every step.
 
     """
 
@@ -48,11 +54,13 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         start: int = 0,
         journal: Journal | None = None,
+        phases: ActivePhases | None = None,
     ) -> None:
         self.setup, self.engine, self.callbacks, self.start = setup, under, callbacks, start
         self.run, self.data, self.training = setup.run, setup.data, setup.spec.training
         self.between: dict[str, float] = {}
-        self.journal = journal
+        self.phase: int | None = None
+        self.journal, self.phases = journal, phases
         self.loss = BatchLoss(under, setup.data, setup.spec.model.head)
         self.longest = int(setup.data.lengths.max())
         self.budget = self.training.micro_batch_tokens or setup.plan.micro_batch * self.longest
@@ -73,6 +81,8 @@ class Trainer:
         """Train to the last step; a callback may end it before, by an exception on every rank."""
         for callback in self.callbacks:
             callback.at_start(self)
+        if self.start:
+            self._enter_phase(self.start)  # so that what begins to train with the next step has rested
         for step in range(self.start + 1, self.training.steps + 1):
             done = self.train_step(step)
             for callback in self.callbacks:
@@ -84,6 +94,7 @@ class Trainer:
         """Forward and backward over the global batch, update, exchange."""
         # dropout depends on the step and the rank alone, so that a resumed run draws the same
         torch.manual_seed(_mixed_seed(self.setup.spec.seed, step, engine.rank()))
+        phase = self._enter_phase(step)
         for callback in self.callbacks:
             callback.before_forward(self, step)
         began = time.perf_counter()
@@ -100,13 +111,24 @@ class Trainer:
             of_ranks = self.exchange(torch.cat([loss_sums, norm]))
         of_tasks = of_ranks[:, :-1].sum(axis=0)
         seconds = time.perf_counter() - began - aside
-        values = {"loss": float(of_tasks.sum()) / targets, "learning_rate": rate}
+        values = {"loss": float(of_tasks.sum()) / targets, "learning_rate": rate, **phase}
         values["gradient_norm"] = float(of_ranks[0, -1])
         self._check_finite(step, values)
         tokens = int(self.data.lengths[self.data.order.rows(step - 1)].sum())
         speed = {"tokens_per_second": tokens / seconds, "padding": self.loss.padding(micro_batches)}
         speed |= {"seconds": seconds, **clock.seconds()}
         return Step(step, values, speed, of_tasks)
+
+    def _enter_phase(self, step: int) -> dict[str, float]:
+        """Let those parameters train that do at a step; return what the log says of it."""
+        if self.phases is None or not self.phases.scheduled:
+            return {}
+        phase = self.phases.at(step)
+        if phase.number != self.phase:
+            self.engine.enter(phase.number, self.setup.spec.method.restart)
+            logger.info("step %d: phase %d, '%s' trains", step, phase.number, phase.spec.name)
+            self.phase = phase.number
+        return {"phase": phase.number}
 
     def _backpropagate(self, micro_batches: list[list[Row]], targets: int, clock: StepClock) -> Tensor:
         """Forward and backward over this rank's rows; return the sum of each task's loss, on the device."""

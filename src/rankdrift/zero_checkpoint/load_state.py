@@ -74,12 +74,21 @@ def restore(engine: Any, parameters: Parameters, state: TrainingState) -> None:
     for place in places:
         _fill(place, place.vector, masters[place.name])
     for vector in _kind(optimizer).vectors(optimizer):
-        _start_adam(optimizer, vector, state.adam_steps)
+        start_adam(optimizer, vector, _steps_of(vector, places, state))
     for key in MOMENTS:
         for place in places:
             _fill(place, optimizer.state[place.vector][key], state.moments[key][place.name])
     _kind(optimizer).set_weights(optimizer, parameters, masters)
     _set_counters(engine, state)
+
+
+def vectors_of(optimizer: Any, group: int) -> list[Tensor]:
+    """Return what the optimizer updates of one of its groups on this rank."""
+    if hasattr(optimizer, "sub_group_to_group_id"):
+        owners = optimizer.sub_group_to_group_id
+        flat = optimizer.fp32_partitioned_groups_flat
+        return [vector for number, vector in enumerate(flat) if owners[number] == group]
+    return list(optimizer.param_groups[group]["params"])
 
 
 def set_masters(engine: Any, parameters: Parameters, values: Mapping[str, Tensor]) -> None:
@@ -104,7 +113,18 @@ def _fill(place: Place, vector: Tensor, stored: ShardedTensor) -> None:
         part.copy_(span.load())
 
 
-def _start_adam(optimizer: Any, vector: Tensor, steps: int) -> None:
+def _steps_of(vector: Tensor, places: Sequence[Place], state: TrainingState) -> int:
+    """Return the updates that a vector has had: those of each of its parameters, if this rank has any."""
+    counts = {state.adam_steps[place.name] for place in places if place.vector is vector}
+    if len(counts) > 1:
+        raise UserError(
+            f"{state.weights.folder}: parameters that one vector holds here have been updated "
+            f"{' and '.join(map(str, sorted(counts)))} times; resume with the schedule it was trained with"
+        )
+    return counts.pop() if counts else state.updates
+
+
+def start_adam(optimizer: Any, vector: Tensor, steps: int) -> None:
     """Give a vector the state that torch's fused AdamW would give it at its first step, and the count."""
     count = torch.tensor(steps, dtype=torch.float32, device=vector.device)
     zeros = {key: torch.zeros_like(vector, requires_grad=False) for key in MOMENTS}
@@ -114,7 +134,7 @@ def _start_adam(optimizer: Any, vector: Tensor, steps: int) -> None:
 def _set_counters(engine: Any, state: TrainingState) -> None:
     """Set what DeepSpeed counts; it ends an accumulation where micro-steps are a multiple of its length."""
     engine.global_steps = state.global_steps
-    engine.skipped_steps = state.global_steps - state.adam_steps
+    engine.skipped_steps = state.global_steps - state.updates
     engine.global_samples = state.global_steps * engine.train_batch_size()
     engine.micro_steps = state.global_steps * engine.gradient_accumulation_steps()
 

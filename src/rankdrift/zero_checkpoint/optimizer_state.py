@@ -27,7 +27,20 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's running means of the gradient and of its square, as torch names them."""
 _ADAM_KEYS = {"step", *MOMENTS}
 
-AdamState = Mapping[str, StoredTensor]
+
+class AdamState(NamedTuple):
+    """What a checkpoint holds of one vector."""
+
+    moments: Mapping[str, StoredTensor]
+    """Each of ``MOMENTS``."""
+    steps: int
+    """Updates of this vector."""
+    updates: int | None
+    """Updates of the run, as its group states; None where nobody has counted (other trainers)."""
+    rests: bool
+    """Whether its group is left out of some of them."""
+
+
 AdamStates = dict[str, AdamState]  # by parameter at stage 0, else by the flat vector's number
 
 
@@ -52,8 +65,11 @@ class TrainingState:
     """The fp32 masters of what trains; perhaps what does not train, too."""
     moments: Mapping[str, Mapping[str, ShardedTensor]] = field(repr=False)
     """For each of ``MOMENTS``, the tensor of every parameter that trains, by the parameter's name."""
-    adam_steps: int
-    """Updates that Adam has made: its bias correction depends on them."""
+    updates: int
+    """Updates that the optimizer has made."""
+    adam_steps: Mapping[str, int] = field(repr=False)
+    """Those in which each parameter was updated, by its name: Adam's bias correction depends on them. All of
+    them, but of a parameter that rested in some phase of the run."""
     global_steps: int
     """Steps that DeepSpeed has counted: updates, and steps it skipped because a gradient was not finite."""
     buffers: Mapping[str, StoredTensor] = field(repr=False)
@@ -76,11 +92,12 @@ def open_training_state(folder: Path) -> TrainingState:
     states = [_of_rank(shards, optimizer) for optimizer in shards.optimizers] or [_of_module(shards)]
     moments = {key: _tensors(shards, states, key) for key in MOMENTS}
     model = shards.model
-    steps = _common_step(shards, states)
+    updates = _common_updates(shards, states)
     return TrainingState(
         weights=weights_of(shards),
         moments=MappingProxyType(moments),
-        adam_steps=steps,
+        updates=updates,
+        adam_steps=_adam_steps(states, moments[MOMENTS[0]]),
         global_steps=model["global_steps"],
         buffers=MappingProxyType({name: model["module"][name] for name in model["buffer_names"]}),
     )
@@ -97,7 +114,7 @@ def _of_module(shards: Shards) -> AdamStates:
                 "'param_names'): no run can go on from it, but it can be consolidated"
             )
         for name, index in zip(group["param_names"], group["params"], strict=True):
-            found[name] = _adam_state(shards, stored, index)
+            found[name] = _adam_state(shards, stored, group, index)
     return found
 
 
@@ -105,12 +122,15 @@ def _of_rank(shards: Shards, optimizer: Mapping[str, Any]) -> AdamStates:
     """Return the states in one rank's shard: one a flat vector of masters, in the vectors' order."""
     layout = _LAYOUTS[shards.zero_stage]
     stored = _torch_state(shards, optimizer.get(layout.adam), layout.adam)
-    indices = [index for group in stored["param_groups"] for index in group["params"]]
-    states = {str(index): _adam_state(shards, stored, index) for index in indices}
+    states = {
+        str(index): _adam_state(shards, stored, group, index)
+        for group in stored["param_groups"]
+        for index in group["params"]
+    }
     masters = optimizer[layout.masters]
     paddings = optimizer.get("group_paddings", [0] * len(masters))
     fits = len(states) == len(masters) == len(paddings) and all(
-        state[key].numel in (master.numel, master.numel + padding)
+        state.moments[key].numel in (master.numel, master.numel + padding)
         for state, master, padding in zip(states.values(), masters, paddings, strict=True)
         for key in MOMENTS
     )
@@ -128,7 +148,7 @@ def _torch_state(shards: Shards, stored: Any, key: str) -> Mapping[str, Any]:
     return stored
 
 
-def _adam_state(shards: Shards, stored: Mapping[str, Any], index: int) -> AdamState:
+def _adam_state(shards: Shards, stored: Mapping[str, Any], group: Mapping[str, Any], index: int) -> AdamState:
     state = stored["state"].get(index, {})
     if set(state) != _ADAM_KEYS or not all(isinstance(value, StoredTensor) for value in state.values()):
         raise UserError(
@@ -136,18 +156,27 @@ def _adam_state(shards: Shards, stored: Mapping[str, Any], index: int) -> AdamSt
             f"{sorted(_ADAM_KEYS)} (offload to NVMe, or of a part, keeps it elsewhere): no run can go on "
             "from it, but it can be consolidated"
         )
-    return state
+    moments = {key: state[key] for key in MOMENTS}
+    rests = not all(group.get("phases", [True]))
+    return AdamState(moments, int(state["step"].load()), group.get("updates"), rests)
 
 
-def _common_step(shards: Shards, states: list[AdamStates]) -> int:
-    """Return the number of updates, on which all states agree, and the module's file with them."""
-    counted = {float(state["step"].load()) for rank in states for state in rank.values()}
+def _common_updates(shards: Shards, states: list[AdamStates]) -> int:
+    """Return the number of updates, on which all states agree, and the module's file with them.
+
+    A vector that rests has had fewer, but on every rank as many, and its group says how many there were.
+    """
+    every = [state for rank in states for state in rank.values()]
+    counted = {state.steps for state in every if not state.rests}
+    counted |= {state.updates for state in every if state.updates is not None}
     steps, skipped = shards.model.get("global_steps"), shards.model.get("skipped_steps")
     if not isinstance(steps, int) or not isinstance(skipped, int):
         raise IntegrityError(f"{shards.folder}: the module's file states no steps; use another step")
     expected = steps - skipped
-    if counted != {expected}:
-        counts = ", ".join(f"{count:g}" for count in sorted(counted))
+    of_ranks = zip(*(rank.values() for rank in states), strict=True)
+    alike = all(len({state.steps for state in vector}) == 1 for vector in of_ranks)
+    if counted != {expected} or not alike or max(state.steps for state in every) > expected:
+        counts = ", ".join(map(str, sorted(counted | {state.steps for state in every})))
         raise IntegrityError(
             f"{shards.folder}: its files are of different steps (Adam's states have counted {counts} "
             f"updates, the module's file {expected}); use another step"
@@ -158,13 +187,19 @@ def _common_step(shards: Shards, states: list[AdamStates]) -> int:
 def _tensors(shards: Shards, states: list[AdamStates], key: str) -> Mapping[str, ShardedTensor]:
     """Return one moment of every parameter that trains."""
     if shards.zero_stage == 0:
-        stored = ((name, state[key]) for name, state in states[0].items())
+        stored = ((name, state.moments[key]) for name, state in states[0].items())
         found: Parameters = {name: (whole.shape, (Span(whole, 0, whole.numel),)) for name, whole in stored}
     else:
         layout = _LAYOUTS[shards.zero_stage]
         in_masters_place = [
-            {**optimizer, layout.masters: [state[key] for state in rank.values()]}
+            {**optimizer, layout.masters: [state.moments[key] for state in rank.values()]}
             for optimizer, rank in zip(shards.optimizers, states, strict=True)
         ]
         found = layout.spans(shards.model["param_shapes"], in_masters_place, shards.folder)
     return MappingProxyType({name: ShardedTensor(name, *parameter) for name, parameter in found.items()})
+
+
+def _adam_steps(states: list[AdamStates], moments: Mapping[str, ShardedTensor]) -> Mapping[str, int]:
+    """Return the updates of each parameter: those of the vectors that its first moment lies in."""
+    of_vector = {id(state.moments[MOMENTS[0]]): state.steps for rank in states for state in rank.values()}
+    return MappingProxyType({name: of_vector[id(moment.spans[0].source)] for name, moment in moments.items()})
