@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def _same_rate(name: str, settings: Any) -> float:
+    return 1.0
+
+
+def _works_anywhere(stage: int, settings: Any) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to train a base model."""
@@ -32,6 +40,12 @@ class Method:
     """Model to train -> names of the modules that it adapts or trains whole; none where all of it trains."""
     exclude_frozen: bool
     """Checkpoints leave out what does not train (the base is on disk already)."""
+    rate: Callable[[str, Any], float] = _same_rate
+    """(name of a parameter, settings) -> factor of its learning rate."""
+    learning_rate: float = 2e-4
+    """What ``training.learning_rate`` is where nobody has said (docs/methods.md says where it is from)."""
+    refused: Callable[[int, Any], str | None] = _works_anywhere
+    """(ZeRO stage, settings) -> why it cannot be trained there, and what to do; None where it can."""
 
 
 def save_model_config(model: PreTrainedModel, folder: Path) -> None:

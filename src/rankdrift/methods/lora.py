@@ -5,15 +5,16 @@ PEFT is imported where it is used: a recipe is checked with the settings below, 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field, field_validator
 
-from rankdrift.errors import did_you_mean
+from rankdrift.errors import UserError, did_you_mean
 from rankdrift.methods import Method, save_model_config
 from rankdrift.models.families import GROUPS
-from rankdrift.settings import Fraction, PositiveInt
+from rankdrift.settings import Fraction, NonNegativeInt, PositiveInt
 from rankdrift.spec import MethodSpec
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ class Settings(MethodSpec):
     """Dropout on the input of A."""
     targets: str | tuple[str, ...] = "both"
     """qv, attention, mlp, both (attention and mlp), all (with embeddings and head), or module names."""
+    layers: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    """The first and the last block that are adapted, from 0; None is all."""
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    """End of a module's name, or a regular expression for it -> a rank of its own."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """The same of alpha, which is 2r of the module's own rank where neither says."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that train whole, beside the adapters."""
 
     @field_validator("targets")
     @classmethod
@@ -49,12 +58,20 @@ class Settings(MethodSpec):
 
     def in_force(self) -> dict[str, Any]:
         """Return the settings with the alpha in force."""
-        return {**super().in_force(), "alpha": self.scaling_alpha}
+        settings = {**super().in_force(), "alpha": self.scaling_alpha}
+        further = ("layers", "rank_pattern", "alpha_pattern", "modules_to_save")
+        return {key: value for key, value in settings.items() if key not in further or value}
 
     @property
     def adapter_rank(self) -> int:
-        """The rank of B A."""
-        return self.rank
+        """The largest rank of B A."""
+        return max(self.rank, *self.rank_pattern.values(), 0)
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """The alphas in force of modules that have one of their own."""
+        doubled = {} if self.alpha else {name: 2.0 * rank for name, rank in self.rank_pattern.items()}
+        return {**doubled, **self.alpha_pattern}
 
     @property
     def is_random(self) -> bool:
@@ -74,8 +91,10 @@ def adapted_modules(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def prepare(model: PreTrainedModel, settings: Settings, base: Path) -> PreTrainedModel:
+def prepare(model: PreTrainedModel, settings: Settings, base: Path, **variant: Any) -> PreTrainedModel:
     """Return the model with LoRA adapters (B = 0, so it starts as the base), all else frozen.
+
+    ``variant`` holds what a variant of LoRA sets of PEFT's ``LoraConfig``.
 
     A new classification head has no pre-trained counterpart and trains whole, with all that came with it: a
     pooling layer left as it was drawn would be noise.
@@ -87,18 +106,60 @@ def prepare(model: PreTrainedModel, settings: Settings, base: Path) -> PreTraine
 
     new = list(getattr(model, "new_modules", ()))
     classifies = "SequenceClassification" in type(model).__name__
+    targets = target_modules(model, settings.targets)
+    _require_ranks(model, settings, targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.scaling_alpha,  # type: ignore[arg-type]  # PEFT divides; a float is right
         lora_dropout=settings.dropout,
-        target_modules=target_modules(model, settings.targets),
-        modules_to_save=new or None,
+        target_modules=targets,
+        rank_pattern=dict(settings.rank_pattern),
+        alpha_pattern=settings.alphas,
+        layers_to_transform=_blocks(model, settings.layers),
+        modules_to_save=[*new, *settings.modules_to_save] or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
+        **variant,
     )
     adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     return cast("PreTrainedModel", adapted)  # it passes everything on to the model it wraps
+
+
+def _blocks(model: PreTrainedModel, layers: tuple[int, int] | None) -> list[int] | None:
+    """Return the blocks to adapt; raise UserError for some that are not there."""
+    if layers is None:
+        return None
+    first, last = layers
+    count = model.config.num_hidden_layers
+    if not first <= last < count:
+        raise UserError(
+            f"method.layers={[first, last]}: {type(model).__name__} has blocks 0 to {count - 1}; name the "
+            "first and the last"
+        )
+    return list(range(first, last + 1))
+
+
+def _require_ranks(model: PreTrainedModel, settings: Settings, targets: list[str]) -> None:
+    """Raise UserError where a rank is above what a matrix can have, or a pattern is of no module."""
+    unused = {*settings.rank_pattern, *settings.alpha_pattern}
+    for name, module in model.named_modules():
+        if not any(name == end or name.endswith(f".{end}") for end in targets):
+            continue
+        own = [key for key in settings.rank_pattern if re.match(rf"(.*\.)?({key})$", name)]
+        unused -= {key for key in unused if re.match(rf"(.*\.)?({key})$", name)}
+        rank = settings.rank_pattern[own[0]] if own else settings.rank
+        smaller = min(module.weight.shape)
+        if rank > smaller:
+            raise UserError(
+                f"method.rank={rank} is above the rank that '{name}' of {type(model).__name__} can have, "
+                f"{smaller}; choose at most {smaller}, or leave it out of method.targets"
+            )
+    if unused:
+        raise UserError(
+            f"method.rank_pattern or alpha_pattern: '{sorted(unused)[0]}' is the end of no adapted module's "
+            "name; give one, or a regular expression of it"
+        )
 
 
 def save_config(model: PreTrainedModel, folder: Path) -> None:

@@ -145,7 +145,7 @@ class TrainingSpec(Section):
     """Most tokens a rank puts through the model at once, however many rows these are (of rows that are filled
     up, as many of the longest as it has room for); None is what ``micro_batch`` of the longest have."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """Peak learning rate."""
+    """Peak learning rate; of a run that does not say, its method's (docs/methods.md)."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Course after warm-up: constant, or down to zero."""
     warmup_steps: NonNegativeInt = 3
@@ -276,6 +276,22 @@ class Spec(Section):
     training: TrainingSpec = TrainingSpec()
     scoring: ScoringSpec = ScoringSpec()
     analysis: AnalysisSpec = AnalysisSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_method(cls, tree: Any) -> Any:
+        """Take the method's learning rate where none is given: LoRA's is not that of full fine-tuning."""
+        training, method = (
+            (tree.get(key) or {} for key in ("training", "method"))
+            if isinstance(tree, dict)
+            else (None, None)
+        )
+        if not isinstance(training, dict) or not isinstance(method, dict) or "learning_rate" in training:
+            return tree
+        if (name := method_name(method)) not in registry.names("method"):
+            return tree
+        rate = registry.load("method", name).learning_rate
+        return {**tree, "training": {**training, "learning_rate": rate}}
 
     @field_validator("method", mode="before")
     @classmethod

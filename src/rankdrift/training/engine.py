@@ -24,6 +24,7 @@ from deepspeed.constants import default_pg_timeout
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
@@ -41,6 +42,7 @@ from rankdrift.zero_checkpoint.optimizer_state import open_training_state
 
 logger = logging.getLogger(__name__)
 
+ZERO_SUPPORTED_OPTIMIZERS.append(AdamW)  # torch's, which is one of them, but that it leaves groups out
 TIMEOUT = default_pg_timeout
 """How long a rank waits for another one: $DEEPSPEED_TIMEOUT minutes, or DeepSpeed's default of 10."""
 
@@ -262,7 +264,7 @@ class Engine:
             if divides(config):
                 divide(model, deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config), device())
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-                model=model, optimizer=optimizer, config=config | {"zero_allow_untested_optimizer": True}
+                model=model, optimizer=optimizer, config=config
             )
         # rank 0 alone would copy a script beside the checkpoints, and fail alone where it cannot
         self.deepspeed._copy_recovery_script = lambda folder: None

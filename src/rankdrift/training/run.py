@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,7 +50,8 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         model = prepared_model(setup)
         describe(setup, model)
         phases = _phases(setup, model)
-        under = engine.Engine(model, spec.training, setup.config, phases=phases.of)
+        rate = partial(setup.method.rate, settings=spec.method)
+        under = engine.Engine(model, spec.training, setup.config, rate, phases.of)
         start = checkpointing.resume(under, run)
         require_space(setup, under, start)
         journal = Journal(run, spec.training.steps, start) if engine.rank() == 0 else None

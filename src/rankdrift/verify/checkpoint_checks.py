@@ -143,8 +143,8 @@ class CheckpointSubject(_Sharded):
 
     @property
     def adapts(self) -> bool:
-        """As the manifest states."""
-        return self.manifest.method == "lora"
+        """Whether the run's configuration is an adapter's."""
+        return (self.settings / ADAPTER_CONFIG).is_file()
 
     def _manifest(self, progress: Progress) -> str:
         sizes = {name: file.size for name, file in self.manifest.files.items()}

@@ -176,7 +176,7 @@ class ExportSubject:
         if not checkpoint.is_dir():
             raise LeftOutError(f"its checkpoint is not at {checkpoint}")
         base = Path(self.provenance.base.folder)
-        if self.provenance.method == "lora" and not base.is_dir():
+        if (run.model / ADAPTER_CONFIG).is_file() and not base.is_dir():
             raise LeftOutError(f"the base model is not at {base}")
         return compare(
             Exported(

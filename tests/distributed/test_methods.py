@@ -1,0 +1,173 @@
+"""What every method must keep, trained under ZeRO: resumed and frozen to the bit, exported exactly."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from ranks import RECIPE, job, run_of, train_jobs
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from rankdrift import files, registry
+from rankdrift.analysis.sources.weights import open_weights
+from rankdrift.cli.main import main
+from rankdrift.export.consolidate import consolidate
+from rankdrift.layout import RunLayout
+from rankdrift.methods import Method
+from rankdrift.models.base import load_model
+from rankdrift.spec import ModelSpec, apply_overrides, parse_spec
+from rankdrift.zero_checkpoint.shards import open_checkpoint
+
+pytestmark = pytest.mark.distributed
+
+STEPS, SAVED = 4, 2
+IDS = torch.tensor([[5, 9, 30, 31, 7, 60, 2]])
+TRAINING = {
+    **{"steps": STEPS, "global_batch": 4, "micro_batch": 2, "warmup_steps": 1, "eval_rows": 1},
+    **{"learning_rate": 5e-3, "epsilon": 1e-4, "save_every": SAVED, "probe_every": 0, "precision": "fp32"},
+}
+DATA = {"tasks": ["topic"], "train_limit": 20, "validation_limit": 2, "max_length": 40}
+VARIANTS: dict[str, tuple[str, ...]] = {
+    **{name: () for name in registry.names("method")},
+    "bitfit": ("method.norms=true",),
+    "full-frozen": ("method.freeze=[embeddings,norms]",),
+    "lora-patterns": (
+        "method.rank_pattern={q_proj: 2, 'layers.1.mlp.up_proj': 3}",
+        "method.alpha_pattern={q_proj: 7}",
+        "method.layers=[1,2]",
+    ),
+    "lora-embedding": (
+        "method.targets=[q_proj]",
+        "method.modules_to_save=[embed_tokens]",
+    ),
+}
+PLACES = [(stage, ranks) for ranks, stage in itertools.product((1, 2), (0, 2, 3))]
+
+
+def method_of(variant: str) -> Method:
+    found: Method = registry.load("method", variant.split("-")[0])
+    return found
+
+
+def works(variant: str, stage: int) -> bool:
+    return method_of(variant).refused(stage, None) is None
+
+
+CASES = [(variant, stage, ranks) for variant in VARIANTS for stage, ranks in PLACES if works(variant, stage)]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case to its end, and again with a stop at its first checkpoint."""
+    folder = tmp_path_factory.mktemp("methods")
+    groups: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    for variant, stage, ranks in CASES:
+        settings = (f"method.name={variant.split('-')[0]}", *VARIANTS[variant])
+        name = f"{variant}-z{stage}-r{ranks}"
+        groups[ranks].append(job(folder, name, stage, *settings))
+        groups[ranks].append(job(folder, f"{name}-resumed", stage, *settings, stop_at=SAVED))
+        groups[ranks].append(job(folder, f"{name}-resumed", stage, *settings))
+    train_jobs(folder, RECIPE | {"data": DATA, "training": TRAINING}, list(groups.items()))
+    return folder
+
+
+def run_at(folder: Path, variant: str, stage: int, ranks: int) -> RunLayout:
+    return run_of(folder, f"{variant}-z{stage}-r{ranks}")
+
+
+def weights(run: RunLayout, step: int = STEPS) -> dict[str, Tensor]:
+    return {name: each.load() for name, each in open_checkpoint(run.checkpoint(step)).tensors.items()}
+
+
+@functools.cache
+def prepared(variant: str, base: Path) -> Any:
+    """The model before training, as the run's seed draws it."""
+    settings = {"method": {"name": variant.split("-")[0]}}
+    spec = parse_spec(apply_overrides(settings, list(VARIANTS[variant])))
+    torch.manual_seed(spec.seed)
+    return method_of(variant).prepare(load_model(base, ModelSpec()), spec.method, base)
+
+
+IDENTITIES = ["-".join(map(str, case)) for case in CASES]
+
+
+@pytest.mark.parametrize(("variant", "stage", "ranks"), CASES, ids=IDENTITIES)
+def test_a_resumed_run_has_the_same_bits(runs: Path, variant: str, stage: int, ranks: int) -> None:
+    run = run_at(runs, variant, stage, ranks)
+    whole = weights(run)
+    resumed = weights(run_of(runs, f"{variant}-z{stage}-r{ranks}-resumed"))
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+@pytest.mark.parametrize(("variant", "stage", "ranks"), CASES, ids=IDENTITIES)
+def test_what_is_frozen_stays_and_all_else_moves(
+    runs: Path, tiny: Path, variant: str, stage: int, ranks: int
+) -> None:
+    start = dict(prepared(variant, tiny).named_parameters())
+    found = weights(run_at(runs, variant, stage, ranks))
+    trained = {name for name, value in start.items() if value.requires_grad}
+    assert trained <= found.keys()
+    for name in found.keys() & start.keys():  # without ZeRO names of tied weights are stored, too
+        value = found[name]
+        moved = not torch.equal(value.reshape(start[name].shape), start[name].detach())
+        assert moved == (name in trained), name
+
+
+@pytest.mark.parametrize(("variant", "stage", "ranks"), CASES, ids=IDENTITIES)
+def test_losses_do_not_depend_on_stage_and_ranks(runs: Path, variant: str, stage: int, ranks: int) -> None:
+    one, other = (
+        [row["loss"] for row in files.read_jsonl(run_at(runs, variant, *place).metrics)]
+        for place in ((stage, ranks), (0, 1))
+    )
+    assert one[-1] < one[1]  # and something is learnt
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("variant", "stage", "ranks"), CASES, ids=IDENTITIES)
+def test_plain_libraries_reload_the_export_and_its_update_is_exact(
+    runs: Path, tiny: Path, variant: str, stage: int, ranks: int
+) -> None:
+    run = run_at(runs, variant, stage, ranks)
+    export = consolidate(run, STEPS)
+    trained = prepared(variant, tiny)
+    before = {name: value.detach().clone() for name, value in trained.named_parameters()}
+    with torch.no_grad():
+        for name, value in weights(run).items():
+            if name in before:
+                trained.get_parameter(name).copy_(value.reshape(before[name].shape))
+        expected = trained.eval()(input_ids=IDS).logits
+        for name, value in before.items():
+            trained.get_parameter(name).copy_(value)
+    adapts = method_of(variant).exclude_frozen
+    reloaded: Any = AutoModelForCausalLM.from_pretrained(tiny if adapts else export)
+    if adapts:
+        reloaded = PeftModel.from_pretrained(reloaded, str(export))
+    with torch.no_grad():
+        torch.testing.assert_close(reloaded.eval()(input_ids=IDS).logits, expected)
+    base = AutoModelForCausalLM.from_pretrained(tiny).state_dict()
+    merged = reloaded.merge_and_unload() if adapts else reloaded
+    dense = {name: value.double() - base[name].double() for name, value in merged.state_dict().items()}
+    tuned = open_weights(tiny, export)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
+    for projection in tuned.projections:
+        update, name = tuned.update(projection).dense().double(), tuned.base.names[projection]
+        rounding = 2**-22 * float(merged.state_dict()[name].abs().max())
+        torch.testing.assert_close(update, dense[name], rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize(("variant", "stage", "ranks"), CASES, ids=IDENTITIES)
+def test_checkpoint_and_export_verify(runs: Path, variant: str, stage: int, ranks: int) -> None:
+    run = run_at(runs, variant, stage, ranks)
+    export = consolidate(run, STEPS)
+    assert main(["verify", str(run.checkpoint(STEPS))]) == 0
+    assert main(["verify", str(export), "--reload"]) == 0
