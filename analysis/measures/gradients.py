@@ -7,7 +7,7 @@ import pandas as pd
 from rankdrift.analysis.contract import Analysis, Params
 from rankdrift.analysis.findings import Finding, Listing, Sentence, among
 from rankdrift.analysis.sources.observations import gradient_statistics
-from rankdrift.analysis.sources.recorded_gradients import COLUMNS, read_gradients
+from rankdrift.analysis.sources.recorded_gradients import COLUMNS, PHASE, read_gradients
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.layout import RunLayout
 
@@ -55,8 +55,9 @@ SPACES = Sentence(
 )
 ANALYSIS = Analysis(
     name="gradients",
-    columns={TABLE: COLUMNS},
+    columns={TABLE: PHASE | COLUMNS},
     per="run",
     compute=compute,
+    version=2,
     findings=(Finding("Gradients", (TABLE,), _course, (NORMS, SPACES)),),
 )

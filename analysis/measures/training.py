@@ -19,7 +19,8 @@ COLUMNS = {
     "split": "train (the step's global batch), validation (mean of the tasks), train/TASK or validation/TASK",
     "loss": "nats a target token",
     "learning_rate": "of this step; NaN for validation",
-    "gradient_norm": "global Euclidean norm before clipping; NaN for validation",
+    "gradient_norm": "global Euclidean norm before clipping, of what trains; NaN for validation",
+    "phase": "of method.schedule, from 0; NaN without a schedule and but for train",
     "tokens_per_second": "tokens trained on a second, over all ranks; NaN for validation",
     "teraflops": "10^12 operations a second, by formula, over all ranks; NaN but for train",
     "mfu": "their share of what products of matrices reach on these ranks; NaN but for train",
@@ -83,5 +84,6 @@ ANALYSIS = Analysis(
     columns={TABLE: COLUMNS},
     per="run",
     compute=compute,
+    version=2,
     findings=(Finding("Time", (TABLE,), times_of_runs, (TIMES, HOW_TO_READ)),),
 )

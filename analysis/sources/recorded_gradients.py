@@ -20,11 +20,12 @@ COLUMNS = {
     "std": "standard deviation of g over the elements",
     "zero_fraction": "share of elements that are exactly 0",
 }
+PHASE = {"phase": "of method.schedule, from 0: what rests in it has no rows; 0 without a schedule"}
 LEVELS = ("cell", "layer", "group", "global")
 
 
 def read_gradients(path: Path) -> pd.DataFrame:
-    """Return ``step`` and ``COLUMNS``, one row a probed step and cell, layer, group or whole model.
+    """Return ``step``, ``PHASE`` and ``COLUMNS``, a row a probed step and cell, layer, group or whole model.
 
     Raises
     ------
@@ -40,4 +41,5 @@ def read_gradients(path: Path) -> pd.DataFrame:
     unknown = sorted(set(table["level"]) - set(LEVELS))
     if unknown:
         raise UserError(f"{path}: unknown level {unknown[0]!r}; known: {', '.join(LEVELS)}")
-    return table[wanted]
+    phase = table["phase"] if "phase" in table.columns else 0  # a run before there were any
+    return table.assign(phase=phase)[["step", *PHASE, *COLUMNS]]

@@ -156,6 +156,11 @@ def test_weights_are_those_of_an_optimizer_a_group(
         torch.testing.assert_close(found, value, rtol=0, atol=1e-6 * max(1.0, float(value.abs().max())))
     logged = [row for row in files.read_jsonl(run.metrics) if row["split"] == "train"]
     np.testing.assert_allclose([row["gradient_norm"] for row in logged], norms, rtol=1e-5)
+    probed = files.read_table(run.probe("gradients"))
+    assert dict(zip(probed["step"], probed["phase"], strict=True)) == {
+        row["step"]: row["phase"] for row in logged if row["step"] % 3 == 0
+    }
+    assert set(probed.query("level == 'cell'")["group"]) <= {"attention", "mlp"}  # what rests has no rows
     ends = SCHEDULES[case[1]][1]
     assert [row["phase"] for row in logged] == [
         number for number, (first, last) in enumerate(ends) for _ in range(first, last + 1)

@@ -33,6 +33,11 @@ OTHER: dict[str, Any] = {
     "training.beta2": 0.5,
     "method.dropout": 0.5,
     "method.targets": "qv",
+    "method.schedule": "both->mlp",
+    "method.layers": [0, 1],
+    "method.rank_pattern": {"q_proj": 2},
+    "method.alpha_pattern": {"q_proj": 2.0},
+    "method.modules_to_save": ["embed_tokens"],
     "training.schedule": "cosine",
     "training.precision": "bf16",
     "training.packing": "off",
@@ -69,18 +74,30 @@ def test_every_key_has_one_role() -> None:
     assert not {key for key in KEYS if key.split(".")[0] in SECTIONS}
 
 
-@pytest.mark.parametrize("key", EVERY_KEY)
+@pytest.mark.parametrize("key", [key for key in EVERY_KEY if key != "method.restart"])
 def test_a_key_changes_the_identity_where_it_can_change_a_weight(key: str) -> None:
     before, after = identity_of(Spec()), identity_of(changed(key))
     assert (digest(before) != digest(after)) == (role(key) == "identity")
 
 
-@pytest.mark.parametrize("key", [key for key in EVERY_KEY if key.startswith("method.")])
+def test_how_what_has_rested_begins_counts_where_something_rests() -> None:
+    def of(**method: Any) -> dict[str, Any]:
+        return identity_of(parse_spec({"method": method}))
+
+    assert of(restart=True) == of()
+    assert of(restart=True, schedule="both->mlp") != of(schedule="both->mlp")
+
+
+EVERY_METHODS = ("method.name", "method.schedule", "method.restart")
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in EVERY_KEY if key.startswith("method.") and key not in EVERY_METHODS]
+)
 def test_settings_of_lora_are_no_part_of_a_full_run(key: str) -> None:
-    if key == "method.name":
-        return
     tree = changed(key).as_dict()
     tree["method"]["name"] = "full"
+    del tree["training"]["learning_rate"]
     full = parse_spec({"method": {"name": "full"}})
     assert identity_of(parse_spec(tree)) == identity_of(full)
     assert "method.rank" not in identity_of(full)

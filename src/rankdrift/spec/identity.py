@@ -100,7 +100,8 @@ def identity(spec: Spec, precision: str, versions: Mapping[str, int], rows: str,
         Digest of the base model's weights.
 
     """
-    counted = {key: value for key, value in flattened(spec).items() if role(key) == "identity"}
+    plain = {key: value for key, value in flattened(spec).items() if not key.startswith("method.")}
+    counted = {key: value for key, value in plain.items() if role(key) == "identity"}
     counted |= {f"method.{key}": value for key, value in spec.method.in_force().items()}
     counted["training.precision"] = precision
     return {**counted, "task versions": dict(versions), "training rows": rows, "base model": base}

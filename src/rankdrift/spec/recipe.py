@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from rankdrift import files, registry
 from rankdrift.errors import UserError, did_you_mean
@@ -158,9 +158,12 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 def _known_keys(tree: Mapping[str, Any], path: Sequence[Any]) -> list[str]:
     """Return the keys of the section at a path of keys, in the tree that was given."""
-    if tuple(path) == ("method",):
-        return list(method_section(method_name(tree["method"])).model_fields)
-    section: type[BaseModel] = Spec
+    section: Any = Spec
     for part in path:
-        section = cast(type[BaseModel], section.model_fields[part].annotation)
+        if isinstance(part, int):  # one of several in a list
+            section = get_args(section)[0]
+        elif section is Spec and part == "method":
+            section = method_section(method_name(tree["method"]))
+        else:
+            section = section.model_fields[part].annotation
     return list(section.model_fields)

@@ -26,7 +26,7 @@ PARTS = ("data", "forward", "backward", "update", "exchange", "probe", "evaluati
 TIMES = tuple(f"seconds_{part}" for part in PARTS)
 SPEED = ("tokens_per_second", "teraflops", "mfu", "padding", "memory_gib", "seconds", *TIMES)
 STATUS_SECONDS = 1.0
-SCALARS = ("loss", "learning_rate", "gradient_norm", "tokens", "rows", *SPEED)
+SCALARS = ("loss", "learning_rate", "gradient_norm", "phase", "tokens", "rows", *SPEED)
 
 
 class Journal:

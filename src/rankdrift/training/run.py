@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,8 +49,9 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         model = prepared_model(setup)
         describe(setup, model)
         phases = _phases(setup, model)
-        rate = partial(setup.method.rate, settings=spec.method)
-        under = engine.Engine(model, spec.training, setup.config, rate, phases.of)
+        under = engine.Engine(
+            model, spec.training, setup.config, lambda name: setup.method.rate(name, spec.method), phases.of
+        )
         start = checkpointing.resume(under, run)
         require_space(setup, under, start)
         journal = Journal(run, spec.training.steps, start) if engine.rank() == 0 else None

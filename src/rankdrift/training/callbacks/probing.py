@@ -30,7 +30,8 @@ class Probing(Callback):
             for probe in self.probes:
                 rows = probe.measure(trainer.engine)
                 if trainer.journal:
-                    trainer.journal.probe(probe.name, step, rows)
+                    phase = {"phase": trainer.phase or 0}
+                    trainer.journal.probe(probe.name, step, [phase | row for row in rows])
             self.seconds = time.perf_counter() - began
         return self.seconds
 
