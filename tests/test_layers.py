@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "scoring": GROUND | {"tasks", "metrics", "methods", "data", "models"},
     "studies": GROUND | STORED | {"signals", "progress", "data", "models", "scoring", "analysis"},
     "analysis": BASE | {"files", "progress"},
+    "doctor": BASE | {"files"},
 }
 # part -> single modules of other parts it may import as well
 ALLOWED_MODULES: dict[str, set[str]] = {

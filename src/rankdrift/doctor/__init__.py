@@ -1,0 +1,1 @@
+"""What this machine has and can do, checked before hours are spent on it."""
