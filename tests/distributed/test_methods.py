@@ -65,15 +65,15 @@ CASES = [(variant, stage, ranks) for variant in VARIANTS for stage, ranks in PLA
 
 @pytest.fixture(scope="module")
 def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case to its end, and again with a stop at its first checkpoint."""
+    """Every case to its end, and again from its first checkpoint."""
     folder = tmp_path_factory.mktemp("methods")
     groups: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
     for variant, stage, ranks in CASES:
         settings = (f"method.name={variant.split('-')[0]}", *VARIANTS[variant])
         name = f"{variant}-z{stage}-r{ranks}"
         groups[ranks].append(job(folder, name, stage, *settings))
-        groups[ranks].append(job(folder, f"{name}-resumed", stage, *settings, stop_at=SAVED))
-        groups[ranks].append(job(folder, f"{name}-resumed", stage, *settings))
+        begun = {"copy_of": str(run_of(folder, name).root), "copy_step": SAVED}
+        groups[ranks].append(job(folder, f"{name}-resumed", stage, *settings, **begun))
     train_jobs(folder, RECIPE | {"data": DATA, "training": TRAINING}, list(groups.items()))
     return folder
 

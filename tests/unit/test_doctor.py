@@ -50,6 +50,9 @@ def test_gpus_that_others_use_are_pointed_at(monkeypatch: Patch) -> None:
     (none,) = checks.gpus()
     assert none.state == "note"
     assert "training runs on CPUs" in none.what
+    monkeypatch.setattr(checks, "DRIVER", Path("/dev/null"))
+    (unused,) = checks.gpus()
+    assert (unused.state, "install torch for the driver" in unused.remedy) == ("bad", True)
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "device_count", lambda: 2)
     monkeypatch.setattr(cuda, "get_device_name", lambda number: "H200")

@@ -29,6 +29,8 @@ WRITTEN = 256 * 2**20
 SLOW_DISK = 100e6  # bytes a second: a checkpoint of 1.1 B parameters would take more than two minutes
 SMALL_SHM = 2**29
 """Bytes of /dev/shm below which NCCL and the workers of data loaders may fail."""
+DRIVER = Path("/dev/nvidiactl")
+"""What NVIDIA's driver makes."""
 HUB = "https://huggingface.co"
 HUB_TIMEOUT = 5.0  # seconds
 
@@ -67,19 +69,17 @@ def packages() -> Iterator[Finding]:
 def gpus() -> Iterator[Finding]:
     """Which GPUs torch sees."""
     if not torch.cuda.is_available():
-        missing = "torch was built for CPUs" if torch.version.cuda is None else "torch finds no NVIDIA GPU"
-        remedy = (
-            "" if torch.version.cuda is None and not Path("/dev/nvidiactl").exists() else "see nvidia-smi"
-        )
-        yield Finding("GPUs", "note", f"{missing}: training runs on CPUs, in fp32", remedy)
+        built = "torch was built for CPUs" if torch.version.cuda is None else "torch finds no NVIDIA GPU"
+        if DRIVER.exists():
+            remedy = "install torch for the driver's CUDA (pytorch.org), see nvidia-smi"
+            yield Finding("GPUs", "bad", f"there is an NVIDIA driver, but {built}", remedy)
+        else:
+            yield Finding("GPUs", "note", f"{built}: training runs on CPUs, in fp32")
         return
     for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        used = total - free
-        what = (
-            f"{number}: {torch.cuda.get_device_name(number)}, {free / GIB:.0f} of {total / GIB:.0f} GiB free"
-        )
-        crowded = used > 0.1 * total
+        free, total = (size / GIB for size in torch.cuda.mem_get_info(number))
+        what = f"{number}: {torch.cuda.get_device_name(number)}, {free:.0f} of {total:.0f} GiB free"
+        crowded = free < 0.9 * total
         yield Finding("GPUs", "note" if crowded else "fine", what, "others use it" if crowded else "")
 
 
