@@ -30,7 +30,14 @@ STEPS, SAVED = 4, 2
 IDS = torch.tensor([[5, 9, 30, 31, 7, 60, 2]])
 TRAINING = {
     **{"steps": STEPS, "global_batch": 4, "micro_batch": 2, "warmup_steps": 1, "eval_rows": 1},
-    **{"learning_rate": 5e-3, "epsilon": 1e-4, "save_every": SAVED, "probe_every": 0, "precision": "fp32"},
+    **{
+        "learning_rate": 5e-3,
+        "epsilon": 1e-4,
+        "save_every": SAVED,
+        "save_steps": [1],
+        "probe_every": 0,
+        "precision": "fp32",
+    },
 }
 DATA = {"tasks": ["topic"], "train_limit": 20, "validation_limit": 2, "max_length": 40}
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -171,3 +178,15 @@ def test_checkpoint_and_export_verify(runs: Path, variant: str, stage: int, rank
     export = consolidate(run, STEPS)
     assert main(["verify", str(run.checkpoint(STEPS))]) == 0
     assert main(["verify", str(export), "--reload"]) == 0
+
+
+@pytest.mark.parametrize(("stage", "ranks"), PLACES)
+def test_b_learns_faster_with_lora_plus(runs: Path, stage: int, ranks: int) -> None:
+    """B starts at 0 in both, and its first gradient is the same; A's is 0."""
+    plain, faster = (weights(run_at(runs, name, stage, ranks), 1) for name in ("lora", "lora_plus"))
+    compared = [name for name in plain if "lora_B" in name]
+    assert len(compared) == 21
+    for name in compared:
+        torch.testing.assert_close(faster[name], 16 * plain[name], rtol=1e-5, atol=1e-9)
+    for name in (name for name in plain if "lora_A" in name):
+        assert torch.equal(faster[name], plain[name])

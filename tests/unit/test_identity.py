@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rankdrift.spec import Spec, parse_spec
-from rankdrift.spec.identity import KEYS, SECTIONS, differences, digest, flattened, identity, role
+from rankdrift.spec.identity import KEYS, LATER, SECTIONS, differences, digest, flattened, identity, role
 
 EVERY_KEY = sorted(flattened(Spec()))
 OTHER: dict[str, Any] = {
@@ -39,6 +39,8 @@ OTHER: dict[str, Any] = {
     "method.alpha_pattern": {"q_proj": 2.0},
     "method.modules_to_save": ["embed_tokens"],
     "training.schedule": "cosine",
+    "training.minimum_rate": 0.1,
+    "training.warmup_ratio": 0.2,
     "training.precision": "bf16",
     "training.packing": "off",
     "training.save_steps": [1],
@@ -101,6 +103,13 @@ def test_settings_of_lora_are_no_part_of_a_full_run(key: str) -> None:
     full = parse_spec({"method": {"name": "full"}})
     assert identity_of(parse_spec(tree)) == identity_of(full)
     assert "method.rank" not in identity_of(full)
+
+
+def test_settings_that_came_later_leave_earlier_runs_what_they_were() -> None:
+    found = set(identity_of(Spec()))
+    assert not found & set(LATER)
+    own = {key for key in found if key.startswith("method.")}
+    assert own == {f"method.{key}" for key in ("name", "rank", "alpha", "dropout", "targets")}
 
 
 def test_alpha_counts_as_what_is_in_force() -> None:

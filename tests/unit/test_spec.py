@@ -69,6 +69,11 @@ def test_a_spec_survives_its_json(tmp_path: Path) -> None:
         ({"training": {"steps": "many"}}, ["training.steps='many'", "integer"]),
         ({"training": {"steps": 0}}, ["training.steps=0", "greater than or equal to 1"]),
         ({"training": {"steps": 2, "warmup_steps": 2}}, ["training", "warmup_steps=2", "steps=2"]),
+        ({"training": {"steps": 2, "warmup_ratio": 0.9}}, ["warmup_ratio=0.9", "warm-up=2", "steps=2"]),
+        (
+            {"training": {"steps": 10, "schedule": "wsd", "decay_ratio": 0.8}},
+            ["decay_ratio=0.8 of steps=10", "warm-up of 3 steps", "overlap"],
+        ),
         ({"training": {"steps": 5, "save_steps": [6]}}, ["save_steps [6]", "steps=5"]),
         ({"model": {"liger": True, "compile": True}}, ["model: liger and compile", "choose one"]),
         ({"training": {"micro_batch": "all"}}, ["training.micro_batch", "'all'", "integer", "'auto'"]),

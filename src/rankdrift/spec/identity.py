@@ -46,6 +46,9 @@ KEYS: dict[str, Role] = {
     "training.learning_rate": "identity",
     "training.schedule": "identity",
     "training.warmup_steps": "identity",
+    "training.warmup_ratio": "identity",
+    "training.minimum_rate": "identity",
+    "training.decay_ratio": "identity",
     "training.weight_decay": "identity",
     "training.beta1": "identity",
     "training.beta2": "identity",
@@ -66,6 +69,9 @@ KEYS: dict[str, Role] = {
 }
 """Every other key -> its role: ``identity`` counts as it is set, ``content`` by what it names, ``rounding``
 moves last bits alone (as another number of ranks does), the others change no weight."""
+
+LATER = ("training.warmup_ratio", "training.minimum_rate", "training.decay_ratio")
+"""Keys of the identity that came when there were runs already: they count where they are not the default."""
 
 
 def role(key: str) -> Role:
@@ -102,6 +108,8 @@ def identity(spec: Spec, precision: str, versions: Mapping[str, int], rows: str,
     """
     plain = {key: value for key, value in flattened(spec).items() if not key.startswith("method.")}
     counted = {key: value for key, value in plain.items() if role(key) == "identity"}
+    default = flattened(Spec())
+    counted = {key: value for key, value in counted.items() if key not in LATER or value != default[key]}
     counted |= {f"method.{key}": value for key, value in spec.method.in_force().items()}
     counted["training.precision"] = precision
     return {**counted, "task versions": dict(versions), "training rows": rows, "base model": base}

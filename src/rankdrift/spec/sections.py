@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_v
 
 from rankdrift import registry
 from rankdrift.errors import did_you_mean
-from rankdrift.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
+from rankdrift.settings import Fraction, NonNegativeFloat, NonNegativeInt, OpenFraction, PositiveInt, Section
 from rankdrift.spec.phases import PhaseSpec, phases, read_schedule
 
 
@@ -146,10 +146,16 @@ class TrainingSpec(Section):
     up, as many of the longest as it has room for); None is what ``micro_batch`` of the longest have."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate; of a run that does not say, its method's (docs/methods.md)."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Course after warm-up: constant, or down to zero."""
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "linear"
+    """Course after warm-up: constant; down to ``minimum_rate``; or stable, and down at the end (wsd)."""
     warmup_steps: NonNegativeInt = 3
     """Steps of linear warm-up from zero."""
+    warmup_ratio: Fraction | None = None
+    """Fraction of the steps that is warm-up, in the place of ``warmup_steps``."""
+    minimum_rate: Fraction = 0.0
+    """What linear, cosine and wsd go down to, over the peak."""
+    decay_ratio: OpenFraction = 0.2
+    """Last fraction of the steps, in which wsd goes down, linearly."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled weight decay, on matrices only."""
     beta1: Fraction = 0.9
@@ -185,6 +191,16 @@ class TrainingSpec(Section):
     profile: tuple[PositiveInt, ...] = ()
     """Steps that every rank writes a trace of, below ``traces`` of the run, for Perfetto; it slows them."""
 
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up."""
+        return self.warmup_steps if self.warmup_ratio is None else round(self.warmup_ratio * self.steps)
+
+    @property
+    def decay(self) -> int:
+        """Steps in which the rate goes down at the end, if the schedule is wsd."""
+        return max(1, round(self.decay_ratio * self.steps))
+
     @field_validator("packing", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
@@ -193,9 +209,16 @@ class TrainingSpec(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainingSpec:
-        if self.warmup_steps >= self.steps:
+        warmup, decay = self.warmup, self.decay if self.schedule == "wsd" else 0
+        if warmup >= self.steps:
+            given = (
+                "warmup_steps" if self.warmup_ratio is None else f"warmup_ratio={self.warmup_ratio}, warm-up"
+            )
+            raise ValueError(f"{given}={warmup} leaves no step of steps={self.steps} after it")
+        if warmup + decay > self.steps:
             raise ValueError(
-                f"warmup_steps={self.warmup_steps} leaves no step of steps={self.steps} after it"
+                f"decay_ratio={self.decay_ratio} of steps={self.steps} and a warm-up of {warmup} steps "
+                "overlap; lower one"
             )
         if self.micro_batch == "auto" and self.micro_batch_tokens is not None:
             raise ValueError(

@@ -29,7 +29,7 @@ HONOURED = frozenset(
 _MONITORS = "the recipe owns monitoring: metrics.jsonl and TensorBoard in the run's folder have all values"
 REFUSED = {
     "optimizer": "the recipe has it: training.learning_rate, beta1, beta2, epsilon, weight_decay",
-    "scheduler": "the recipe has it: training.schedule and training.warmup_steps",
+    "scheduler": "the recipe has it: training.schedule, warmup_steps, minimum_rate",
     "fp16": "the recipe has it: training.precision (fp32 or bf16)",
     "amp": "the recipe has it: training.precision",
     "torch_autocast": "the recipe has it: training.precision",

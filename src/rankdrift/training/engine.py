@@ -298,10 +298,9 @@ class Engine:
                 for vector in vectors_of(self.optimizer, number):
                     start_adam(self.optimizer, vector, 0)
             options["active"] = active
+            # no gradient is computed of what rests, nor below all that trains
             for _, param in group.parameters:
-                param.requires_grad_(
-                    active
-                )  # no gradient is computed of what rests, nor below all that trains
+                param.requires_grad_(active)
             self.active += group.parameters if active else []
 
     def train(self) -> None:

@@ -14,8 +14,9 @@ from rankdrift.errors import UserError
 from rankdrift.methods import Method
 from rankdrift.models.base import load_model
 from rankdrift.models.exports import load_export
+from rankdrift.models.families import cell_of
 from rankdrift.models.targets import target_modules
-from rankdrift.spec import ModelSpec
+from rankdrift.spec import ModelSpec, parse_spec
 from rankdrift.spec.sections import method_section
 
 IDS = torch.tensor([[5, 9, 30, 31, 7]])
@@ -123,3 +124,93 @@ def test_scaling_is_alpha_over_r(tiny: Path) -> None:
     assert layer.scaling["default"] == 3.0
     assert layer.lora_dropout["default"].p == 0.25
     assert layer.lora_A["default"].weight.shape == (4, 64)
+
+
+def test_alpha_is_twice_the_rank_of_the_module_itself(tiny: Path) -> None:
+    patterns = {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 4}, "alpha_pattern": {"v_proj": 24.0}}
+    _, model = prepared("lora", tiny, rank=8, **patterns)
+    layers = model.base_model.model.model.layers
+    scaling = {
+        name: layer.scaling["default"]
+        for name, layer in (
+            ("q", layers[0].self_attn.q_proj),
+            ("v", layers[0].self_attn.v_proj),
+            ("k", layers[0].self_attn.k_proj),
+            ("up", layers[1].mlp.up_proj),
+        )
+    }
+    assert scaling == {"q": 2.0, "v": 3.0, "k": 2.0, "up": 2.0}
+    assert layers[1].mlp.up_proj.lora_A["default"].weight.shape[0] == 4
+    _, fixed = prepared("lora", tiny, rank=8, alpha=8.0, rank_pattern={"q_proj": 2})
+    assert fixed.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] == 4.0
+    assert method_section("lora")(rank=8, rank_pattern={"q_proj": 32}).adapter_rank == 32
+
+
+def test_layers_that_are_not_named_have_no_adapter(tiny: Path) -> None:
+    method, model = prepared("lora", tiny, layers=(1, 2), targets="qv")
+    assert method.adapted(model) == [
+        f"model.layers.{layer}.self_attn.{name}" for layer in (1, 2) for name in ("q_proj", "v_proj")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "trains"),
+    [
+        ("full", {"freeze": ("embeddings", "norms")}, {"attention", "mlp"}),
+        ("full", {"freeze": ("norms",)}, {"attention", "mlp", "embed"}),
+        ("bitfit", {"norms": True}, {"norm"}),
+    ],
+)
+def test_kinds_that_train(tiny: Path, name: str, settings: dict, trains: set[str]) -> None:
+    _, model = prepared(name, tiny, **settings)
+    assert {cell_of(key).group for key, param in model.named_parameters() if param.requires_grad} == trains
+
+
+def test_the_last_blocks_train_with_the_final_norm_and_not_with_a_tied_head(tiny: Path) -> None:
+    _, model = prepared("last_layers", tiny, last=1)
+    trained = {key for key, param in model.named_parameters() if param.requires_grad}
+    assert {key for key in trained if ".layers." not in key} == {"model.norm.weight"}
+    assert {key.split(".")[2] for key in trained if ".layers." in key} == {"2"}
+
+
+@pytest.mark.parametrize("name", ["full", "last_layers", "bitfit"])
+def test_a_new_head_trains_whatever_else_does(tiny: Path, name: str) -> None:
+    method: Method = registry.load("method", name)
+    settings = {"freeze": ("head", "embeddings")} if name == "full" else NEEDED.get(name, {})
+    model = method.prepare(
+        load_model(tiny, ModelSpec(head="classifier"), 4), method_section(name)(**settings), tiny
+    )
+    assert model.score.weight.requires_grad
+
+
+def test_b_of_lora_plus_learns_faster() -> None:
+    method: Method = registry.load("method", "lora_plus")
+    settings = method_section("lora_plus")(ratio=4.0)
+    names = ("layers.0.q_proj.lora_A.default.weight", "layers.0.q_proj.lora_B.default.weight")
+    assert [method.rate(name, settings) for name in names] == [1.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "lora",
+            {"rank": 33},
+            r"rank=33 is above the rank that 'model.layers.0.self_attn.k_proj' .* can have, 32",
+        ),
+        ("lora", {"layers": (1, 3)}, r"method.layers=\[1, 3\]: LlamaForCausalLM has blocks 0 to 2"),
+        ("lora", {"rank_pattern": {"x_proj": 2}}, "'x_proj' is the end of no adapted module's name"),
+        ("bitfit", {"norms": False}, r"LlamaForCausalLM has no biases; .*method.norms=true"),
+        ("last_layers", {"last": 4}, "method.last=4: LlamaForCausalLM has 3 blocks"),
+    ],
+)
+def test_what_a_model_cannot_have_is_refused(tiny: Path, name: str, settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prepared(name, tiny, **settings)
+
+
+def test_a_run_that_names_no_rate_has_its_methods() -> None:
+    rates = {name: parse_spec({"method": {"name": name}}).training.learning_rate for name in ("full", "lora")}
+    assert rates == {"full": 2e-5, "lora": 2e-4}
+    given = parse_spec({"method": {"name": "full"}, "training": {"learning_rate": 3e-3}})
+    assert given.training.learning_rate == 3e-3
