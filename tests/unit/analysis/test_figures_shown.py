@@ -315,3 +315,29 @@ def test_means_of_a_rank_are_over_its_seeds(wide: Tables) -> None:
 def test_one_rank_is_no_rank_analysis(runs: Any, reason: str, make_tables: Callable[..., Tables]) -> None:
     with pytest.raises(NothingToDraw, match=reason):
         figure("lora_rank_analysis").render(make_tables(runs, [1], 1))
+
+
+def test_a_layer_that_rested_has_not_moved(two_runs: Tables) -> None:
+    from rankdrift.analysis.figures.layer_movement import movement
+
+    spectra = two_runs["svd_analysis_results"]
+    first, rested = spectra["step"] == 8, (spectra["step"] == 16) & (spectra["layer"] == 2)
+    keys = ["run", "module", "layer"]
+    before = spectra[first].set_index(keys)["update_norm"]
+    places = pd.MultiIndex.from_frame(spectra.loc[rested, keys])
+    spectra = spectra.copy()
+    spectra.loc[rested, "update_norm"] = before.loc[places].to_numpy()
+    found = movement(spectra).set_index(["run", "group", "layer", "step"])["moved"]
+    still = found[found.index.get_level_values("layer") == 2].xs(16, level="step")
+    assert (still == 0).all()
+    others = found[found.index.get_level_values("layer") != 2]
+    assert (others > 0).all()
+    one = spectra.query(
+        "run == 'lora-r8-seed42' and layer == 3 and module in ['gate_proj', 'up_proj', 'down_proj']"
+    )
+    sizes = {
+        step: np.sqrt((rows["update_norm"] ** 2).sum() / (rows["base_norm"] ** 2).sum())
+        for step, rows in one.groupby("step")
+    }
+    assert found["lora-r8-seed42", "mlp", 3, 8] == pytest.approx(sizes[8])
+    assert found["lora-r8-seed42", "mlp", 3, 24] == pytest.approx(abs(sizes[24] - sizes[16]))
