@@ -136,6 +136,11 @@ class RunLayout:
         return self.root / "model"
 
     @property
+    def initial_adapter(self) -> Path:
+        """The adapter as it was before training, of methods that take it out of the base weights."""
+        return self.model / "initial_adapter"
+
+    @property
     def checkpoints(self) -> Path:
         """Sharded ZeRO checkpoints, one folder a step, and the file ``latest``."""
         return self.root / "checkpoints"

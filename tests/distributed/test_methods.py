@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM
 from rankdrift import files, registry
 from rankdrift.analysis.sources.weights import open_weights
 from rankdrift.cli.main import main
+from rankdrift.errors import UserError
 from rankdrift.export.consolidate import consolidate
+from rankdrift.export.contents import Options
 from rankdrift.layout import RunLayout
 from rankdrift.methods import Method
 from rankdrift.models.base import load_model
@@ -111,6 +113,9 @@ def test_a_resumed_run_has_the_same_bits(runs: Path, variant: str, stage: int, r
     whole = weights(run)
     resumed = weights(run_of(runs, f"{variant}-z{stage}-r{ranks}-resumed"))
     assert whole.keys() == resumed.keys()
+    for file in run.model.rglob("*.json"):
+        again = run_of(runs, f"{variant}-z{stage}-r{ranks}-resumed").model / file.relative_to(run.model)
+        assert files.read_json(file) == files.read_json(again)
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
 
@@ -121,8 +126,9 @@ def test_what_is_frozen_stays_and_all_else_moves(
 ) -> None:
     start = dict(prepared(variant, tiny).named_parameters())
     found = weights(run_at(runs, variant, stage, ranks))
-    trained = {name for name, value in start.items() if value.requires_grad}
-    assert trained <= found.keys()
+    stored = {name for name, value in start.items() if value.requires_grad}
+    assert stored <= found.keys()
+    trained = {name for name in stored if not method_of(variant).rests(name, None)}
     for name in found.keys() & start.keys():  # without ZeRO names of tied weights are stored, too
         value = found[name]
         moved = not torch.equal(value.reshape(start[name].shape), start[name].detach())
@@ -190,3 +196,20 @@ def test_b_learns_faster_with_lora_plus(runs: Path, stage: int, ranks: int) -> N
         torch.testing.assert_close(faster[name], 16 * plain[name], rtol=1e-5, atol=1e-9)
     for name in (name for name in plain if "lora_A" in name):
         assert torch.equal(faster[name], plain[name])
+
+
+@pytest.mark.parametrize(("stage", "ranks"), PLACES)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if method_of(name).exclude_frozen])
+def test_merged_is_unmerged(runs: Path, tiny: Path, variant: str, stage: int, ranks: int) -> None:
+    run = run_at(runs, variant, stage, ranks)
+    if variant == "dora":
+        with pytest.raises(UserError, match="use_dora=True: its update is not s B A; merge it with peft"):
+            consolidate(run, STEPS, Options(merge=True))
+        return
+    adapted: Any = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny), str(consolidate(run, STEPS))
+    )
+    merged = AutoModelForCausalLM.from_pretrained(consolidate(run, STEPS, Options(merge=True)))
+    with torch.no_grad():
+        found, expected = (model.eval()(input_ids=IDS).logits for model in (merged, adapted))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

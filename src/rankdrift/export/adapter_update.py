@@ -131,6 +131,12 @@ def subtracts_start(config: Mapping[str, Any]) -> bool:
     return isinstance(start, str) and start.lower().startswith(_SUBTRACTED_STARTS)
 
 
+def is_left_factor(name: str) -> bool:
+    """Return whether a stored tensor is a B, which is multiplied from the left."""
+    match = _STORED.match(name)
+    return bool(match and match["factor"] == "B")
+
+
 def factors(names: Iterable[str], config: Mapping[str, Any], path: Path) -> dict[str, Factors]:
     """Return the modules that have an update (``model.layers.0.self_attn.q_proj``), in stored order.
 

@@ -10,6 +10,7 @@ from typing import Any
 from rankdrift import files
 from rankdrift.errors import IntegrityError, UserError, did_you_mean
 from rankdrift.export import merge, peft_names, safetensors_writer
+from rankdrift.export.initial_adapter import INITIAL, as_plain_lora
 from rankdrift.export.safetensors_writer import Weight
 from rankdrift.layout import RunLayout
 from rankdrift.zero_checkpoint.manifest import Manifest
@@ -129,15 +130,15 @@ def _adapter(
     path = settings / ADAPTER_CONFIG
     config = {**files.read_json(path), **({"base_model_name_or_path": base} if base else {})}
     peft_names.check_config(config, path)
+    stored = peft_names.adapter_tensors(checkpoint.tensors, checkpoint.folder)
+    tensors, config = as_plain_lora(stored, config, settings)
     return Export(
         checkpoint=checkpoint,
         options=options,
         config_name=ADAPTER_CONFIG,
         config=config,
         copied=copied,
-        files={
-            "adapter_model.safetensors": peft_names.adapter_tensors(checkpoint.tensors, checkpoint.folder)
-        },
+        files={"adapter_model.safetensors": tensors},
     )
 
 
@@ -145,12 +146,14 @@ def _merged(run: RunLayout, manifest: Manifest, checkpoint: ShardedCheckpoint, o
     base = Path(manifest.base)
     _check_base(base, manifest)
     settings = run.model / ADAPTER_CONFIG
-    task = files.read_json(settings).get("task_type")
+    stated = files.read_json(settings)
+    task = stated.get("task_type")
     source = run.model if (run.model / MODEL_CONFIG).exists() else base
     if source is base and task != "CAUSAL_LM":
         raise UserError(f"{run.model}: no config.json, which a merged {task} model needs; leave out --merge")
-    tensors = peft_names.adapter_tensors(checkpoint.tensors, checkpoint.folder)
-    model = merge.merged_model(tensors, settings, base, merge.architecture(source, task))
+    stored = peft_names.adapter_tensors(checkpoint.tensors, checkpoint.folder)
+    tensors, adapter = as_plain_lora(stored, stated, run.model)
+    model = merge.merged_model(tensors, adapter, settings, base, merge.architecture(source, task))
     config = _with_dtype(files.read_json(source / MODEL_CONFIG), options.dtype)
     copied = _files_of(run.model, without={ADAPTER_CONFIG, MODEL_CONFIG, "README.md"})
     if (base / GENERATION_CONFIG).exists():
@@ -179,7 +182,11 @@ def _check_base(base: Path, manifest: Manifest) -> None:
 def _files_of(folder: Path, without: set[str]) -> dict[str, Path]:
     """Return all files below a folder but some, by their names relative to it."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path for name, path in sorted(files.items()) if name not in without}
+    return {
+        name: path
+        for name, path in sorted(files.items())
+        if name not in without and not name.startswith(f"{INITIAL}/")
+    }
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

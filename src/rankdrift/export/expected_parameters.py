@@ -118,6 +118,7 @@ def _module(settings: Path, model: Any) -> nn.Module:
     try:
         config = LoraConfig.from_pretrained(str(settings))
         config.inference_mode = False  # in which nothing would train
+        config.init_lora_weights = False  # values are filled in; a start like PiSSA's would change the base
         return get_peft_model(model, config)
     except Exception as error:  # a damaged configuration makes peft raise anything
         raise IntegrityError(

@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rankdrift import files
 from rankdrift.errors import UserError
 from rankdrift.export import adapter_update
 from rankdrift.export.base_weights import BaseTensor, open_base
+from rankdrift.export.initial_adapter import JoinedFactor
 from rankdrift.zero_checkpoint.shards import ShardedTensor
 from rankdrift.zero_checkpoint.storage_sums import StorageSums
 
@@ -44,7 +45,8 @@ class MergedTensor:
             yield merged.float().reshape(-1)
 
 
-Mergeable = BaseTensor | MergedTensor | ShardedTensor
+Stored = ShardedTensor | JoinedFactor
+Mergeable = BaseTensor | MergedTensor | Stored
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,14 @@ def architecture(config_folder: Path, task: str | None) -> Architecture:
 
 
 def merged_model(
-    adapter: Mapping[str, ShardedTensor], settings: Path, base: Path, model: Architecture
+    adapter: Mapping[str, Stored], config: Mapping[str, Any], settings: Path, base: Path, model: Architecture
 ) -> MergedModel:
     """Plan the merge of an adapter into a base model's folder; no weight is read but the factors.
 
-    ``adapter`` holds its tensors by their names on disk, ``settings`` is its ``adapter_config.json``. Raises
-    UserError, naming the tensor or the setting, for what cannot be merged exactly.
+    ``adapter`` holds its tensors by their names on disk, ``config`` its settings, which are from the file
+    ``settings``. Raises UserError, naming the tensor or the setting, for what cannot be merged exactly.
     """
-    updates = _updates(adapter, settings)
+    updates = _updates(adapter, config, settings)
     whole = {
         name.removeprefix(adapter_update.PREFIX): adapter[name] for name in adapter if ".lora_" not in name
     }
@@ -109,9 +111,10 @@ def merged_model(
     return MergedModel(tensors, untied)
 
 
-def _updates(adapter: Mapping[str, ShardedTensor], settings: Path) -> dict[str, adapter_update.LowRankUpdate]:
+def _updates(
+    adapter: Mapping[str, Stored], config: Mapping[str, Any], settings: Path
+) -> dict[str, adapter_update.LowRankUpdate]:
     """Return the updates by the names of the weights they belong to."""
-    config = files.read_json(settings)
     adapter_update.check(config, settings)
     found = {}
     for module, factors in adapter_update.factors(adapter, config, settings).items():

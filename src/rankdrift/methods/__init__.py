@@ -21,6 +21,10 @@ def _same_rate(name: str, settings: Any) -> float:
     return 1.0
 
 
+def _never_rests(name: str, settings: Any) -> bool:
+    return False
+
+
 def _works_anywhere(stage: int, settings: Any) -> str | None:
     return None
 
@@ -44,6 +48,11 @@ class Method:
     """(name of a parameter, settings) -> factor of its learning rate."""
     learning_rate: float = 2e-4
     """What ``training.learning_rate`` is where nobody has said (docs/methods.md says where it is from)."""
+    rests: Callable[[str, Any], bool] = _never_rests
+    """(name of a parameter, settings) -> whether it is saved as one that trains, and never does."""
+    take_up: Callable[[PreTrainedModel, Any, Path, Path], PreTrainedModel] | None = None
+    """Of a method that changes base weights to begin as the base: (model, settings, base folder, folder of
+    the adapter as it was before training) -> what ``prepare`` gave when the run began."""
     refused: Callable[[int, Any], str | None] = _works_anywhere
     """(ZeRO stage, settings) -> why it cannot be trained there, and what to do; None where it can."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import Field, field_validator
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class Settings(MethodSpec):
     """Settings of LoRA."""
 
+    alpha_over_rank: ClassVar[float] = 2.0
+    """What alpha is by default, over r."""
     name: str = "lora"
     rank: PositiveInt = 8
     """LoRA rank r."""
@@ -54,7 +56,7 @@ class Settings(MethodSpec):
     @property
     def scaling_alpha(self) -> float:
         """The alpha in force: the given one, or 2r."""
-        return self.alpha if self.alpha is not None else 2.0 * self.rank
+        return self.alpha if self.alpha is not None else self.alpha_over_rank * self.rank
 
     def in_force(self) -> dict[str, Any]:
         """Return the settings with the alpha in force."""
@@ -70,8 +72,9 @@ class Settings(MethodSpec):
     @property
     def alphas(self) -> dict[str, float]:
         """The alphas in force of modules that have one of their own."""
-        doubled = {} if self.alpha else {name: 2.0 * rank for name, rank in self.rank_pattern.items()}
-        return {**doubled, **self.alpha_pattern}
+        factor = self.alpha_over_rank
+        own = {} if self.alpha else {name: factor * rank for name, rank in self.rank_pattern.items()}
+        return {**own, **self.alpha_pattern}
 
     @property
     def is_random(self) -> bool:

@@ -24,6 +24,8 @@ class ActivePhases:
         Every parameter that the method trains, by name.
     always
         Names of modules that train in every phase: a new head, which would be noise.
+    rests
+        Names of parameters that never do.
 
     Raises
     ------
@@ -33,11 +35,16 @@ class ActivePhases:
     """
 
     def __init__(
-        self, schedule: Sequence[PhaseSpec], steps: int, names: Iterable[str], always: Iterable[str] = ()
+        self,
+        schedule: Sequence[PhaseSpec],
+        steps: int,
+        names: Iterable[str],
+        always: Iterable[str] = (),
+        rests: Iterable[str] = (),
     ) -> None:
         self.phases = phases(tuple(schedule) or (PhaseSpec(train="all"),), steps)
         self.scheduled = bool(schedule)
-        self.always = tuple(always)
+        self.always, self.rests = tuple(always), frozenset(rests)
         known = list(names)
         self.layers = 1 + max((cell_of(name).layer for name in known), default=0)
         for phase in self.phases:
@@ -52,6 +59,8 @@ class ActivePhases:
         return tuple(self._trains(name, phase.spec) for phase in self.phases)
 
     def _trains(self, name: str, spec: PhaseSpec) -> bool:
+        if name in self.rests:
+            return False
         if any(f".{module}." in f".{name}" for module in self.always):
             return True
         cell = cell_of(name)

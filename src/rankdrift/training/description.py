@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from typing import Any
 
@@ -27,8 +28,24 @@ def describe(setup: Setup, model: PreTrainedModel) -> None:
         files.write_json(run.environment, {**files.environment(), "ranks": engine.world_size()})
         run.model.mkdir(parents=True, exist_ok=True)
         setup.method.save_config(model, run.model)
+        if setup.method.take_up and not run.initial_adapter.is_dir():
+            _keep_start(setup, model)
         setup.tokenizer.save_pretrained(run.model)
     engine.barrier()
+
+
+def _keep_start(setup: Setup, model: Any) -> None:
+    """Write the adapter as it is before training, whole or not at all: no update can be told without it."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    scratch = setup.run.initial_adapter.with_suffix(".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    tensors = {name: value.contiguous() for name, value in get_peft_model_state_dict(model).items()}
+    save_file(tensors, scratch / "adapter_model.safetensors", {"format": "pt"})
+    shutil.copy(setup.run.model / "adapter_config.json", scratch)
+    scratch.rename(setup.run.initial_adapter)
 
 
 def _say(run: RunLayout, line: str) -> None:

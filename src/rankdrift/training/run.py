@@ -63,11 +63,20 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
     return run
 
 
+def _by_its_method(setup: Setup, model: PreTrainedModel) -> PreTrainedModel:
+    """Prepare the model, or take it up where the run has begun from what cannot be drawn again."""
+    method, initial = setup.method, setup.run.initial_adapter
+    if method.take_up and initial.is_dir():
+        return method.take_up(model, setup.spec.method, setup.base, initial)
+    return method.prepare(model, setup.spec.method, setup.base)
+
+
 def _phases(setup: Setup, model: PreTrainedModel) -> ActivePhases:
     """Return which parameters train when; a new head does at every step."""
     names = [name for name, param in model.named_parameters() if param.requires_grad]
-    new = getattr(model, "new_modules", ())
-    return ActivePhases(setup.spec.method.schedule, setup.spec.training.steps, names, new)
+    method, new = setup.spec.method, getattr(model, "new_modules", ())
+    rests = [name for name in names if setup.method.rests(name, method)]
+    return ActivePhases(method.schedule, setup.spec.training.steps, names, new, rests)
 
 
 def prepared_model(setup: Setup) -> PreTrainedModel:
@@ -75,7 +84,8 @@ def prepared_model(setup: Setup) -> PreTrainedModel:
     spec = setup.spec
     # loaded in fp32, from which the engine casts. Where ranks take their parts out of the mapped file, as it
     # is stored: of a base in bf16 an fp32 copy would be twice as large, on every rank. A new head is fp32
-    as_stored = engine.divides(setup.config) and spec.model.head == "lm"
+    exact = setup.method.take_up is not None  # what is left of a base weight needs fp32
+    as_stored = engine.divides(setup.config) and spec.model.head == "lm" and not exact
     dtype = stored_dtype(setup.base) if as_stored else torch.float32
     torch.manual_seed(spec.seed)
     model = load_model(setup.base, spec.model, setup.data.num_labels, dtype)
@@ -83,7 +93,7 @@ def prepared_model(setup: Setup) -> PreTrainedModel:
         pack_rows(model)
     if spec.model.liger:
         use_liger(model)
-    prepared: PreTrainedModel = setup.method.prepare(model, spec.method, setup.base)
+    prepared = _by_its_method(setup, model)
     if spec.model.compile:
         compile_blocks(prepared)  # the compiler joins products as well
     elif stage_of(setup.config) < 3 and spec.model.gradient_checkpointing != "selective":

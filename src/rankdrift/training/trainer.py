@@ -122,14 +122,15 @@ class Trainer:
 
     def _enter_phase(self, step: int) -> dict[str, float]:
         """Let those parameters train that do at a step; return what the log says of it."""
-        if self.phases is None or not self.phases.scheduled:
+        if self.phases is None:
             return {}
         phase = self.phases.at(step)
         if phase.number != self.phase:
             self.engine.enter(phase.number, self.setup.spec.method.restart)
-            logger.info("step %d: phase %d, '%s' trains", step, phase.number, phase.spec.name)
             self.phase = phase.number
-        return {"phase": phase.number}
+            if self.phases.scheduled:
+                logger.info("step %d: phase %d, '%s' trains", step, phase.number, phase.spec.name)
+        return {"phase": phase.number} if self.phases.scheduled else {}
 
     def _backpropagate(self, micro_batches: list[list[Row]], targets: int, clock: StepClock) -> Tensor:
         """Forward and backward over this rank's rows; return the sum of each task's loss, on the device."""

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rankdrift.errors import IntegrityError
 from rankdrift.export.expected_parameters import ADAPTER_CONFIG, label_count, loaded, trained_module
+from rankdrift.export.initial_adapter import INITIAL
 from rankdrift.zero_checkpoint.shards import ShardedCheckpoint, open_checkpoint
 
 TOKENS = 16
@@ -66,7 +68,21 @@ def _trained(exported: Exported, stored: ShardedCheckpoint, labels: int) -> nn.M
         for name, parameter in module.named_parameters():
             if name in stored.tensors:
                 parameter.copy_(stored.tensor(name).to(dtype))
+    if (exported.model / INITIAL).is_dir():
+        _take_out(module, exported.model / INITIAL)
     return module
+
+
+def _take_out(module: nn.Module, initial: Path) -> None:
+    """Subtract the adapter as it was before training from the base weights, as training did."""
+    begun = load_file(initial / "adapter_model.safetensors")
+    layer: Any
+    with torch.no_grad():
+        for name, layer in module.named_modules():
+            a, b = (begun.get(f"{name}.lora_{factor}.weight") for factor in "AB")
+            if a is not None and b is not None:
+                change = layer.scaling["default"] * (b @ a)
+                layer.get_base_layer().weight.sub_(change.T if layer.fan_in_fan_out else change)
 
 
 def _loaded(exported: Exported, labels: int) -> Any:

@@ -7,10 +7,12 @@ from typing import Literal
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedModel
 
 from rankdrift import registry
-from rankdrift.errors import UserError
+from rankdrift.errors import IntegrityError, UserError
 from rankdrift.methods import Method
 from rankdrift.models.base import load_model
 from rankdrift.models.exports import load_export
@@ -22,6 +24,8 @@ from rankdrift.spec.sections import method_section
 IDS = torch.tensor([[5, 9, 30, 31, 7]])
 
 
+CHANGE_BASE = [name for name in registry.names("method") if registry.load("method", name).take_up]
+"""Methods whose exports are made from the adapter they began with: ``tests/distributed/test_methods.py``."""
 NEEDED: dict[str, dict[str, object]] = {"bitfit": {"norms": True}}
 """Settings without which a method has nothing to train in the tiny model."""
 
@@ -34,10 +38,14 @@ def prepared(name: str, tiny: Path, **settings: object) -> tuple[Method, PreTrai
 
 @pytest.mark.parametrize("name", registry.names("method"))
 def test_step_0_is_the_base(name: str, tiny: Path) -> None:
-    _, model = prepared(name, tiny)
+    method, model = prepared(name, tiny)
     with torch.no_grad():
         expected = load_model(tiny, ModelSpec()).eval()(IDS).logits
-        assert torch.equal(model.eval()(IDS).logits, expected)
+        found = model.eval()(IDS).logits
+    if method.take_up:  # base weights are what their adapters leave of them, up to rounding
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+    else:
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", registry.names("method"))
@@ -49,7 +57,7 @@ def test_what_is_frozen_gets_no_gradient_and_something_trains(name: str, tiny: P
     assert any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", registry.names("method"))
+@pytest.mark.parametrize("name", [name for name in registry.names("method") if name not in CHANGE_BASE])
 def test_an_export_reloads_to_the_same_logits(name: str, tiny: Path, tmp_path: Path) -> None:
     method, model = prepared(name, tiny)
     with torch.no_grad():
@@ -214,3 +222,24 @@ def test_a_run_that_names_no_rate_has_its_methods() -> None:
     assert rates == {"full": 2e-5, "lora": 2e-4}
     given = parse_spec({"method": {"name": "full"}, "training": {"learning_rate": 3e-3}})
     assert given.training.learning_rate == 3e-3
+
+
+@pytest.mark.parametrize("name", CHANGE_BASE)
+def test_a_method_that_changes_the_base_begins_again_from_what_was_kept(
+    name: str, tiny: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    method, model = prepared(name, tiny, rank=4)
+    kept = {key: value.clone() for key, value in get_peft_model_state_dict(model).items()}
+    save_file(kept, tmp_path / "adapter_model.safetensors")
+    method.save_config(model, tmp_path)
+    torch.manual_seed(2)  # another draw of a decomposition at random
+    settings = method_section(name)(rank=4)
+    assert method.take_up is not None
+    again = method.take_up(load_model(tiny, ModelSpec()), settings, tiny, tmp_path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    assert again.peft_config["default"].init_lora_weights == model.peft_config["default"].init_lora_weights
+    save_file({f"{key}.x": value for key, value in kept.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(IntegrityError, match="is of another adapter"):
+        method.take_up(load_model(tiny, ModelSpec()), settings, tiny, tmp_path)
