@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,15 @@ def test_merged_is_unmerged(runs: Path, tiny: Path, variant: str, stage: int, ra
     with torch.no_grad():
         found, expected = (model.eval()(input_ids=IDS).logits for model in (merged, adapted))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_the_adapter_it_began_with_a_run_does_not_go_on(runs: Path, tmp_path: Path) -> None:
+    run = run_at(runs, "pissa", 2, 2)
+    copy = tmp_path / "s" / "runs" / run.root.name
+    shutil.copytree(run.root, copy)
+    (copy / "checkpoints" / f"step-{STEPS:06d}").rename(tmp_path / "last")
+    shutil.rmtree(RunLayout(copy).initial_adapter)
+    (tmp_path / "recipe.yaml").write_text((runs / "recipe.yaml").read_text())
+    jobs = [job(tmp_path, "pissa-z2-r2", 2, "method.name=pissa")]
+    with pytest.raises(AssertionError, match="initial_adapter: missing, and the checkpoints mean nothing"):
+        train_jobs(tmp_path, RECIPE | {"data": DATA, "training": TRAINING}, [(1, jobs)])

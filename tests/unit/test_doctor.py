@@ -75,6 +75,8 @@ def test_without_a_compiler_it_is_said_what_cannot_be_done(monkeypatch: Patch, t
 def test_too_little_shared_memory_is_bad(monkeypatch: Patch) -> None:
     assert len(list(checks.memory())) == 2
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=2**26, free=2**20))
+    assert len(only(checks.memory(), "note")) == 1
+    monkeypatch.setattr(checks.torch.cuda, "device_count", lambda: 2)
     (shm,) = only(checks.memory(), "bad")
     assert "/dev/shm: 0.0 of 0.1 GiB free" in shm.what
     assert "--shm-size" in shm.remedy

@@ -32,7 +32,8 @@ class PhaseSpec(Section):
     train: Literal["attention", "mlp", "both", "all"] = "both"
     """Projections of the blocks, or (all) whatever the method trains: norms, embeddings and head as well."""
     layers: Literal["early", "late"] | tuple[NonNegativeInt, NonNegativeInt] | None = None
-    """The first half of the blocks, the second, or from one to another (from 0, both included)."""
+    """The first half of the blocks (up to the last that the method trains), the second half, or from one to
+    another (from 0, both included)."""
     until: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
     """Its last step, or the fraction of all steps that is done then; of the last phase, None."""
 

@@ -13,6 +13,7 @@ from rankdrift import files
 from rankdrift.layout import RunLayout
 from rankdrift.training import engine
 from rankdrift.training.setup import Setup
+from rankdrift.zero_checkpoint.manifest import newest
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def describe(setup: Setup, model: PreTrainedModel) -> None:
         files.write_json(run.environment, {**files.environment(), "ranks": engine.world_size()})
         run.model.mkdir(parents=True, exist_ok=True)
         setup.method.save_config(model, run.model)
-        if setup.method.take_up and not run.initial_adapter.is_dir():
+        if setup.method.take_up and newest(run.checkpoints) is None:
             _keep_start(setup, model)
         setup.tokenizer.save_pretrained(run.model)
     engine.barrier()
@@ -45,6 +46,7 @@ def _keep_start(setup: Setup, model: Any) -> None:
     tensors = {name: value.contiguous() for name, value in get_peft_model_state_dict(model).items()}
     save_file(tensors, scratch / "adapter_model.safetensors", {"format": "pt"})
     shutil.copy(setup.run.model / "adapter_config.json", scratch)
+    shutil.rmtree(setup.run.initial_adapter, ignore_errors=True)  # of a run that has not come to a checkpoint
     scratch.rename(setup.run.initial_adapter)
 
 

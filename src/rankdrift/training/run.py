@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import load_model, stored_dtype
 from rankdrift.models.compiled import compile_blocks
@@ -33,6 +34,7 @@ from rankdrift.training.memory import memory_of_device
 from rankdrift.training.setup import Setup, set_up
 from rankdrift.training.stop_requests import Requests
 from rankdrift.training.trainer import Trainer
+from rankdrift.zero_checkpoint.manifest import newest
 
 
 def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> RunLayout:
@@ -64,11 +66,16 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
 
 
 def _by_its_method(setup: Setup, model: PreTrainedModel) -> PreTrainedModel:
-    """Prepare the model, or take it up where the run has begun from what cannot be drawn again."""
+    """Prepare the model, or take it up where the run goes on from what cannot be drawn again."""
     method, initial = setup.method, setup.run.initial_adapter
-    if method.take_up and initial.is_dir():
-        return method.take_up(model, setup.spec.method, setup.base, initial)
-    return method.prepare(model, setup.spec.method, setup.base)
+    if method.take_up is None or newest(setup.run.checkpoints) is None:
+        return method.prepare(model, setup.spec.method, setup.base)
+    if not initial.is_dir():
+        raise UserError(
+            f"{initial}: missing, and the checkpoints mean nothing without it; restore it, or train into "
+            "another folder (study=NAME or output=FOLDER)"
+        )
+    return method.take_up(model, setup.spec.method, setup.base, initial)
 
 
 def _phases(setup: Setup, model: PreTrainedModel) -> ActivePhases:

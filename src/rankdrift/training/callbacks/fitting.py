@@ -43,7 +43,7 @@ class Fitting(Callback):
         if self.memory is None or trainer.training.micro_batch != "auto":
             return
         self.limit = self.memory.limit()
-        self.under = {**trainer.setup.conditions, "bytes of each rank": engine.gather(self.limit // 2**30)}
+        self.under = {**trainer.setup.conditions, "GiB of each rank": engine.gather(self.limit // 2**30)}
         found = engine.gather(self._found(trainer))[0]  # rank 0 has the folder
         self.searching = found is None
         trainer.budget = found or trainer.longest
