@@ -2,10 +2,10 @@
 
     python benchmarks/phase_time.py --model smollm2-135m
 
-One run of LoRA, and one of full fine-tuning, whose schedule takes turns: all projections train, those of the
-second half of the blocks, of the first half. No gradient is computed below all that trains, so with the second
-half alone the backward pass ends in the middle; with the first half alone it goes through all blocks, without
-the gradients of the others' weights. Medians of the steps of each kind; the first of each phase is left out.
+In one run of LoRA and one of full fine-tuning the schedule takes turns: all projections train, those of the
+second half of the blocks, of the first half. No gradient is computed below all that trains, so with the
+second half alone the backward pass ends in the middle; with the first alone it goes through all, without
+the gradients of the other weights. Medians of the steps of each kind; the first of each phase is left out.
 """
 
 from __future__ import annotations
