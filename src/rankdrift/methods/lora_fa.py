@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rankdrift.methods import Method, lora
+from dataclasses import replace
+
+from rankdrift.methods import lora
 from rankdrift.models.families import cell_of
 
 
@@ -17,12 +19,4 @@ def rests(name: str, settings: Settings) -> bool:
     return cell_of(name).factor == "A"
 
 
-METHOD = Method(
-    name="lora_fa",
-    settings=Settings,
-    prepare=lora.prepare,
-    save_config=lora.save_config,
-    adapted=lora.adapted_modules,
-    exclude_frozen=True,
-    rests=rests,
-)
+METHOD = replace(lora.METHOD, name="lora_fa", settings=Settings, rests=rests)

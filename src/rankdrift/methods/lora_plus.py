@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
 
-from rankdrift.methods import Method, lora
+from rankdrift.methods import lora
 from rankdrift.models.families import cell_of
 
 
@@ -23,12 +24,4 @@ def rate(name: str, settings: Settings) -> float:
     return settings.ratio if cell_of(name).factor == "B" else 1.0
 
 
-METHOD = Method(
-    name="lora_plus",
-    settings=Settings,
-    prepare=lora.prepare,
-    save_config=lora.save_config,
-    adapted=lora.adapted_modules,
-    exclude_frozen=True,
-    rate=rate,
-)
+METHOD = replace(lora.METHOD, name="lora_plus", settings=Settings, rate=rate)

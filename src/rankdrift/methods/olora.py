@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
 
-from rankdrift.methods import Method, _subtracted, lora
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rankdrift.methods import _subtracted, lora
 
 
 class Settings(_subtracted.Settings):
@@ -17,17 +14,5 @@ class Settings(_subtracted.Settings):
     name: str = "olora"
 
 
-def prepare(model: PreTrainedModel, settings: Settings, base: Path) -> PreTrainedModel:
-    """Return the model with adapters from a QR decomposition of its weights, which have the rest."""
-    return lora.prepare(model, settings, base, init_lora_weights="olora")
-
-
-METHOD = Method(
-    name="olora",
-    settings=Settings,
-    prepare=prepare,
-    save_config=lora.save_config,
-    adapted=lora.adapted_modules,
-    exclude_frozen=True,
-    take_up=_subtracted.take_up,
-)
+PREPARE = partial(lora.prepare, init_lora_weights="olora")
+METHOD = replace(lora.METHOD, name="olora", settings=Settings, prepare=PREPARE, take_up=_subtracted.take_up)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankdrift.methods import Method, _subtracted, lora
+from rankdrift.methods import _subtracted, lora
 from rankdrift.settings import NonNegativeInt
 
 if TYPE_CHECKING:
@@ -26,13 +27,11 @@ def prepare(model: PreTrainedModel, settings: Settings, base: Path) -> PreTraine
     return lora.prepare(model, settings, base, init_lora_weights=kind)
 
 
-METHOD = Method(
+METHOD = replace(
+    lora.METHOD,
     name="pissa",
     settings=Settings,
     prepare=prepare,
-    save_config=lora.save_config,
-    adapted=lora.adapted_modules,
-    exclude_frozen=True,
     learning_rate=2e-5,
     take_up=_subtracted.take_up,
 )

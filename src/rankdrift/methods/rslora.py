@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
 
-from rankdrift.methods import Method, lora
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rankdrift.methods import lora
 
 
 class Settings(lora.Settings):
@@ -17,16 +14,5 @@ class Settings(lora.Settings):
     name: str = "rslora"
 
 
-def prepare(model: PreTrainedModel, settings: Settings, base: Path) -> PreTrainedModel:
-    """Return the model with adapters, as LoRA's."""
-    return lora.prepare(model, settings, base, use_rslora=True)
-
-
-METHOD = Method(
-    name="rslora",
-    settings=Settings,
-    prepare=prepare,
-    save_config=lora.save_config,
-    adapted=lora.adapted_modules,
-    exclude_frozen=True,
-)
+PREPARE = partial(lora.prepare, use_rslora=True)
+METHOD = replace(lora.METHOD, name="rslora", settings=Settings, prepare=PREPARE)
