@@ -84,7 +84,7 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
             f"method.name={method}",
             f"method.rank={RANK}",
         ]
-        overrides += ["data.tasks=[topic]", "data.train_limit=64", "data.validation_limit=8"]
+        overrides += ["data.tasks=[topic]", f"data.train_limit={rows}", "data.validation_limit=8"]
         overrides += [f"training.steps={arguments.steps}", f"training.global_batch={rows}"]
         overrides += [f"training.micro_batch={arguments.micro_batch}", "training.warmup_steps=1"]
         overrides += ["training.probe_every=0", "training.precision=bf16"]

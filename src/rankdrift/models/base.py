@@ -100,11 +100,16 @@ def hidden_size(folder: Path) -> int:
 
 def context_length(folder: Path) -> int:
     """Return the longest input that a model reads, in tokens: 2048 where its configuration does not say."""
+    return stated_context(folder) or UNKNOWN_CONTEXT
+
+
+def stated_context(folder: Path) -> int | None:
+    """Return the longest input that a model's configuration says it reads, in tokens, if it says."""
     config = config_of(folder).get_text_config()
     for name in ("max_position_embeddings", "n_positions", "n_ctx"):
         if isinstance(getattr(config, name, None), int):
             return int(getattr(config, name))
-    return UNKNOWN_CONTEXT
+    return None
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

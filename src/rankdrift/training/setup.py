@@ -17,7 +17,7 @@ from rankdrift.data.tokens import losses
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 from rankdrift.methods import Method
-from rankdrift.models.base import config_of, hidden_size, load_tokenizer, resolve
+from rankdrift.models.base import config_of, hidden_size, load_tokenizer, resolve, stated_context
 from rankdrift.models.compiled import require_compiler
 from rankdrift.models.direction import padding_side
 from rankdrift.models.liger import require_liger
@@ -83,6 +83,8 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     data = load_training_data(spec, tokenizer, padding_side(config_of(base)))
     _warn_of_losses(data, spec.data.max_length)
     _require_room(training.micro_batch_tokens, data)
+    _require_rows(training.global_batch, data)
+    _require_context(data, base)
     identity = run_identity(spec, data.train, base)
     manifest = Manifest(
         step=0,
@@ -129,6 +131,25 @@ def _require_room(micro_batch_tokens: int | None, data: TrainingData) -> None:
         raise UserError(
             f"training.micro_batch_tokens={micro_batch_tokens} has no room for the longest row, of {longest} "
             f"tokens; set it to at least {longest}, or lower data.max_length"
+        )
+
+
+def _require_rows(global_batch: int, data: TrainingData) -> None:
+    """Raise UserError where a step would have rows twice."""
+    if len(data.train) < global_batch:
+        raise UserError(
+            f"training.global_batch={global_batch}, but there are {len(data.train)} training rows: a step "
+            f"would have rows twice; set it to at most {len(data.train)}, or train on more rows"
+        )
+
+
+def _require_context(data: TrainingData, base: Path) -> None:
+    """Raise UserError where a row is longer than what the model reads."""
+    longest, room = int(data.lengths.max()), stated_context(base)
+    if room is not None and longest > room:
+        raise UserError(
+            f"data.max_length: the longest row has {longest} tokens, and {base} reads {room} at most; set it "
+            f"to {room} or less"
         )
 
 

@@ -105,7 +105,8 @@ def test_a_new_version_of_a_task_and_another_base_make_another_run(
     refuse_other_runs(study, [spec], copy)  # the same weights elsewhere
     task = registry.load("task", "topic")
     newer = dataclasses.replace(task, version=task.version + 1)
-    monkeypatch.setattr(registry, "load", lambda *_: newer)
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda point, name: newer if point == "task" else load(point, name))
     with pytest.raises(UserError, match=r"task versions was .*1.*, is .*2"):
         refuse_other_runs(study, [spec], tiny)
 

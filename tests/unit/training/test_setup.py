@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
+from rankdrift.errors import UserError
 from rankdrift.spec import TrainingSpec
 from rankdrift.training import setup
 from rankdrift.training.memory import GpuMemory
@@ -18,3 +23,23 @@ def test_rows_that_are_to_be_found_are_all_on_a_gpu_and_eight_on_a_cpu(
         assert setup._rows_at_once(TrainingSpec(global_batch=64, micro_batch="auto")) == rows
     assert ("is 8 on a CPU" in caplog.text) is not gpu
     assert setup._rows_at_once(TrainingSpec(global_batch=64, micro_batch=5)) == 5
+
+
+def data_of(lengths: list[int]) -> Any:
+    return SimpleNamespace(train=lengths, lengths=np.array(lengths))
+
+
+def test_a_step_has_no_row_twice() -> None:
+    setup._require_rows(3, data_of([4, 5, 6]))
+    with pytest.raises(UserError, match=r"global_batch=4, but there are 3 training rows: .* at most 3"):
+        setup._require_rows(4, data_of([4, 5, 6]))
+
+
+def test_rows_are_as_long_as_the_model_reads(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup._require_context(data_of([256, 9]), tiny)
+    with pytest.raises(
+        UserError, match=r"longest row has 257 tokens, and .* reads 256 at most; set it to 256"
+    ):
+        setup._require_context(data_of([9, 257]), tiny)
+    monkeypatch.setattr(setup, "stated_context", lambda base: None)
+    setup._require_context(data_of([9999]), tiny)
