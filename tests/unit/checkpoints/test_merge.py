@@ -224,7 +224,7 @@ def test_the_adapter_stays_beside_the_merged_model(train: Train) -> None:
     ("setting", "message"),
     [
         ({"use_dora": True}, "use_dora=True"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"init_lora_weights": "pissa"}, "initial_adapter/adapter_model.safetensors: missing"),
         ({"ensure_weight_tying": True}, "ensure_weight_tying=True"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices="),
         ({"bias": "lora_only"}, "bias='lora_only'"),
@@ -297,8 +297,9 @@ def test_a_base_that_does_not_fit_is_refused(train: Train, change: Any, message:
     model = merge.architecture(trained.base, "CAUSAL_LM")
     folder = trained.run.checkpoint(1)
     adapter = adapter_tensors(open_checkpoint(folder).tensors, folder)
+    settings = trained.run.model / "adapter_config.json"
     with pytest.raises(UserError, match=message):
-        merge.merged_model(adapter, trained.run.model / "adapter_config.json", trained.base, model)
+        merge.merged_model(adapter, files.read_json(settings), settings, trained.base, model)
 
 
 def test_an_index_that_names_what_is_not_there_is_damage(train: Train) -> None:

@@ -31,6 +31,7 @@ def test_commands_are_found_by_file_name() -> None:
         "clean",
         "consolidate",
         "data",
+        "doctor",
         "report",
         "score",
         "study",
