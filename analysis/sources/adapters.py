@@ -18,11 +18,10 @@ from rankdrift.analysis.sources.updates import DenseUpdate, Update, untouched
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.export import adapter_update
 from rankdrift.export.adapter_update import LowRankUpdate
+from rankdrift.layout import INITIAL_ADAPTER
 
 __all__ = ["Adapter", "LowRankUpdate", "untouched"]
 
-INITIAL = "initial_adapter"
-"""Folder beside an adapter's settings that holds the adapter as it was before training."""
 KNOWN_VARIANTS = ("use_dora", "init_lora_weights", "peft_type", "trainable_token_indices", "bias")
 
 
@@ -65,7 +64,7 @@ class Adapter:
         """
         if self.initial is None and not adapter_update.subtracts_start(self.config):
             return None
-        folder = self.initial or self.config_path.parent / INITIAL
+        folder = self.initial or self.config_path.parent / INITIAL_ADAPTER
         if not (folder / ADAPTER_CONFIG).is_file():
             raise UserError(
                 f"{self.folder}: it began from an adapter other than zero "

@@ -13,6 +13,10 @@ REPORTED = "test"
 """The split whose scores are reported; of another one they stand beside, under its name."""
 
 
+INITIAL_ADAPTER = "initial_adapter"
+"""Folder beside an adapter's settings that holds the adapter as it was before training."""
+
+
 def step_name(step: int) -> str:
     """Return the folder name of an optimizer step: ``step-000500``."""
     return f"step-{step:06d}"
@@ -138,7 +142,7 @@ class RunLayout:
     @property
     def initial_adapter(self) -> Path:
         """The adapter as it was before training, of methods that take it out of the base weights."""
-        return self.model / "initial_adapter"
+        return self.model / INITIAL_ADAPTER
 
     @property
     def checkpoints(self) -> Path:

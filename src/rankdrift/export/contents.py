@@ -10,9 +10,9 @@ from typing import Any
 from rankdrift import files
 from rankdrift.errors import IntegrityError, UserError, did_you_mean
 from rankdrift.export import merge, peft_names, safetensors_writer
-from rankdrift.export.initial_adapter import INITIAL, as_plain_lora
+from rankdrift.export.initial_adapter import as_plain_lora
 from rankdrift.export.safetensors_writer import Weight
-from rankdrift.layout import RunLayout
+from rankdrift.layout import INITIAL_ADAPTER, RunLayout
 from rankdrift.zero_checkpoint.manifest import Manifest
 from rankdrift.zero_checkpoint.shards import ShardedCheckpoint, open_checkpoint
 
@@ -185,7 +185,7 @@ def _files_of(folder: Path, without: set[str]) -> dict[str, Path]:
     return {
         name: path
         for name, path in sorted(files.items())
-        if name not in without and not name.startswith(f"{INITIAL}/")
+        if name not in without and not name.startswith(f"{INITIAL_ADAPTER}/")
     }
 
 

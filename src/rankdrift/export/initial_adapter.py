@@ -19,11 +19,10 @@ from torch import Tensor
 
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.export import adapter_update
+from rankdrift.layout import INITIAL_ADAPTER
 from rankdrift.zero_checkpoint.shards import ShardedTensor
 from rankdrift.zero_checkpoint.storage_sums import StorageSums
 
-INITIAL = "initial_adapter"
-"""Folder below a run's ``model`` that holds the adapter as it was before training."""
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -80,7 +79,7 @@ def as_plain_lora(
     """
     if not adapter_update.subtracts_start(config):
         return dict(tensors), dict(config)
-    path = settings / INITIAL / WEIGHTS
+    path = settings / INITIAL_ADAPTER / WEIGHTS
     if not path.is_file():
         raise UserError(
             f"{path}: missing, and the update cannot be told without it; copy the run's folder whole"

@@ -25,10 +25,6 @@ def _never_rests(name: str, settings: Any) -> bool:
     return False
 
 
-def _works_anywhere(stage: int, settings: Any) -> str | None:
-    return None
-
-
 @dataclass(frozen=True)
 class Method:
     """A way to train a base model."""
@@ -53,8 +49,6 @@ class Method:
     take_up: Callable[[PreTrainedModel, Any, Path, Path], PreTrainedModel] | None = None
     """Of a method that changes base weights to begin as the base: (model, settings, base folder, folder of
     the adapter as it was before training) -> what ``prepare`` gave when the run began."""
-    refused: Callable[[int, Any], str | None] = _works_anywhere
-    """(ZeRO stage, settings) -> why it cannot be trained there, and what to do; None where it can."""
 
 
 def save_model_config(model: PreTrainedModel, folder: Path) -> None:

@@ -24,8 +24,3 @@ def train_only(model: PreTrainedModel, wanted: Callable[[str], bool], setting: s
     for name, param in model.named_parameters():
         param.requires_grad_(name in chosen or name.startswith(new))
     return model
-
-
-def whole_modules(model: PreTrainedModel) -> list[str]:
-    """Return nothing: no module of the model is replaced."""
-    return []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankdrift.errors import UserError
-from rankdrift.methods import Method, save_model_config
-from rankdrift.methods._subset import train_only, whole_modules
+from rankdrift.methods import full
+from rankdrift.methods._subset import train_only
 from rankdrift.models.families import cell_of
 from rankdrift.spec import MethodSpec
 
@@ -38,11 +39,4 @@ def prepare(model: PreTrainedModel, settings: Settings, base: Path) -> PreTraine
     return train_only(model, wanted, "method.norms")
 
 
-METHOD = Method(
-    name="bitfit",
-    settings=Settings,
-    prepare=prepare,
-    save_config=save_model_config,
-    adapted=whole_modules,
-    exclude_frozen=False,
-)
+METHOD = replace(full.METHOD, name="bitfit", settings=Settings, prepare=prepare, learning_rate=2e-4)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rankdrift.methods import Method, save_model_config
-from rankdrift.methods._subset import train_only, whole_modules
+from rankdrift.methods._subset import train_only
 from rankdrift.models.families import cell_of
 from rankdrift.spec import MethodSpec
 
@@ -40,7 +40,7 @@ METHOD = Method(
     settings=Settings,
     prepare=prepare,
     save_config=save_model_config,
-    adapted=whole_modules,
+    adapted=lambda model: [],
     exclude_frozen=False,
     learning_rate=2e-5,
 )

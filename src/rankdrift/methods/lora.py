@@ -67,7 +67,7 @@ class Settings(MethodSpec):
     @property
     def adapter_rank(self) -> int:
         """The largest rank of B A."""
-        return max(self.rank, *self.rank_pattern.values(), 0)
+        return max([self.rank, *self.rank_pattern.values()])
 
     @property
     def alphas(self) -> dict[str, float]:
@@ -143,14 +143,21 @@ def _blocks(model: PreTrainedModel, layers: tuple[int, int] | None) -> list[int]
     return list(range(first, last + 1))
 
 
+def _is_of(pattern: str, module: str) -> bool:
+    """Return whether a pattern is of a module, as PEFT reads them."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
 def _require_ranks(model: PreTrainedModel, settings: Settings, targets: list[str]) -> None:
     """Raise UserError where a rank is above what a matrix can have, or a pattern is of no module."""
+    from rankdrift.models.targets import ends_in
+
     unused = {*settings.rank_pattern, *settings.alpha_pattern}
     for name, module in model.named_modules():
-        if not any(name == end or name.endswith(f".{end}") for end in targets):
+        if not any(ends_in(name, end) for end in targets):
             continue
-        own = [key for key in settings.rank_pattern if re.match(rf"(.*\.)?({key})$", name)]
-        unused -= {key for key in unused if re.match(rf"(.*\.)?({key})$", name)}
+        own = [key for key in settings.rank_pattern if _is_of(key, name)]
+        unused -= {key for key in unused if _is_of(key, name)}
         rank = settings.rank_pattern[own[0]] if own else settings.rank
         smaller = min(module.weight.shape)
         if rank > smaller:

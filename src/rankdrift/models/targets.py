@@ -34,14 +34,15 @@ def target_modules(model: PreTrainedModel, targets: str | Iterable[str]) -> list
         raise UserError("method.targets is an empty list; name at least one module or group")
     names = [name for name, _ in model.named_modules()]
     for name in wanted:
-        if not any(_ends_in(full, name) for full in names):
+        if not any(ends_in(full, name) for full in names):
             present = {full.rpartition(".")[2] for full in names}
             hint = did_you_mean(name, {part for part in present if part and not part.isdigit()})
             raise UserError(f"method.targets: '{name}' matches no module of {type(model).__name__}: {hint}")
     return wanted
 
 
-def _ends_in(full: str, name: str) -> bool:
+def ends_in(full: str, name: str) -> bool:
+    """Return whether a module's full name is a name, or ends in it part by part."""
     return full == name or full.endswith(f".{name}")
 
 
@@ -103,11 +104,11 @@ def _endings(found: list[str], names: list[str]) -> list[str]:
     others = set(names) - set(found)
     ends: list[str] = []
     for name in found:
-        if any(_ends_in(name, end) for end in ends):
+        if any(ends_in(name, end) for end in ends):
             continue
         parts = name.split(".")
         tails = (".".join(parts[first:]) for first in range(len(parts) - 1, -1, -1))
-        ends.append(next(tail for tail in tails if not any(_ends_in(other, tail) for other in others)))
+        ends.append(next(tail for tail in tails if not any(ends_in(other, tail) for other in others)))
     return ends
 
 

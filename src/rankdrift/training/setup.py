@@ -67,11 +67,6 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     base = resolve(spec.model.name, spec.model.revision)
     config, notes = ds_config.merge(spec, config_path, plan, precision, engine.zero_keys(), hidden_size(base))
     engine.require_nvme(config)
-    method: Method = registry.load("method", spec.method.name)
-    if reason := method.refused(ds_config.stage_of(config), spec.method):
-        raise UserError(
-            f"method.name={spec.method.name} at ZeRO stage {ds_config.stage_of(config)}: {reason}"
-        )
     if spec.model.compile:
         _require_compilable(ds_config.stage_of(config))
     if spec.model.liger:
@@ -98,6 +93,7 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         base=str(base),
         base_digest=identity["base model"],
     )
+    method: Method = registry.load("method", spec.method.name)
     environment = {**files.environment(), "ranks": engine.world_size()}
     under = resume_check.conditions(environment, config, spec.as_dict())
     packs = _packs(spec, base)

@@ -60,7 +60,7 @@ class Trainer:
         self.run, self.data, self.training = setup.run, setup.data, setup.spec.training
         self.between: dict[str, float] = {}
         self.phase: int | None = None
-        """The phase that is entered, of a run with a schedule."""
+        """The phase that is entered: the first, where there is no schedule; None before any step."""
         self.journal, self.phases = journal, phases
         self.loss = BatchLoss(under, setup.data, setup.spec.model.head)
         self.longest = int(setup.data.lengths.max())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rankdrift.errors import IntegrityError
 from rankdrift.export.expected_parameters import ADAPTER_CONFIG, label_count, loaded, trained_module
-from rankdrift.export.initial_adapter import INITIAL
+from rankdrift.layout import INITIAL_ADAPTER
 from rankdrift.zero_checkpoint.shards import ShardedCheckpoint, open_checkpoint
 
 TOKENS = 16
@@ -68,8 +68,8 @@ def _trained(exported: Exported, stored: ShardedCheckpoint, labels: int) -> nn.M
         for name, parameter in module.named_parameters():
             if name in stored.tensors:
                 parameter.copy_(stored.tensor(name).to(dtype))
-    if (exported.model / INITIAL).is_dir():
-        _take_out(module, exported.model / INITIAL)
+    if (exported.model / INITIAL_ADAPTER).is_dir():
+        _take_out(module, exported.model / INITIAL_ADAPTER)
     return module
 
 
