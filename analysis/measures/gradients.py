@@ -11,15 +11,30 @@ from rankdrift.analysis.sources.recorded_gradients import COLUMNS, PHASE, read_g
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.layout import RunLayout
 
-TABLE = "gradient_analysis_results"
+TABLE, GROUPS, LAYERS = "gradient_analysis_results", "group_norms", "layer_norms"
+SUMS = {
+    GROUPS: ("group", {"phase", "group", "factor", "l2_norm"}),
+    LAYERS: ("layer", {"phase", "layer", "factor", "l2_norm"}),
+}
+"""Table -> the level of which it has the norms, and its columns."""
 
 
 def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
-    """Return the table with a ``step`` column; no rows for a run that was trained without the probe."""
+    """Return the tables with a ``step`` column; no rows for a run that was trained without the probe."""
     if subject.run_dir is None:
         return {}
     path = RunLayout(subject.run_dir).probe("gradients")
-    return {TABLE: read_gradients(path)} if path.exists() else {}
+    if not path.exists():
+        return {}
+    everything = read_gradients(path)
+    norms = {table: everything[everything["level"] == level] for table, (level, _) in SUMS.items()}
+    return {TABLE: everything} | {
+        table: rows[["step", *_columns(table)]].reset_index(drop=True) for table, rows in norms.items()
+    }
+
+
+def _columns(table: str) -> dict[str, str]:
+    return {column: meaning for column, meaning in (PHASE | COLUMNS).items() if column in SUMS[table][1]}
 
 
 def _course(gradients: pd.DataFrame) -> pd.DataFrame:
@@ -55,9 +70,9 @@ SPACES = Sentence(
 )
 ANALYSIS = Analysis(
     name="gradients",
-    columns={TABLE: PHASE | COLUMNS},
+    columns={TABLE: PHASE | COLUMNS, **{table: _columns(table) for table in SUMS}},
     per="run",
     compute=compute,
-    version=2,
+    version=3,
     findings=(Finding("Gradients", (TABLE,), _course, (NORMS, SPACES)),),
 )

@@ -369,3 +369,28 @@ def times_of_runs(training: pd.DataFrame) -> pd.DataFrame:
     beside = by_run[[f"seconds_{part}" for part in BESIDE_STEPS]].sum().sum(axis=1)
     found = medians.assign(steps=by_run.size(), beside=beside, **shares).reset_index()
     return steps[RUN_KEYS].drop_duplicates("run").merge(found, on="run")
+
+
+def noise_scales(noise: pd.DataFrame) -> pd.DataFrame:
+    """Return ``noise_scale`` of the whole gradient, targets, a row a run and probed step of `live_noise`.
+
+    A ratio of means over the steps up to there: S of one step over |G|² of one step says little.
+    """
+    whole = noise[noise["level"] == "global"].dropna(subset=["noise_trace"]).sort_values(["run", "step"])
+    trace, square = (whole.groupby("run")[key].cumsum() for key in ("noise_trace", "gradient_square"))
+    return whole.assign(noise_scale=trace / square.where(square > 0))
+
+
+def running_agreement(conflict: pd.DataFrame, level: str = "global") -> pd.DataFrame:
+    """Return ``cosine`` of two tasks' gradients without their noise, of `live_conflict`, a row a step.
+
+    A ratio of means over the steps up to there; NaN while noise exceeds a gradient.
+    """
+    pair = ["run", "task", "other_task", "layer", "group"]
+    columns = ["inner_product", "square", "other_square"]
+    rows = conflict[conflict["level"] == level].dropna(subset=columns)
+    rows = rows.groupby([*pair, "step"], sort=False)[columns].sum().reset_index().sort_values([*pair, "step"])
+    sums = rows.groupby(pair)[columns].cumsum()
+    positive = (sums["square"] > 0) & (sums["other_square"] > 0)
+    size = np.sqrt((sums["square"] * sums["other_square"]).where(positive))
+    return rows.assign(cosine=sums["inner_product"] / size)

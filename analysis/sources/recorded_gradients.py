@@ -10,10 +10,11 @@ from rankdrift import files
 from rankdrift.errors import UserError
 
 COLUMNS = {
-    "level": "what is summed: cell (layer x group x factor), layer, group, global (the whole model)",
+    "level": "what is summed: parameter, cell (layer x group x factor), layer, group, global (all)",
     "layer": "index of the block; -1 outside the blocks and for sums over layers",
     "group": "attention, mlp, embed, norm or head; empty for sums over groups",
     "factor": "LoRA factor A or B; empty for dense weights and for sums over factors",
+    "parameter": "its name in the module tree; empty for sums over parameters",
     "numel": "elements",
     "l2_norm": "Euclidean norm of the gradient of the mean loss, before clipping",
     "mean_abs": "mean of |g| over the elements",
@@ -21,7 +22,7 @@ COLUMNS = {
     "zero_fraction": "share of elements that are exactly 0",
 }
 PHASE = {"phase": "of method.schedule, from 0: what rests in it has no rows; 0 without a schedule"}
-LEVELS = ("cell", "layer", "group", "global")
+LEVELS = ("parameter", "cell", "layer", "group", "global")
 
 
 def read_gradients(path: Path) -> pd.DataFrame:
@@ -35,6 +36,8 @@ def read_gradients(path: Path) -> pd.DataFrame:
     """
     table = files.read_table(path)
     wanted = ["step", *COLUMNS]
+    if "parameter" not in table.columns:  # a run before there were rows of single ones
+        table = table.assign(parameter="")
     missing = [column for column in wanted if column not in table.columns]
     if missing:
         raise UserError(f"{path}: missing columns {', '.join(missing)}; the run must be trained again")

@@ -14,7 +14,6 @@ Called outside a process group, it takes a list of {"ranks", "jobs"} and forks o
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -35,7 +34,7 @@ from rankdrift.errors import IntegrityError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.spec import load_recipe
 from rankdrift.training import checkpointing, engine
-from rankdrift.training.probes import gradients
+from rankdrift.training.probes import Sums, gradients
 from rankdrift.training.run import train as train_run
 
 PROBE, DIVIDE = gradients.PROBE, engine.divide
@@ -68,9 +67,10 @@ def watch(job: dict[str, Any]) -> None:
             write_state(under, run.root / f"restored-{step}.pt")
         return step
 
-    def measure(under: engine.Engine) -> list[dict[str, Any]]:
-        time.sleep(job.get("slow_probe", 0))
-        return PROBE.measure(under)
+    class Slow(PROBE):
+        def before_update(self) -> Sums:
+            time.sleep(job.get("slow_probe", 0))
+            return super().before_update()
 
     def divide(model: torch.nn.Module, init: Any, device: torch.device) -> None:
         DIVIDE(model, init, device)
@@ -78,7 +78,7 @@ def watch(job: dict[str, Any]) -> None:
 
     checkpointing.save, checkpointing.resume = save, resume
     engine.divide = divide
-    gradients.PROBE = dataclasses.replace(PROBE, measure=measure)
+    gradients.PROBE = Slow  # type: ignore[misc]
 
 
 def write_state(under: engine.Engine, path: Path) -> None:

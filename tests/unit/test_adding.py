@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from rankdrift import registry
@@ -109,10 +110,10 @@ def test_the_method_trains_what_it_says(added: dict[str, str], tiny: Path) -> No
 
 
 def test_the_probe_measures(added: dict[str, str]) -> None:
-    engine: Any = SimpleNamespace(
-        gradient_shards=lambda: [SimpleNamespace(numel=3), SimpleNamespace(numel=4)]
-    )
-    assert registry.load("probe", added["probe"]).measure(engine) == [{"elements": 7}]
+    shards = [SimpleNamespace(values=torch.ones(3)), SimpleNamespace(values=torch.ones(4))]
+    trainer: Any = SimpleNamespace(engine=SimpleNamespace(gradient_shards=lambda: shards))
+    sums = registry.load("probe", added["probe"])(trainer).before_update()
+    assert sums.table(sums.own.numpy())["elements"].tolist() == [7]
 
 
 def test_the_analysis_makes_its_table_which_the_figure_draws_and_the_report_states(

@@ -44,6 +44,7 @@ OTHER: dict[str, Any] = {
     "training.precision": "bf16",
     "training.packing": "off",
     "training.save_steps": [1],
+    "training.probe_conflict": True,
     "training.profile": [3],
     "training.clip": 0.5,
 }

@@ -103,6 +103,54 @@ def rank_packed_batches(
     return [np.array(part) for part in cut[rank]]
 
 
+def rank_batches_apart(
+    indices: np.ndarray,
+    labels: np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    rank: int,
+    world_size: int,
+    budget: int,
+    packs: bool,
+) -> list[np.ndarray]:
+    """Return one rank's micro-batches of a global batch, rows of different labels in different ones.
+
+    Ranks have as many micro-batches; some have no rows. Over all ranks each row is taken once. On one rank
+    every label has two at least, if it has two rows.
+
+    Parameters
+    ----------
+    indices, labels
+        Rows of this step and what each is of, both (global_batch,).
+    lengths
+        Tokens of every row of the data set, indexed by ``indices``; none is above the budget.
+    rank, world_size
+        This rank, and how many there are.
+    budget
+        Most tokens of a micro-batch.
+    packs
+        Whether rows lie end to end, or are filled up to the longest.
+
+    """
+    lengths, batches = np.asarray(lengths), []
+    for label in np.unique(labels):
+        rows = _longest_first(indices[labels == label], lengths)
+        ranks = _dealt(rows, lengths, world_size, -(-len(rows) // world_size))
+        most = max(map(len, ranks))
+        for count in range(min(2, most) if world_size == 1 else 1, most + 1):
+            cut = [_dealt(np.array(own), lengths, count, -(-most // count)) for own in ranks]
+            if all(_put_through(lengths[part], packs) <= budget for own in cut for part in own):
+                break
+        batches += [np.array(part, np.int64) for part in cut[rank]]
+    return batches
+
+
+def _put_through(lengths: np.ndarray, packs: bool) -> int:
+    """Return the tokens that rows are put through a model as."""
+    if not len(lengths):
+        return 0
+    return int(lengths.sum() if packs else lengths.max() * len(lengths))
+
+
 def _longest_first(indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.asarray(indices)[np.argsort(-lengths[indices], kind="stable")]
 

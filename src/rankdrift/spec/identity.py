@@ -65,6 +65,7 @@ KEYS: dict[str, Role] = {
     "training.keep_every": "record",
     "training.keep_best": "record",
     "training.probe_every": "record",
+    "training.probe_conflict": "rounding",
     "training.profile": "record",
 }
 """Every other key -> its role: ``identity`` counts as it is set, ``content`` by what it names, ``rounding``

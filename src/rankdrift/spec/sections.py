@@ -187,7 +187,10 @@ class TrainingSpec(Section):
     keep_best: PositiveInt | None = None
     """Keep so many checkpoints of the lowest validation loss, the mean of tasks."""
     probe_every: NonNegativeInt = 10
-    """Steps between gradient statistics; 0 switches them off."""
+    """Steps between the probes' measurements; 0 switches them off."""
+    probe_conflict: bool = False
+    """Whether probes compare the gradients of several tasks: in the steps that are probed, their rows are put
+    through the model by themselves."""
     profile: tuple[PositiveInt, ...] = ()
     """Steps that every rank writes a trace of, below ``traces`` of the run, for Perfetto; it slows them."""
 

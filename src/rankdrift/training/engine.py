@@ -37,8 +37,16 @@ from rankdrift.training.ds_config import stage_of
 from rankdrift.training.optimizer import AdamW, parameter_groups
 from rankdrift.training.partitioned_model import divide
 from rankdrift.zero_checkpoint.checksums import StoredFile, writing
-from rankdrift.zero_checkpoint.load_state import restore, set_masters, start_adam, vectors_of
-from rankdrift.zero_checkpoint.optimizer_state import open_training_state
+from rankdrift.zero_checkpoint.load_state import (
+    Place,
+    is_kept,
+    places_of,
+    restore,
+    set_masters,
+    start_adam,
+    vectors_of,
+)
+from rankdrift.zero_checkpoint.optimizer_state import MOMENTS, open_training_state
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +65,25 @@ class GradientShard:
     values: Tensor | None
     """This rank's elements, flat, in the accumulation's dtype; None where it holds none. The shards of all
     ranks together are the gradient, each element once."""
+
+
+@dataclass(frozen=True)
+class MasterShard:
+    """One rank's part of a parameter's fp32 master and moments, flat; each element is on one rank."""
+
+    name: str
+    start: int
+    """The part's first element in the parameter."""
+    weights: Tensor
+    first: Tensor
+    second: Tensor
+    updates: Tensor | None
+    """How often AdamW has updated it, on its device; None where it never has."""
+    rate: float
+    """Its learning rate."""
+    weight_decay: float
+    betas: tuple[float, float]
+    epsilon: float
 
 
 def zero_keys() -> frozenset[str]:
@@ -342,6 +369,65 @@ class Engine:
         """Yield this rank's part of every averaged gradient; only between the last backward and the step."""
         for name, param in self.active:
             yield GradientShard(name, self.numels[name], self._shard(param))
+
+    def watch_gradients(self, see: Callable[[int, Tensor], None]) -> contextlib.ExitStack:
+        """Show what each micro-batch's backward pass finds on this rank, until the stack is closed.
+
+        ``see`` is given the number of a parameter in ``active``, and its whole gradient before it is added
+        to others or averaged: that of the loss as ``backward`` takes it, in the model's dtype.
+        """
+        stack = contextlib.ExitStack()
+        for number, (_, param) in enumerate(self.active):
+            stack.callback(param.register_hook(functools.partial(see, number)).remove)
+        return stack
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether masters and moments are in memory, all with one optimizer."""
+        return is_kept(self.deepspeed.optimizer)
+
+    def master_shards(self) -> Iterator[MasterShard]:
+        """Yield this rank's part of every master that trains in some phase; needs ``keeps_state``.
+
+        Parts without elements are among them. Before the first update there are no moments.
+        """
+        for place in self._places:
+            options = self._options[place.vector]
+            start, count = self._own_part(place)
+            run = slice(place.offset + start, place.offset + start + count)
+            state = self.deepspeed.optimizer.state[place.vector]
+            master = place.vector.detach()
+            first, second = (state.get(key, master).view(-1)[run] for key in MOMENTS)
+            yield MasterShard(
+                place.name,
+                place.start + start,
+                master.view(-1)[run],
+                first,
+                second,
+                updates=state.get("step"),
+                rate=options["lr"],
+                weight_decay=options["weight_decay"],
+                betas=options["betas"],
+                epsilon=options["eps"],
+            )
+
+    def _own_part(self, place: Place) -> tuple[int, int]:
+        """Return what counts as this rank's: at stage 0 every rank has all of it."""
+        if self.stage:
+            return 0, place.count
+        size = -(-place.count // world_size())
+        start = min(rank() * size, place.count)
+        return start, min(size, place.count - start)
+
+    @functools.cached_property
+    def _places(self) -> list[Place]:
+        return list(places_of(self.deepspeed.optimizer, self.parameters))
+
+    @functools.cached_property
+    def _options(self) -> dict[Tensor, dict[str, Any]]:
+        """Vector -> the options of its group."""
+        groups = enumerate(self.optimizer.param_groups)
+        return {vector: group for number, group in groups for vector in vectors_of(self.optimizer, number)}
 
     def save(self, folder: Path, tag: str, exclude_frozen: bool) -> dict[str, StoredFile]:
         """Write this rank's shards below ``folder/tag``; return their sizes and checksums by name.

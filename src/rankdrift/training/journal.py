@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rankdrift import files
 from rankdrift.layout import RunLayout
+from rankdrift.training.probes import Sums
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Journal:
         self._metrics: TextIO = run.metrics.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else 0)
         self._probes = {path.stem: _rows_until(path, start) for path in run.probes.glob("*.parquet")}
+        self._pending: dict[str, list[tuple[int, int, Sums, np.ndarray]]] = {}
         self._bar = _progress_bar()
         self._task = self._bar.add_task(run.root.name, total=steps, completed=start, loss="")
         self._bar.start()
@@ -63,17 +66,19 @@ class Journal:
     def record(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
         """Log one line, in the table and TensorBoard alone."""
         files.append_jsonl(self._metrics, {"step": step, "split": split, **values})
-        told = {key: values[key] for key in SCALARS if values.get(key) is not None}
-        scalars = [Summary.Value(tag=f"{split}/{key}", simple_value=value) for key, value in told.items()]
-        # one event of all: the writer's own way takes one for each, a millisecond a step
+        told = {key: value for key in SCALARS if (value := values.get(key)) is not None}
+        self._show(step, {f"{split}/{key}": value for key, value in told.items()})
+
+    def probe(self, name: str, step: int, phase: int, sums: Sums, totals: np.ndarray) -> None:
+        """Show a probe's scalars; its rows are made when they are written."""
+        self._pending.setdefault(name, []).append((step, phase, sums, totals))
+        self._show(step, {f"{name}/{key}": value for key, value in sums.scalars(totals).items()})
+
+    def _show(self, step: int, values: Mapping[str, float]) -> None:
+        """Add scalars to TensorBoard as one event: its writer's own way takes a millisecond for each."""
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         writer: Any = self._tensorboard.file_writer
         writer.add_summary(Summary(value=scalars), step)
-
-    def probe(self, name: str, step: int, rows: list[dict[str, Any]]) -> None:
-        """Add one step's rows to a probe's table."""
-        table = pd.DataFrame(rows)
-        table.insert(0, "step", step)
-        self._probes.setdefault(name, []).append(table)
 
     def progress(self, step: int, loss: float) -> None:
         """Move the bar; where the output is not a terminal, print a line now and then."""
@@ -94,6 +99,10 @@ class Journal:
 
     def flush(self) -> None:
         """Bring tables and event files to the disk; called before a checkpoint says they are there."""
+        for name, pending in self._pending.items():
+            tables = self._probes.setdefault(name, [])
+            tables += [_rows(*measured) for measured in pending]
+            pending.clear()
         for name, tables in self._probes.items():
             if tables:
                 files.write_parquet(self.run.probe(name), pd.concat(tables, ignore_index=True))
@@ -123,6 +132,13 @@ def log_to(path: Path | None) -> None:
     stream = logging.StreamHandler(sys.stderr)
     stream.setLevel(logging.WARNING)
     root.handlers[:] = [file, stream]
+
+
+def _rows(step: int, phase: int, sums: Sums, totals: np.ndarray) -> pd.DataFrame:
+    table = sums.table(totals)
+    table.insert(0, "step", step)
+    table.insert(1, "phase", phase)
+    return table
 
 
 def _keep_until(path: Path, step: int) -> None:

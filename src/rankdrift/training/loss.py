@@ -66,7 +66,7 @@ class BatchLoss:
     def padding(self, micro_batches: list[list[Row]]) -> float:
         """Return the share of what is put through the model that holds no token."""
         tokens = sum(len(row.input_ids) for rows in micro_batches for row in rows)
-        return 1 - tokens / sum(map(self.put_through, micro_batches))
+        return 1 - tokens / sum(self.put_through(rows) for rows in micro_batches if rows)
 
     def put_through(self, rows: list[Row]) -> int:
         """Return the tokens that a micro-batch is put through the model as, filling included."""

@@ -12,14 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankdrift.data.batches import plan_micro_batches, rank_micro_batches, rank_packed_batches
+from rankdrift.data.batches import (
+    plan_micro_batches,
+    rank_batches_apart,
+    rank_micro_batches,
+    rank_packed_batches,
+)
 from rankdrift.data.tokens import Row
 from rankdrift.errors import UserError
 from rankdrift.training import engine
 from rankdrift.training.active_phases import ActivePhases
-from rankdrift.training.callbacks import Callback, Step
+from rankdrift.training.callbacks import Callback, Step, is_due
 from rankdrift.training.journal import Journal
 from rankdrift.training.loss import BatchLoss
+from rankdrift.training.probes.conflict import compares_tasks
 from rankdrift.training.schedule import learning_rate
 from rankdrift.training.setup import Setup
 from rankdrift.training.step_clock import StepClock
@@ -102,7 +108,9 @@ class Trainer:
         self.engine.train()
         clock = StepClock()
         with clock.part("data"):
-            micro_batches, targets = self.micro_batches(step), self.targets(step)
+            apart = compares_tasks(self) and is_due(step, self.training.probe_every, self.training.steps)
+            micro_batches = self.micro_batches_of_tasks(step) if apart else self.micro_batches(step)
+            targets = self.targets(step)
         loss_sums = self._backpropagate(micro_batches, targets, clock)
         aside = sum(callback.before_update(self, step) for callback in self.callbacks)
         rate = learning_rate(self.training, step)
@@ -136,8 +144,12 @@ class Trainer:
         """Forward and backward over this rank's rows; return the sum of each task's loss, on the device."""
         loss_sums = torch.zeros(len(self.data.train.tasks), dtype=torch.float64, device=engine.device())
         for number, micro_batch in enumerate(micro_batches):
+            for callback in self.callbacks:
+                callback.before_micro_batch(self, micro_batch)
             with clock.part("forward"):
-                parts = self.loss.of_tasks(micro_batch)
+                # every rank passes as many, as ZeRO needs: one that has no rows passes one for nothing
+                parts = self.loss.of_tasks(micro_batch or [self.data.train[0]])
+                parts = parts if micro_batch else parts * 0
             with clock.part("backward"):
                 self.engine.backward(parts.sum() / targets, last=number == len(micro_batches) - 1)
             loss_sums += parts.detach()  # read once, at the end
@@ -152,6 +164,13 @@ class Trainer:
         else:
             plan = plan_micro_batches(len(window), self.rows_at_once, engine.world_size())
             parts = rank_micro_batches(window, lengths, *own, plan.micro_batch)
+        return [[self.data.train[index] for index in part] for part in parts]
+
+    def micro_batches_of_tasks(self, step: int) -> list[list[Row]]:
+        """Return this rank's micro-batches of a step with rows of one task each; some may have none."""
+        window, lengths = self.data.order.rows(step - 1), self.data.lengths
+        own, labels = (engine.rank(), engine.world_size()), self.data.train.tasks_of(window)
+        parts = rank_batches_apart(window, labels, lengths, *own, self.budget, self.loss.packs)
         return [[self.data.train[index] for index in part] for part in parts]
 
     def targets(self, step: int) -> int:

@@ -91,6 +91,17 @@ def vectors_of(optimizer: Any, group: int) -> list[Tensor]:
     return list(optimizer.param_groups[group]["params"])
 
 
+def places_of(optimizer: Any, parameters: Parameters) -> Iterator[Place]:
+    """Yield where an engine's optimizer keeps this rank's parts of the masters."""
+    return _kind(optimizer).places(optimizer, parameters)
+
+
+def is_kept(optimizer: Any) -> bool:
+    """Whether masters and moments are all in memory, with one optimizer of a known kind."""
+    known = type(optimizer).__name__ in _KINDS and not hasattr(optimizer, "backup_optimizer")
+    return known and _in_memory(optimizer)
+
+
 def set_masters(engine: Any, parameters: Parameters, values: Mapping[str, Tensor]) -> None:
     """Put fp32 values into an engine's masters, which DeepSpeed makes of weights already rounded to bf16.
 

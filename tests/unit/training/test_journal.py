@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rankdrift import files
 from rankdrift.layout import RunLayout
 from rankdrift.training.journal import Journal
+from rankdrift.training.probes import Sums
 
 STEPS = 6
 
@@ -25,7 +29,8 @@ def logged(run: RunLayout, start: int, until: int) -> Journal:
     for step in range(start + 1, until + 1):
         journal.metrics(step, "train", values(step))
         journal.metrics(step, "validation", {"loss": float(step)})
-        journal.probe("gradients", step, [{"layer": 0, "l2_norm": float(step)}])
+        sums = Sums(torch.zeros(1), lambda totals: pd.DataFrame({"layer": [0], "l2_norm": totals}))
+        journal.probe("gradients", step, 0, sums, np.array([float(step)]))
     journal.flush()
     return journal
 

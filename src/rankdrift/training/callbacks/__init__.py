@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from rankdrift.data.tokens import Row
     from rankdrift.training.trainer import Trainer
 
 
@@ -41,6 +42,9 @@ class Callback:
 
     def before_forward(self, trainer: Trainer, step: int) -> None:
         """Before a step, whose time begins behind."""
+
+    def before_micro_batch(self, trainer: Trainer, rows: list[Row]) -> None:
+        """Before each forward pass of a step, by which these rows go."""
 
     def before_update(self, trainer: Trainer, step: int) -> float:
         """Between a step's last backward pass and its update; return the seconds that are not the step's."""

@@ -1,0 +1,157 @@
+"""Whether the gradients of a run's tasks agree: inner products of two halves of every task's rows in a step.
+
+A task's rows are put through the model by themselves (``training.probe_conflict``), the rows of even ranks
+are one half and those of odd ranks the other (on one rank, every second one), and no pass is made for it. The
+rows of different halves are different, so their inner products are free of the noise that makes norms large
+and cosines small:
+
+    <G_i, G_j> = mean of the four <g_i^x, g_j^y>,    |G_i|² = <g_i^a, g_i^b>,    x, y in {a, b},
+
+and the cosine of both is <G_i, G_j> / sqrt(|G_i|² |G_j|²) (the correction of Spearman, 1904). A single step's
+|G_i|² may be negative: means over steps are taken before the ratio is. Gradients of many parameters are read
+at every n-th element, which leaves cosines right to about one over the root of the elements read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rankdrift.data.tokens import Row
+from rankdrift.training import engine
+from rankdrift.training.probes import Probe, Sums
+from rankdrift.training.probes._levels import Levels
+
+if TYPE_CHECKING:
+    from rankdrift.training.trainer import Trainer
+
+MOST = 2**22
+"""Elements of a gradient that are read."""
+HALVES = 2
+
+
+def compares_tasks(trainer: Trainer) -> bool:
+    """Return whether a run puts its tasks through the model by themselves, in the steps that are probed."""
+    return trainer.training.probe_conflict and len(trainer.data.train.tasks) > 1
+
+
+class Conflict(Probe):
+    """Inner products between the gradients of the halves of all tasks, parameter by parameter."""
+
+    name = "conflict"
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        self.tasks = trainer.data.train.tasks
+        self.watch = contextlib.ExitStack()
+        self.gradients = torch.zeros(0)
+        """Of each half of each task, what this rank has of it: fp32, (2 tasks, elements)."""
+        self.targets = np.zeros(0)
+        self.batches = np.zeros(0, np.int64)
+        """Micro-batches of each task so far."""
+        self.ends: list[int] = []
+        self.stride, self.half = 1, 0
+
+    @staticmethod
+    def applies(trainer: Trainer) -> bool:
+        """Return whether the run puts its tasks through by themselves."""
+        return compares_tasks(trainer)
+
+    def before_forward(self) -> None:
+        """Make room for the gradients of this step."""
+        under = self.trainer.engine
+        numels = [under.numels[name] for name, _ in under.active]
+        self.stride = -(-sum(numels) // MOST)
+        self.ends = [0, *itertools.accumulate(-(-numel // self.stride) for numel in numels)]
+        rows = HALVES * len(self.tasks)
+        self.gradients = torch.zeros(rows, self.ends[-1], device=engine.device())
+        self.targets, self.batches = np.zeros(rows), np.zeros(len(self.tasks), np.int64)
+        self.watch = under.watch_gradients(self._see)
+
+    def before_micro_batch(self, rows: list[Row]) -> None:
+        """Note whose gradients come next."""
+        if not rows:  # another rank has rows of this task: nothing comes
+            return
+        task = self.tasks.index(rows[0].task)
+        alone = engine.world_size() == 1
+        half = int(self.batches[task] if alone else engine.rank()) % HALVES
+        self.batches[task] += 1
+        self.half = HALVES * task + half
+        self.targets[self.half] += sum(map(self.trainer.loss.targets, rows))
+
+    def _see(self, number: int, gradient: Tensor) -> None:
+        own = self.gradients[self.half, self.ends[number] : self.ends[number + 1]]
+        # a micro-batch's loss is its share of the step's, times the ranks, over which gradients are averaged
+        own.add_(gradient.reshape(-1)[:: self.stride], alpha=1 / engine.world_size())
+
+    def before_update(self) -> Sums:
+        """Return the products of this rank's share of the parameters, and the halves' targets below."""
+        self.watch.close()
+        names = [name for name, _ in self.trainer.engine.active]
+        gradients = engine.sum_over_ranks(self.gradients)
+        self.gradients = torch.zeros(0)
+        rows = len(gradients)
+        own = torch.zeros(len(names) + 1, rows, rows, dtype=torch.float64, device=gradients.device)
+        for number in range(engine.rank(), len(names), engine.world_size()):
+            part = gradients[:, self.ends[number] : self.ends[number + 1]]
+            own[number] = part @ part.T
+        own[-1, 0] = engine.to_device(torch.from_numpy(self.targets))
+        share = 1 / self.stride
+        return Sums(own, partial(_table, Levels(names), self.tasks, share), partial(_scalars, self.tasks))
+
+
+def products(grams: np.ndarray, targets: np.ndarray, step_targets: float) -> np.ndarray:
+    """Return inner products of gradients of means over targets, (..., 2 tasks, 2 tasks); NaN of no rows.
+
+    ``grams`` are those of the halves' shares in the gradient of the step's mean.
+    """
+    with np.errstate(divide="ignore"):
+        scale = np.where(targets > 0, step_targets / targets, np.nan)
+    return np.asarray(grams * np.outer(scale, scale))
+
+
+def agreement(gram: np.ndarray, first: int, second: int) -> tuple[np.ndarray, ...]:
+    """Return <G_i, G_j>, |G_i|², |G_j|² and the squares with their noise, of tasks i and j, each (...,)."""
+    i, j = (slice(HALVES * task, HALVES * (task + 1)) for task in (first, second))
+    inner = gram[..., i, j].mean(axis=(-2, -1))
+    squares = [gram[..., part, part][..., 0, 1] for part in (i, j)]
+    observed = [gram[..., part, part].mean(axis=(-2, -1)) for part in (i, j)]
+    return (inner, *squares, *observed)
+
+
+def _table(levels: Levels, tasks: tuple[str, ...], share: float, totals: np.ndarray) -> pd.DataFrame:
+    targets = totals[-1, 0]
+    gram = products(levels.sums(totals[:-1]), targets, targets.sum())
+    pairs = [
+        levels.index.assign(
+            **dict(zip(COLUMNS, agreement(gram, i, j), strict=True)),
+            task=tasks[i],
+            other_task=tasks[j],
+            share=share,
+        )
+        for i, j in itertools.combinations(range(len(tasks)), 2)
+    ]
+    return pd.concat(pairs, ignore_index=True)
+
+
+COLUMNS = ("inner_product", "square", "other_square", "observed_square", "other_observed_square")
+
+
+def _scalars(tasks: tuple[str, ...], totals: np.ndarray) -> dict[str, float]:
+    targets = totals[-1, 0]
+    gram = products(totals[:-1].sum(axis=0), targets, targets.sum())
+    told = {}
+    for i, j in itertools.combinations(range(len(tasks)), 2):
+        inner, _, _, *observed = agreement(gram, i, j)
+        told[f"cosine_observed/{tasks[i]}~{tasks[j]}"] = float(inner / np.sqrt(np.prod(observed)))
+    return {name: value for name, value in told.items() if np.isfinite(value)}
+
+
+PROBE = Conflict
