@@ -57,6 +57,11 @@ class RunLayout:
         return self.root / "status.json"
 
     @property
+    def best(self) -> Path:
+        """Which checkpoint is the best, and by what."""
+        return self.root / "best.json"
+
+    @property
     def environment(self) -> Path:
         """Versions, machine, command."""
         return self.root / "env.json"

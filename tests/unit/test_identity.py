@@ -45,6 +45,13 @@ OTHER: dict[str, Any] = {
     "training.packing": "off",
     "training.save_steps": [1],
     "training.probe_conflict": True,
+    "training.epochs": 2.0,
+    "training.tokens": 1000,
+    "training.eval_steps": [2],
+    "training.best": "validation/topic/loss",
+    "training.patience": 3,
+    "training.min_delta": 0.1,
+    "training.mirrors": ["wandb"],
     "training.profile": [3],
     "training.clip": 0.5,
 }

@@ -9,6 +9,7 @@ import argparse
 import re
 from pathlib import Path
 
+from rankdrift import files
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     of_others.add_argument("--model", type=Path, help="its settings (beside the shards)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, action="append", metavar="N", help="a step to export (repeatable)")
+    which.add_argument("--best", action="store_true", help="the best checkpoint, by the run's training.best")
     which.add_argument("--all", action="store_true", help="every complete checkpoint (the default)")
     which.add_argument(
         "--watch", action="store_true", help="export checkpoints as they come, until the run ends"
@@ -77,9 +79,21 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.watch:
         watch(layout, options, _say)
+    elif arguments.best:
+        consolidate_run(layout, [best_step(layout)], options, arguments.jobs, _say)
     else:
         consolidate_run(layout, arguments.step, options, arguments.jobs, _say)
     return 0
+
+
+def best_step(run: RunLayout) -> int:
+    """Return the step that a run calls its best; raise UserError if it has not said."""
+    if not run.best.is_file():
+        raise UserError(
+            f"{run.best}: missing; a run writes it where it saves a step that is evaluated "
+            "(training.eval_every); name a step with --step N"
+        )
+    return int(files.read_json(run.best)["step"])
 
 
 def _say(line: str) -> None:

@@ -20,6 +20,8 @@ from rankdrift.errors import UserError, did_you_mean
 from rankdrift.settings import Section, problems
 from rankdrift.spec.sections import AnalysisSpec, Spec, method_name, method_section
 
+LENGTHS = ("steps", "epochs", "tokens")
+"""Settings of which a later one takes the place of an earlier one, whatever its name."""
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DEFAULT_RECIPE = RECIPES / "demo.yaml"
 
@@ -149,7 +151,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(base)
+    lengths = [key for key in LENGTHS if key in changes]  # another way to say how long a run is
+    result = {key: value for key, value in base.items() if not lengths or key not in LENGTHS}
     for key, value in changes.items():
         below = result.get(key)
         result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value

@@ -132,7 +132,11 @@ class TrainingSpec(Section):
     """The optimisation. DeepSpeed's JSON must not set the same knobs to other values."""
 
     steps: PositiveInt = 30
-    """Optimizer steps."""
+    """Optimizer steps; without ``epochs`` and ``tokens``, which say it otherwise."""
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Passes over the rows of the mixture, in the place of ``steps``."""
+    tokens: PositiveInt | None = None
+    """Tokens to train on, padding left out, in the place of ``steps``: as many steps as have them."""
     global_batch: PositiveInt = 16
     """Rows an optimizer step, over all ranks and accumulation steps."""
     micro_batch: PositiveInt | Literal["auto"] = 8
@@ -172,6 +176,8 @@ class TrainingSpec(Section):
     """Steps between lines of metrics.jsonl."""
     eval_every: PositiveInt | None = None
     """Steps between evaluations of the validation loss; None evaluates where it saves."""
+    eval_steps: tuple[NonNegativeInt, ...] = ()
+    """Further steps to evaluate at."""
     eval_rows: PositiveInt = 64
     """Validation rows of each task used for that loss."""
     eval_items: NonNegativeInt = 0
@@ -185,7 +191,16 @@ class TrainingSpec(Section):
     keep_every: PositiveInt | None = None
     """Keep checkpoints whose step is a multiple of it."""
     keep_best: PositiveInt | None = None
-    """Keep so many checkpoints of the lowest validation loss, the mean of tasks."""
+    """Keep so many of the best checkpoints, by ``best``."""
+    best: str = "validation/loss"
+    """The logged value that selects: the mean of the tasks' losses, ``validation/TASK/loss``, or with
+    ``eval_items`` ``validation/TASK/METRIC``."""
+    patience: PositiveInt | None = None
+    """Evaluations in a row that are no better, after which the run ends; None never ends it early."""
+    min_delta: NonNegativeFloat = 0.0
+    """By how much an evaluation has to be better to count as such."""
+    mirrors: tuple[Literal["wandb", "trackio"], ...] = ()
+    """Services that are shown what is logged, each an extra (``pip install 'rankdrift[wandb]'``)."""
     probe_every: NonNegativeInt = 10
     """Steps between the probes' measurements; 0 switches them off."""
     probe_conflict: bool = False
@@ -211,7 +226,30 @@ class TrainingSpec(Section):
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
+    def _has_one_length(self) -> TrainingSpec:
+        names = [n for n in ("steps", "epochs", "tokens") if n in self.model_fields_set and getattr(self, n)]
+        if len(names) > 1:
+            given = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+            raise ValueError(f"{given} each say how long the run is: give one of them")
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ``steps`` is yet to be told, by the data."""
+        return self.epochs is not None or self.tokens is not None
+
+    @model_validator(mode="after")
     def _fits_together(self) -> TrainingSpec:
+        if self.micro_batch == "auto" and self.micro_batch_tokens is not None:
+            raise ValueError(
+                f"micro_batch=auto finds the tokens that micro_batch_tokens={self.micro_batch_tokens} sets: "
+                "give one of them"
+            )
+        if not self.is_open:
+            self._fits_the_steps()
+        return self
+
+    def _fits_the_steps(self) -> None:
         warmup, decay = self.warmup, self.decay if self.schedule == "wsd" else 0
         if warmup >= self.steps:
             given = (
@@ -223,15 +261,10 @@ class TrainingSpec(Section):
                 f"decay_ratio={self.decay_ratio} of steps={self.steps} and a warm-up of {warmup} steps "
                 "overlap; lower one"
             )
-        if self.micro_batch == "auto" and self.micro_batch_tokens is not None:
-            raise ValueError(
-                f"micro_batch=auto finds the tokens that micro_batch_tokens={self.micro_batch_tokens} sets: "
-                "give one of them"
-            )
-        late = [step for step in self.save_steps if step > self.steps]
-        if late:
-            raise ValueError(f"save_steps {late} come after the last step, steps={self.steps}")
-        return self
+        for name in ("save_steps", "eval_steps"):
+            late = [step for step in getattr(self, name) if step > self.steps]
+            if late:
+                raise ValueError(f"{name} {late} come after the last step, steps={self.steps}")
 
 
 class ScoringSpec(Section):
@@ -354,7 +387,7 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _phases_fit_the_steps(self) -> Spec:
-        if self.method.schedule:
+        if self.method.schedule and not self.training.is_open:
             try:
                 phases(self.method.schedule, self.training.steps)
             except ValueError as error:

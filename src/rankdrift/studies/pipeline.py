@@ -15,6 +15,8 @@ from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.worklist import Share
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.identity import run_identity
+from rankdrift.data.length import with_steps
+from rankdrift.data.mixture import Mixture
 from rankdrift.errors import UserError
 from rankdrift.export.consolidate import consolidate_run
 from rankdrift.layout import RunLayout, StudyLayout
@@ -54,6 +56,7 @@ def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
     with _stage(f"base model {specs[0].model.name} (fetched and converted the first time)", say):
         base = resolve(specs[0].model.name, specs[0].model.revision)
         say(f"  {base}")
+    specs = _with_steps(specs, base)
     refuse_other_runs(study, specs, base)
     _write_recipe(study, recipe)
     for number, spec in enumerate(specs, start=1):
@@ -84,6 +87,19 @@ def _refuse_one_name(specs: list[Spec]) -> None:
             f"arm={specs[0].arm} would give {len(specs)} runs one name; name arms in the recipe, or train "
             "one of them with launch/train.py --arm NAME"
         )
+
+
+def _with_steps(specs: list[Spec], base: Path) -> list[Spec]:
+    """Return the runs with their steps told, where epochs or tokens say them: it takes the rows to know."""
+    if not any(spec.training.is_open for spec in specs):
+        return specs
+    rows = load_rows(specs[0], "train", load_tokenizer(base))  # all arms train on the same ones
+    batches = [spec.training.global_batch for spec in specs]
+    orders = [
+        Mixture(rows.sizes, batch, spec.seed, spec.data.mixture)
+        for spec, batch in zip(specs, batches, strict=True)
+    ]
+    return [with_steps(spec, order, rows.lengths) for spec, order in zip(specs, orders, strict=True)]
 
 
 def refuse_other_runs(study: StudyLayout, specs: list[Spec], base: Path) -> None:

@@ -21,6 +21,7 @@ from rankdrift.layout import RunLayout
 from rankdrift.spec.identity import differences, digest
 from rankdrift.training import resume_check
 from rankdrift.training.engine import Engine, gather, on_rank_0, rank, require_none, world_size
+from rankdrift.training.selection import best_of, costs
 from rankdrift.zero_checkpoint.checksums import StoredFile, flush
 from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps, newest
 from rankdrift.zero_checkpoint.rotation import Retention, remove, remove_leftovers
@@ -132,16 +133,16 @@ def _publish(scratch: Path, target: Path, manifest: Manifest, written: Mapping[s
     shutil.rmtree(old, ignore_errors=True)
 
 
-def rotate(run: RunLayout, keep: Retention) -> None:
-    """Remove the checkpoints that need not be kept; call it on rank 0, after a save.
+def rotate(run: RunLayout, keep: Retention, value: str) -> None:
+    """Say which checkpoint is the best and remove those that need not be kept; on rank 0, after a save.
 
-    One that is being read is left for the next time; one that cannot be removed is warned of.
+    One that is being read is left for the next time; one that cannot be removed is warned of. ``value`` is
+    the logged one that selects (``selection.logged``).
     """
-    if keep.keeps_all:
-        return
-    validation = (row for row in files.read_jsonl(run.metrics) if row["split"] == "validation")
-    losses = {row["step"]: row["loss"] for row in validation}
-    for step in keep.superfluous(complete_steps(run.checkpoints), losses):
+    found = costs(files.read_jsonl(run.metrics), value)
+    if best := best_of(run, found, complete_steps(run.checkpoints), value):
+        files.write_json(run.best, best)
+    for step in keep.superfluous(complete_steps(run.checkpoints), found):
         try:
             if remove(run.checkpoint(step)):
                 logger.info("removed %s", run.checkpoint(step))

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rankdrift import files
 from rankdrift.layout import RunLayout
+from rankdrift.training.mirrors import Mirror
 from rankdrift.training.probes import Sums
 
 logger = logging.getLogger(__name__)
@@ -42,11 +43,13 @@ class Journal:
         The last step.
     start
         The step that is already done; 0 for a new run.
+    mirrors
+        Services that are shown the scalars as well.
 
     """
 
-    def __init__(self, run: RunLayout, steps: int, start: int) -> None:
-        self.run, self.steps = run, steps
+    def __init__(self, run: RunLayout, steps: int, start: int, mirrors: Sequence[Mirror] = ()) -> None:
+        self.run, self.steps, self.mirrors = run, steps, mirrors
         self._said = -math.inf
         _keep_until(run.metrics, start)
         self._metrics: TextIO = run.metrics.open("a", encoding="utf-8")
@@ -79,6 +82,8 @@ class Journal:
         scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         writer: Any = self._tensorboard.file_writer
         writer.add_summary(Summary(value=scalars), step)
+        for mirror in self.mirrors:
+            mirror.log(step, values)
 
     def progress(self, step: int, loss: float) -> None:
         """Move the bar; where the output is not a terminal, print a line now and then."""
@@ -108,9 +113,15 @@ class Journal:
                 files.write_parquet(self.run.probe(name), pd.concat(tables, ignore_index=True))
         self._tensorboard.flush()
 
+    def flush_metrics(self) -> None:
+        """Make the log complete for whoever reads it."""
+        self._metrics.flush()
+
     def close(self) -> None:
         """Close everything; nothing more may be logged."""
         self.flush()
+        for mirror in self.mirrors:
+            mirror.close()
         self._bar.stop()
         self._tensorboard.close()
         self._metrics.close()

@@ -20,17 +20,21 @@ from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.fitting import Fitting
+from rankdrift.training.callbacks.guarding import Guarding
 from rankdrift.training.callbacks.probing import Probing
 from rankdrift.training.callbacks.profiling import Profiling
 from rankdrift.training.callbacks.recording import Recording
 from rankdrift.training.callbacks.replay import Replay
 from rankdrift.training.callbacks.requests import Asked
 from rankdrift.training.callbacks.saving import Saving, require_space
+from rankdrift.training.callbacks.stopping import Stopping
 from rankdrift.training.callbacks.utilisation import Utilisation
 from rankdrift.training.description import describe
 from rankdrift.training.ds_config import stage_of
 from rankdrift.training.journal import Journal, log_to
 from rankdrift.training.memory import memory_of_device
+from rankdrift.training.mirrors import kinds
+from rankdrift.training.out_of_memory import explained
 from rankdrift.training.setup import Setup, set_up
 from rankdrift.training.stop_requests import Requests
 from rankdrift.training.trainer import Trainer
@@ -51,18 +55,27 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         model = prepared_model(setup)
         describe(setup, model)
         phases = _phases(setup, model)
+        spec = setup.spec  # its steps are told now
         under = engine.Engine(
             model, spec.training, setup.config, lambda name: setup.method.rate(name, spec.method), phases.of
         )
         start = checkpointing.resume(under, run)
         require_space(setup, under, start)
-        journal = Journal(run, spec.training.steps, start) if engine.rank() == 0 else None
+        journal = _journal(setup, start) if engine.rank() == 0 else None
         asked = Asked(requests or Requests())
         watching = (Profiling(), Probing(), Replay(), Utilisation())
         fitting = Fitting(memory_of_device())
-        callbacks = (asked, fitting, *watching, Recording(), Accounting(), Evaluation(), Saving(asked))
-        Trainer(setup, under, callbacks, start, journal, phases).fit()
+        watched = (Guarding(), *watching, Recording(), Accounting(), Evaluation(), Stopping())
+        callbacks = (asked, fitting, *watched, Saving(asked))
+        with explained(setup.spec, under.stage, engine.world_size()):
+            Trainer(setup, under, callbacks, start, journal, phases).fit()
     return run
+
+
+def _journal(setup: Setup, start: int) -> Journal:
+    """Open the run's log, and the services that are shown it."""
+    mirrors = [kind(setup.run, setup.spec) for kind in kinds(setup.spec.training.mirrors)]
+    return Journal(setup.run, setup.spec.training.steps, start, mirrors)
 
 
 def _by_its_method(setup: Setup, model: PreTrainedModel) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from rankdrift import files, registry
 from rankdrift.data.batches import plan_micro_batches
 from rankdrift.data.dataset import TrainingData, load_training_data
 from rankdrift.data.identity import resolved_precision, run_identity
+from rankdrift.data.length import with_steps
 from rankdrift.data.tokens import losses
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
@@ -26,6 +27,8 @@ from rankdrift.spec import Spec, TrainingSpec
 from rankdrift.spec.identity import digest
 from rankdrift.training import ds_config, engine, resume_check
 from rankdrift.training.memory import memory_of_device
+from rankdrift.training.mirrors import kinds
+from rankdrift.training.selection import require_logged
 from rankdrift.zero_checkpoint.manifest import Manifest
 
 logger = logging.getLogger(__name__)
@@ -71,11 +74,15 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         _require_compilable(ds_config.stage_of(config))
     if spec.model.liger:
         require_liger(config_of(base))
+    for kind in kinds(training.mirrors):
+        kind.require()
     for note in notes:
         logger.warning(note)
     logger.info("global batch %d = %s", training.global_batch, plan)
     tokenizer = load_tokenizer(base)
     data = load_training_data(spec, tokenizer, padding_side(config_of(base)))
+    spec = with_steps(spec, data.order, data.lengths)
+    _require_selected(spec)
     _warn_of_losses(data, spec.data.max_length)
     _require_room(training.micro_batch_tokens, data)
     _require_rows(training.global_batch, data)
@@ -98,6 +105,13 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
     under = resume_check.conditions(environment, config, spec.as_dict())
     packs = _packs(spec, base)
     return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under, packs)
+
+
+def _require_selected(spec: Spec) -> None:
+    """Raise UserError where the value that selects is never logged."""
+    tasks = [registry.load("task", name) for name in spec.data.tasks]
+    if problem := require_logged(spec.training, {task.name: task.metrics for task in tasks}):
+        raise UserError(problem)
 
 
 def _rows_at_once(training: TrainingSpec) -> int:

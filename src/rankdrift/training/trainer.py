@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from rankdrift.data.batches import (
     rank_packed_batches,
 )
 from rankdrift.data.tokens import Row
-from rankdrift.errors import UserError
 from rankdrift.training import engine
 from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks import Callback, Step, is_due
@@ -64,6 +62,8 @@ class Trainer:
     ) -> None:
         self.setup, self.engine, self.callbacks, self.start = setup, under, callbacks, start
         self.run, self.data, self.training = setup.run, setup.data, setup.spec.training
+        self.last = self.training.steps
+        """The last step, which early stopping may bring forward."""
         self.between: dict[str, float] = {}
         self.phase: int | None = None
         """The phase that is entered: the first, where there is no schedule; None before any step."""
@@ -90,7 +90,9 @@ class Trainer:
             callback.at_start(self)
         if self.start:
             self._enter_phase(self.start)  # so that what begins to train with the next step has rested
-        for step in range(self.start + 1, self.training.steps + 1):
+        step = self.start
+        while step < self.last:
+            step += 1
             done = self.train_step(step)
             for callback in self.callbacks:
                 callback.after_step(self, done)
@@ -122,7 +124,6 @@ class Trainer:
         seconds = time.perf_counter() - began - aside
         values = {"loss": float(of_tasks.sum()) / targets, "learning_rate": rate, **phase}
         values["gradient_norm"] = float(of_ranks[0, -1])
-        self._check_finite(step, values)
         tokens = int(self.data.lengths[self.data.order.rows(step - 1)].sum())
         speed = {"tokens_per_second": tokens / seconds, "padding": self.loss.padding(micro_batches)}
         speed |= {"seconds": seconds, **clock.seconds()}
@@ -189,14 +190,6 @@ class Trainer:
         for callback, values in zip(self.callbacks, of_ranks[:, length:].T, strict=True):
             callback.told(self, values)
         return of_ranks[:, :length]
-
-    def _check_finite(self, step: int, values: dict[str, float]) -> None:
-        for key, value in values.items():
-            if not math.isfinite(value):
-                raise UserError(
-                    f"{self.run.root}: {key} is {value} at step {step}: training diverged; lower "
-                    "training.learning_rate or training.clip, or use precision=fp32"
-                )
 
 
 def _mixed_seed(*parts: int) -> int:

@@ -20,7 +20,7 @@ class Retention:
     every: int | None = None
     """Steps that are multiples of it."""
     best: int | None = None
-    """So many of the lowest validation loss."""
+    """So many of the lowest cost: the validation loss, or what else selects."""
     listed: Collection[int] = ()
     """Steps by number."""
 
@@ -29,21 +29,21 @@ class Retention:
         """Whether nothing is ever removed."""
         return self.last is None and self.every is None and self.best is None
 
-    def superfluous(self, steps: Collection[int], losses: Mapping[int, float]) -> list[int]:
+    def superfluous(self, steps: Collection[int], costs: Mapping[int, float]) -> list[int]:
         """Return which of some steps to remove, in order.
 
         Parameters
         ----------
         steps
             Steps that have a checkpoint.
-        losses
-            Validation losses by step; a step without one cannot be among the best.
+        costs
+            What is better the smaller it is, by step; a step without one cannot be among the best.
 
         """
         if self.keeps_all:
             return []
         ordered = sorted(steps)
-        ranked = sorted((step for step in ordered if step in losses), key=losses.__getitem__)
+        ranked = sorted((step for step in ordered if step in costs), key=costs.__getitem__)
         kept = {*ordered[-(self.last or 1) :], *ranked[: self.best or 0], *self.listed}
         kept |= {step for step in ordered if self.every and step % self.every == 0}
         return [step for step in ordered if step not in kept]

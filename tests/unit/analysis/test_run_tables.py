@@ -102,7 +102,8 @@ def test_a_folder_without_the_files_gives_no_rows(name: str, tmp_path: Path):
 def test_gradients_are_what_the_probe_wrote(run: RunLayout):
     found = table("gradients", run)
     written = pd.DataFrame(gradient_rows(10) + gradient_rows(20))
-    expected = written.assign(phase=0)[["step", "phase", *GRADIENT_COLUMNS]]  # before there were phases
+    # before there were phases, and rows of single parameters
+    expected = written.assign(phase=0, parameter="")[["step", "phase", *GRADIENT_COLUMNS]]
     pd.testing.assert_frame_equal(found, expected)
     written.assign(phase=[1] * len(gradient_rows(10)) + [2] * len(gradient_rows(20))).to_parquet(
         run.probe("gradients")

@@ -16,6 +16,7 @@ from rankdrift.scoring.detokenizer import Detokenizer
 from rankdrift.scoring.items import TaskItems, task_items
 from rankdrift.scoring.score import metric_values, outcomes_of
 from rankdrift.scoring.shares import Shares
+from rankdrift.spec import TrainingSpec
 from rankdrift.training import engine
 from rankdrift.training.callbacks import Callback, Step, is_due
 
@@ -40,8 +41,7 @@ class Evaluation(Callback):
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Evaluate if it is time to."""
-        training = trainer.training
-        if is_due(step.number, training.eval_every or training.save_every, training.steps):
+        if is_evaluated(trainer.training, step.number):
             with trainer.aside("evaluation"):
                 self.evaluate(trainer, step.number)
 
@@ -72,6 +72,12 @@ class Evaluation(Callback):
                 loss_sum += loss if batch else 0.0
         total = engine.sum_over_ranks(torch.tensor(loss_sum, dtype=torch.float64))
         return float(total) / sum(map(trainer.loss.targets, rows))
+
+
+def is_evaluated(training: TrainingSpec, step: int) -> bool:
+    """Return whether a step is evaluated."""
+    every = training.eval_every or training.save_every
+    return is_due(step, every, training.steps) or step in training.eval_steps
 
 
 def _items(trainer: Trainer) -> list[TaskItems]:

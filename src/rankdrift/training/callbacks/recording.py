@@ -48,7 +48,7 @@ class Recording(Callback):
             journal.close()
             journal.status(
                 "finished",
-                trainer.training.steps,
+                trainer.last,
                 trainable_parameters=trainer.engine.trained,
                 parameters=trainer.engine.parameter_count,
                 training_seconds=_training_seconds(trainer.run),

@@ -54,7 +54,8 @@ class Saving(Callback):
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Save if it is time to or somebody asks; then stop if somebody asks for that."""
-        if _is_save_step(trainer.training, step.number) or self.asked.request:
+        due = _is_save_step(trainer.training, step.number) or step.number == trainer.last
+        if due or self.asked.request:
             with trainer.aside("save"):
                 self.begin(trainer, step.number)
             trainer.exchange()  # a request may have come meanwhile
@@ -87,7 +88,7 @@ class Saving(Callback):
     def _honour(self, trainer: Trainer, step: int) -> None:
         """End a step whose state is on its way to the disk as asked; raise Preempted if that is to stop."""
         self._finish(trainer)
-        if self.asked.done(trainer) is Request.STOP and step < trainer.training.steps:
+        if self.asked.done(trainer) is Request.STOP and step < trainer.last:
             if trainer.journal:
                 trainer.journal.status("preempted", step)
                 trainer.journal.close()
@@ -100,7 +101,7 @@ def require_space(setup: Setup, under: engine.Engine, start: int) -> None:
     """Refuse to train a run whose checkpoints the disk cannot hold."""
     training = setup.spec.training
     later = [s for s in range(start + 1, training.steps + 1) if _is_save_step(training, s)]
-    gone = _retention(training).superfluous(later, losses={})
+    gone = _retention(training).superfluous(later, costs={})
     # a checkpoint is removed once the next one is there; which are the best is not known yet
     saves = min(len(later), len(later) - len(gone) + 1 + (training.keep_best or 0))
     needed = saves * _checkpoint_bytes(setup, under)
@@ -109,7 +110,7 @@ def require_space(setup: Setup, under: engine.Engine, start: int) -> None:
 
 def _rotate(trainer: Trainer) -> None:
     if engine.rank() == 0:
-        checkpointing.rotate(trainer.run, _retention(trainer.training))
+        checkpointing.rotate(trainer.run, _retention(trainer.training), trainer.training.best)
 
 
 def _retention(training: TrainingSpec) -> Retention:
