@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from ranks import RECIPE, job, run_of, train_jobs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -271,3 +273,26 @@ def test_tasks_apart_are_the_same_step(runs: Path, method: str) -> None:
             for apart in (False, True)
         ]  # fmt: skip
         np.testing.assert_allclose(*losses, rtol=2e-5)
+
+
+def documented(root: Path) -> set[str]:
+    text = (root / "docs" / "tensorboard.md").read_text()
+    tags = re.findall(r"`((?:train|validation|drift|updates|noise|conflict)/[^`]+)`", text)
+    return {tag for tag in tags if " " not in tag}
+
+
+@pytest.mark.distributed
+def test_tensorboard_shows_what_the_page_says_and_nothing_else(root: Path, runs: Path) -> None:
+    shown: set[str] = set()
+    for case in CASES:
+        events = EventAccumulator(str(run_of(runs, arm(*case)).tensorboard)).Reload()
+        tags = events.Tags()
+        shown |= {*tags["scalars"], *tags["images"]}
+        if case[0] != "full":
+            (picture,) = events.Images("drift/relative_update_norm_by_layer_and_module")
+            assert (picture.width, picture.height) == (7 * 12, 3 * 12)
+    plain = {re.sub(r"topic~describe|describe~topic", "TASK~TASK", tag) for tag in shown}
+    plain = {re.sub(r"/(topic|describe)/", "/TASK/", tag) for tag in plain}
+    elsewhere = {"train/phase", "validation/TASK/METRIC", "train/seconds_save", "train/seconds_evaluation"}
+    assert plain - documented(root) == set()
+    assert documented(root) - plain - elsewhere == set()

@@ -45,6 +45,7 @@ OTHER: dict[str, Any] = {
     "training.packing": "off",
     "training.save_steps": [1],
     "training.probe_conflict": True,
+    "training.deterministic": True,
     "training.epochs": 2.0,
     "training.tokens": 1000,
     "training.eval_steps": [2],

@@ -57,6 +57,7 @@ KEYS: dict[str, Role] = {
     "training.epsilon": "identity",
     "training.clip": "identity",
     "training.precision": "identity",
+    "training.deterministic": "rounding",
     "training.log_every": "record",
     "training.eval_every": "record",
     "training.eval_steps": "record",

@@ -172,6 +172,8 @@ class TrainingSpec(Section):
     """Largest global gradient norm; 0 does not clip."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the model; auto is bf16 on a GPU and fp32 on a CPU. Master weights are fp32."""
+    deterministic: bool = False
+    """Whether none but deterministic algorithms are taken: the same seed gives the same bits on a GPU too."""
     log_every: PositiveInt = 1
     """Steps between lines of metrics.jsonl."""
     eval_every: PositiveInt | None = None

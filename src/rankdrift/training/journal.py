@@ -85,6 +85,11 @@ class Journal:
         for mirror in self.mirrors:
             mirror.log(step, values)
 
+    def _picture(self, name: str, step: int, phase: int, sums: Sums, totals: np.ndarray) -> None:
+        """Show a probe's values as colours, zero dark and the largest bright."""
+        for key, values in sums.pictures(totals).items():
+            self._tensorboard.add_image(f"{name}/{key}", coloured(values), step, dataformats="HWC")
+
     def progress(self, step: int, loss: float) -> None:
         """Move the bar; where the output is not a terminal, print a line now and then."""
         self._bar.update(self._task, completed=step, loss=f"loss {loss:.3f}")
@@ -105,6 +110,8 @@ class Journal:
     def flush(self) -> None:
         """Bring tables and event files to the disk; called before a checkpoint says they are there."""
         for name, pending in self._pending.items():
+            if pending:
+                self._picture(name, *pending[-1])
             tables = self._probes.setdefault(name, [])
             tables += [_rows(*measured) for measured in pending]
             pending.clear()
@@ -143,6 +150,16 @@ def log_to(path: Path | None) -> None:
     stream = logging.StreamHandler(sys.stderr)
     stream.setLevel(logging.WARNING)
     root.handlers[:] = [file, stream]
+
+
+def coloured(values: np.ndarray, side: int = 12) -> np.ndarray:
+    """Return a picture of a grid of values, a square each: uint8, (height, width, 3); NaN is white."""
+    from matplotlib import colormaps  # takes a while to import, on one rank
+
+    largest = float(np.nanmax(values, initial=0.0))
+    shades = colormaps["viridis"](values / largest if largest > 0 else values)[..., :3]
+    shades[np.isnan(values)] = 1.0
+    return (np.kron(shades, np.ones((side, side, 1))) * 255).astype(np.uint8)
 
 
 def _rows(step: int, phase: int, sums: Sums, totals: np.ndarray) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from rankdrift.training.callbacks.saving import Saving, require_space
 from rankdrift.training.callbacks.stopping import Stopping
 from rankdrift.training.callbacks.utilisation import Utilisation
 from rankdrift.training.description import describe
+from rankdrift.training.determinism import deterministic
 from rankdrift.training.ds_config import stage_of
 from rankdrift.training.journal import Journal, log_to
 from rankdrift.training.memory import memory_of_device
@@ -48,7 +49,7 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
     stopped because it was asked to: by a signal, if it is given the requests that come so, or by a file.
     """
     run = StudyLayout(spec.study_root).run(spec.run_name)
-    with engine.alone_in(run.root):
+    with engine.alone_in(run.root), deterministic(spec.training.deterministic):
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
         checkpointing.require_resumable(run, setup.identity)

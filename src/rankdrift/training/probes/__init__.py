@@ -30,6 +30,8 @@ class Sums:
     """Totals, in the shape of ``own`` -> rows of the probe's table; called on rank 0, when it has time."""
     scalars: Callable[[np.ndarray], dict[str, float]] = lambda totals: {}
     """Totals -> what TensorBoard shows, by name."""
+    pictures: Callable[[np.ndarray], dict[str, np.ndarray]] = lambda totals: {}
+    """Totals -> what it shows of the last of them when a checkpoint is made: names and values, 2-d."""
 
 
 class Probe:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rankdrift.export.base_weights import BaseTensor
+from rankdrift.models.families import MODULES, in_block, roles
 from rankdrift.training import engine
 from rankdrift.training.probes import Probe, Sums
 from rankdrift.training.probes._adapters import Adapter, adapters_of, spectra, whole_masters
@@ -65,7 +66,8 @@ class Drift(Probe):
             self._add_whole(own)
         if self.adapted:
             self._add_adapted(own)
-        return Sums(own, partial(_table, self.levels), partial(_scalars, bool(self.adapted)))
+        scalars, pictures = partial(_scalars, bool(self.adapted)), partial(_pictures, list(self.rows))
+        return Sums(own, partial(_table, self.levels), scalars, pictures)
 
     def _add_whole(self, own: Tensor) -> None:
         """Put in the squares of this rank's parts of W - W0 and W0."""
@@ -144,6 +146,22 @@ def _scalars(spectra: bool, totals: np.ndarray) -> dict[str, float]:
         told["sigma1_ratio_largest"] = float((adapted[:, 0] / adapted[:, 1]).max())
         told |= {"stable_rank_median": float(stable), "entropy_rank_median": float(entropy)}
     return told
+
+
+def _pictures(names: list[str], totals: np.ndarray) -> dict[str, np.ndarray]:
+    """Return ||dW|| / ||W0|| by layer (rows, the first on top) and projection (columns), NaN of none."""
+    places = [(in_block(name), roles(name.removesuffix(".weight"))) for name in names]
+    found = [
+        (block[0], MODULES.index(role[0]), row)
+        for row, (block, role) in enumerate(places)
+        if block and role and role[0] in MODULES
+    ]
+    if not found:
+        return {}
+    grid = np.full((1 + max(layer for layer, _, _ in found), len(MODULES)), np.nan)
+    for layer, module, row in found:
+        grid[layer, module] = np.sqrt(_over(totals[row, UPDATE], totals[row, BASE]))
+    return {"relative_update_norm_by_layer_and_module": grid}
 
 
 PROBE = Drift
