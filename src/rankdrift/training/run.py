@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from rankdrift.models.liger import use_liger
 from rankdrift.models.lora_products import join_products
 from rankdrift.models.packing import pack_rows
 from rankdrift.spec import Spec
-from rankdrift.training import checkpointing, engine
+from rankdrift.training import checkpointing, engine, forecast
 from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.evaluation import Evaluation
@@ -30,11 +31,13 @@ from rankdrift.training.callbacks.utilisation import Utilisation
 from rankdrift.training.description import describe
 from rankdrift.training.ds_config import stage_of
 from rankdrift.training.journal import Journal, log_to
-from rankdrift.training.memory import memory_of_device
+from rankdrift.training.memory import memory_of_device, resident
 from rankdrift.training.setup import Setup, set_up
 from rankdrift.training.stop_requests import Requests
 from rankdrift.training.trainer import Trainer
 from rankdrift.zero_checkpoint.manifest import newest
+
+logger = logging.getLogger(__name__)
 
 
 def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> RunLayout:
@@ -48,8 +51,11 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
         checkpointing.require_resumable(run, setup.identity)
+        baseline = resident()
         model = prepared_model(setup)
         describe(setup, model)
+        if engine.rank() == 0:
+            _foretell(setup, model, baseline)
         phases = _phases(setup, model)
         under = engine.Engine(
             model, spec.training, setup.config, lambda name: setup.method.rate(name, spec.method), phases.of
@@ -63,6 +69,14 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         callbacks = (asked, fitting, *watching, Recording(), Accounting(), Evaluation(), Saving(asked))
         Trainer(setup, under, callbacks, start, journal, phases).fit()
     return run
+
+
+def _foretell(setup: Setup, model: PreTrainedModel, baseline: int) -> None:
+    """Keep what the run is expected to take, where that can be told, to be compared with what it takes."""
+    try:
+        forecast.keep(setup.run, forecast.forecast(setup, model, baseline))
+    except UserError as error:
+        logger.info("no forecast: %s", error)
 
 
 def _by_its_method(setup: Setup, model: PreTrainedModel) -> PreTrainedModel:
