@@ -64,16 +64,20 @@ def show(forecasts: Sequence[Forecast], trials: dict[str, Trial], as_text_of_jso
     """Print what is expected of runs, as tables or as JSON."""
     from rich.console import Console
 
-    from rankdrift.planning.tables import as_json, notes, tables
+    from rankdrift.planning.tables import as_json, notes, settings, tables, untimed
 
     if as_text_of_json:
         print(json.dumps(as_json(forecasts, trials), indent=2))
         return
     console = Console()
+    if len(forecasts) == 1:
+        print(settings(forecasts[0]))
     for table in tables(forecasts, trials):
         console.print(table)
     for note in notes(forecasts):
         console.print(f"Note: {note}.", markup=False)
+    if len(forecasts) > 1 and untimed(forecasts, trials):
+        console.print("Hours are told by --measure; --arm NAME tells of one arm in full.")
 
 
 def _foreseen(specs: Sequence[Spec], config: Path, ranks: int) -> list[Forecast]:

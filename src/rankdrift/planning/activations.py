@@ -1,11 +1,11 @@
 """What the forward pass of a micro-batch keeps for the backward pass, in closed form.
 
 The formulas are those of a decoder of Llama's kind: norm, attention with rotary positions, norm, gated MLP.
-They were derived from what torch's autograd is seen to save (``torch.autograd.graph.saved_tensors_hooks``) and
-are tested against it to the byte; of another kind of block they are an estimate.
+They were derived from what torch's autograd is seen to save (``torch.autograd.graph.saved_tensors_hooks``)
+and are tested against it, within a per cent; of another kind of block they are an estimate.
 
-Symbols: ``h`` hidden width, ``q`` and ``k`` widths of all heads of queries, and of keys, ``f`` width of the MLP,
-``a`` heads, ``V`` vocabulary, ``r`` LoRA rank, ``t`` tokens, ``m`` targets, ``e`` bytes of an element.
+Symbols: ``h`` hidden width, ``q`` and ``k`` widths of all heads of queries, and of keys, ``f`` width of the
+MLP, ``a`` heads, ``V`` vocabulary, ``r`` LoRA rank, ``t`` tokens, ``m`` targets, ``e`` bytes of an element.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def architecture_of(config: Any) -> Architecture:
     )
 
 
-UNGATED = frozenset({"gpt2", "gpt_neox", "gpt_bigcode", "gptj", "opt", "phi", "starcoder2", "bloom", "falcon"})
+UNGATED = frozenset(
+    {"gpt2", "gpt_neox", "gpt_bigcode", "gptj", "opt", "phi", "starcoder2", "bloom", "falcon"}
+)
 """``model_type`` of families whose MLP has no gate."""
 
 
@@ -182,7 +184,7 @@ def logits_bytes(shape: Architecture, one: Pass, element: int) -> int:
 
 
 def loss_bytes(shape: Architecture, one: Pass, element: int) -> int:
-    """Return what the loss adds at its backward pass, bytes: the logits' gradient and a chunk of it in fp32."""
+    """Return what the loss adds in its backward pass, bytes: the logits' gradient, a chunk of it in fp32."""
     elements = one.targets * shape.vocabulary
     chunk = min(elements, max(CHUNK_ELEMENTS, shape.vocabulary))
     return elements * element + chunk * FP32

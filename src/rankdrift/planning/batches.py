@@ -1,4 +1,4 @@
-"""How a run's rows fall into steps and micro-batches: tokens, epochs, and what is put through a rank at once."""
+"""How a run's rows fall into steps and micro-batches: tokens, epochs, what a rank takes at once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class Batches:
         return self.steps * self.global_batch / self.rows
 
 
-def batches_of(data: TrainingData, steps: int, ranks: int, packs: bool, makes_text: bool, cut: Cut) -> Batches:
+def batches_of(
+    data: TrainingData, steps: int, ranks: int, packs: bool, makes_text: bool, cut: Cut
+) -> Batches:
     """Return what a run of so many steps makes of its data.
 
     Parameters

@@ -26,6 +26,8 @@ class Forecast:
 
     run: str
     """Its name."""
+    settings: dict[str, Any]
+    """The resolved experiment, in plain JSON types."""
     method: str
     precision: str
     batches: Batches
@@ -45,6 +47,10 @@ class Forecast:
         """Return the peak of a rank at a stage, bytes: of its device, or of its process on a CPU."""
         return self.stages[stage].peak + (0 if self.is_gpu else self.baseline)
 
+    def least(self, stage: int) -> int:
+        """Return what a rank cannot do without at a stage, bytes: what is in use at the fullest moment."""
+        return self.stages[stage].at_once + (0 if self.is_gpu else self.baseline)
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types, with what follows from the fields."""
         peaks = {stage: self.peak(stage) for stage in self.stages}
@@ -54,8 +60,9 @@ class Forecast:
             "size": asdict(self.size) | {"total": self.size.total},
             "disk": asdict(self.disk) | {"total": self.disk.total},
             "peaks": peaks,
+            "least": {stage: self.least(stage) for stage in self.stages},
         }
 
     def hours(self, trial: Trial) -> float:
-        """Return what all steps take, without evaluations and saves, if they are like those that were tried."""
+        """Return what all steps take, without evaluations and saves, if they are as those that were tried."""
         return trial.seconds * self.batches.steps / 3600

@@ -1,8 +1,8 @@
 """The memory of a rank under ZeRO, in closed form: what is always there, and what a moment of a step adds.
 
 Symbols: ``T`` elements that train, ``F`` frozen ones, ``n`` ranks, ``w`` bytes of a weight (4, or 2 in bf16).
-What DeepSpeed 0.19.8 allocates at each stage was read from its source and measured (docs/planning.md); masters
-are fp32 and apart even where the model is fp32.
+What DeepSpeed 0.19.8 allocates at each stage was read from its source and measured (docs/planning.md).
+Masters are fp32 and apart even where the model is fp32.
 
 | | 0 | 1 | 2 | 3 |
 |---|---|---|---|---|
@@ -20,19 +20,22 @@ from typing import Literal
 
 from rankdrift.planning.parameters import ModelSize
 
-FP32, MOMENTS = 4, 8  # bytes an element
+FP32, ADAM = 4, 8  # bytes an element
 Moment = Literal["always", "backward", "update"]
+MOMENTS: tuple[Moment, ...] = ("always", "backward", "update")
 STAGES = (0, 1, 2, 3)
 WHOLE_BUCKET = 500_000_000
 """Elements of gradients that are exchanged at once at stage 0, DeepSpeed's default for buckets elsewhere."""
 LIVE_PARAMETERS = 1_000_000_000
 """``stage3_max_live_parameters`` where nobody sets it."""
+HOLE = "holes in the heap"
 HOLES = 1 / 3
-"""Of a CPU rank's activations, what its heap has in holes between them: aligned blocks do not fit where others
-of their size were. Beside these, what gloo gathers weights into takes a second place: between two updates
-its first one is broken up. Both are measured, and differ from run to run (docs/planning.md)."""
-BOOKKEEPING = 32 * 2**20
-"""What DeepSpeed, autograd's nodes and TensorBoard hold beside tensors; measured on a model of 272 tensors."""
+"""Of a CPU rank's activations, what its heap has in holes between them: aligned blocks do not fit where
+others of their size were. Beside these, what gloo gathers weights into takes a second place: between two
+updates its first one is broken up. Both are measured, and differ from run to run (docs/planning.md)."""
+BOOKKEEPING = 64 * 2**20
+"""What a CPU rank's process grows by beside the model: modules that are imported later, DeepSpeed's and
+autograd's objects, evaluation, TensorBoard; measured on models of 30 and of 272 tensors."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class RankMemory:
     parts: tuple[Part, ...]
     peak: int
     """Bytes: of the device, or of the process on a CPU."""
+    at_once: int
+    """Bytes that are in use at the fullest moment of a step: on a GPU the peak, below which no heap stays."""
     host: int
     """Bytes that are offloaded from a device."""
 
@@ -87,8 +92,8 @@ def rank_memory(
     """Return what a rank takes.
 
     On a GPU the peak is that of tensors. A CPU rank's heap keeps what was freed (``training/heap.py``), and a
-    block seldom fits where another one was: there each buffer of a step has a place of its own, and there are
-    holes (``HOLES``).
+    block seldom fits where another one was: there each buffer of a step has a place of its own in the end,
+    and there are holes (``HOLES``). Whether and when it comes to that differs from run to run.
 
     Parameters
     ----------
@@ -113,14 +118,16 @@ def rank_memory(
             Part("activations", activations, "backward"),
             *_in_backward(size, zero, machine, weight, accumulates),
             *_in_update(size, zero, machine, weight),
-            Part("holes in the heap", _holes(size, zero, machine, weight, activations), "update"),
+            Part(HOLE, _holes(size, zero, machine, weight, activations), "update"),
         )
         if part.size
     )
     on_device = [part for part in parts if not (part.on_host and machine.is_gpu)]
-    at_once = _sum(on_device, "always") + max(_sum(on_device, "backward"), _sum(on_device, "update"))
+    used = [part for part in on_device if part.name != HOLE]
+    at_once = _sum(used, "always") + max(_sum(used, "backward"), _sum(used, "update"))
     kept = sum(part.size for part in on_device)
-    return RankMemory(parts, at_once if machine.is_gpu else kept, sum(p.size for p in parts) - kept)
+    peak = at_once if machine.is_gpu else kept
+    return RankMemory(parts, peak, at_once, sum(part.size for part in parts) - kept)
 
 
 def _always(size: ModelSize, zero: Zero, machine: Machine, weight: int) -> list[Part]:
@@ -132,7 +139,7 @@ def _always(size: ModelSize, zero: Zero, machine: Machine, weight: int) -> list[
         Part("weights", -(-size.total * weight // own), on_host=zero.weights_on_host),
         Part("gathered weights", min(size.total, zero.live) * weight if zero.stage == 3 else 0),
         Part("fp32 masters", -(-size.trained * FP32 // n) if zero.stage else 0, on_host=host),
-        Part("optimizer states", -(-size.trained * MOMENTS // states), on_host=host),
+        Part("optimizer states", -(-size.trained * ADAM // states), on_host=host),
         Part("gradients", _gradients(size, zero, n, weight)),
         Part("offloaded gradients", -(-size.trained * FP32 // n) if host else 0, on_host=True),
         Part("bookkeeping", 0 if machine.is_gpu else BOOKKEEPING),
@@ -146,9 +153,7 @@ def _gradients(size: ModelSize, zero: Zero, ranks: int, weight: int) -> int:
     return size.trained * (weight if zero.stage else FP32) if zero.stage < 2 else 0
 
 
-def _in_backward(
-    size: ModelSize, zero: Zero, machine: Machine, weight: int, accumulates: bool
-) -> list[Part]:
+def _in_backward(size: ModelSize, zero: Zero, machine: Machine, weight: int, accumulates: bool) -> list[Part]:
     bucket = min(zero.bucket, size.trained) if not machine.is_gpu else zero.bucket
     buckets = bucket * weight * (2 if zero.overlap else 1)
     part = -(-size.trained * FP32 // machine.ranks)
@@ -174,7 +179,7 @@ def _in_update(size: ModelSize, zero: Zero, machine: Machine, weight: int) -> li
 
 
 def _gathered(size: ModelSize, zero: Zero, machine: Machine, weight: int) -> int:
-    """Return what gloo gathers updated weights into, on CPUs, before it copies them; other libraries do not."""
+    """Return what gloo gathers updated weights into, on CPUs, before it copies them; NCCL does not."""
     if machine.is_gpu or machine.ranks == 1 or zero.stage == 0:
         return 0
     return (size.total if zero.stage == 3 else size.trained) * weight

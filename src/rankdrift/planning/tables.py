@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
+from rich.box import SIMPLE
 from rich.table import Table
 
 from rankdrift.planning.forecast import Forecast, Trial
+from rankdrift.planning.memory import MOMENTS
 
 GIB, MIB = 2**30, 2**20
-UNKNOWN = "known with --measure"
+UNKNOWN = "--measure tells them"
 Trials = Mapping[str, Trial]
 """Name of a run -> what a few of its steps took."""
 
@@ -25,7 +28,7 @@ def gibibytes(size: float) -> str:
 
 
 def tables(forecasts: Sequence[Forecast], trials: Trials) -> Iterator[Table]:
-    """Yield the tables of what runs are expected to take."""
+    """Yield the tables of what runs are expected to take; of a single one with its parts."""
     if len(forecasts) == 1:
         yield _quantities(forecasts[0], trials.get(forecasts[0].run))
         yield _stages(forecasts[0])
@@ -33,9 +36,28 @@ def tables(forecasts: Sequence[Forecast], trials: Trials) -> Iterator[Table]:
         yield _rows(forecasts, trials)
 
 
+def settings(one: Forecast) -> str:
+    """Return the resolved experiment as YAML, a setting a line; what is not set is left out."""
+    lines = []
+    for key, value in one.settings.items():
+        values = value if isinstance(value, dict) else {"": value}
+        for name, given in values.items():
+            if given not in (None, [], {}):
+                text = (
+                    yaml.safe_dump(given, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+                )
+                lines.append(f"{key}.{name}: {text}" if name else f"{key}: {text}")
+    return "\n".join(lines)
+
+
 def notes(forecasts: Sequence[Forecast]) -> list[str]:
     """Return what the figures leave out, each once."""
     return list(dict.fromkeys(note for each in forecasts for note in each.notes))
+
+
+def untimed(forecasts: Sequence[Forecast], trials: Trials) -> bool:
+    """Return whether the hours of some run are not known."""
+    return any(each.run not in trials for each in forecasts)
 
 
 def as_json(forecasts: Sequence[Forecast], trials: Trials) -> dict[str, Any]:
@@ -49,12 +71,19 @@ def as_json(forecasts: Sequence[Forecast], trials: Trials) -> dict[str, Any]:
         }
         runs.append(each.as_dict() | tried)
     hours = _hours(forecasts, trials)
-    totals = {"tokens": _tokens(forecasts), "disk": _disk(forecasts), "peak": _peak(forecasts), "hours": hours}
+    totals = {
+        "tokens": _tokens(forecasts),
+        "disk": _disk(forecasts),
+        "peak": _peak(forecasts),
+        "hours": hours,
+    }
     return {"runs": runs, "totals": totals}
 
 
 def _quantities(one: Forecast, found: Trial | None) -> Table:
-    table = Table("quantity", "value", title=f"{one.run}: {one.method}, {one.precision}, ZeRO-{one.stage}")
+    table = Table(
+        "quantity", "value", box=SIMPLE, title=f"{one.run}: {one.method}, {one.precision}, ZeRO-{one.stage}"
+    )
     for name, value in (*_of_batches(one), *_of_parameters(one), *_of_disk(one), *_of_trial(one, found)):
         table.add_row(name, value)
     return table
@@ -83,7 +112,10 @@ def _of_parameters(one: Forecast) -> Iterator[tuple[str, str]]:
 
 def _of_disk(one: Forecast) -> Iterator[tuple[str, str]]:
     disk = one.disk
-    yield "a checkpoint", f"{gibibytes(disk.checkpoint)}; {disk.saves} written, at most {disk.kept} there at once"
+    yield (
+        "a checkpoint",
+        f"{gibibytes(disk.checkpoint)}; {disk.saves} written, at most {disk.kept} there at once",
+    )
     yield "an export", f"{gibibytes(disk.export)}; {disk.exports} in a study"
     yield "disk in all", gibibytes(disk.total)
 
@@ -96,7 +128,7 @@ def _of_trial(one: Forecast, found: Trial | None) -> Iterator[tuple[str, str]]:
     predicted = one.peak(one.stage)
     yield (
         "peak of a rank",
-        f"{gibibytes(found.memory)} measured in {_counted(one.batches.ranks, 'rank')}, {gibibytes(predicted)} "
+        f"{gibibytes(found.memory)} measured in a few steps, {gibibytes(predicted)} "
         f"predicted ({predicted / found.memory - 1:+.1%})",
     )
 
@@ -104,12 +136,14 @@ def _of_trial(one: Forecast, found: Trial | None) -> Iterator[tuple[str, str]]:
 def _stages(one: Forecast) -> Table:
     """Return the memory of a rank by stage and part."""
     heads = [f"ZeRO-{stage}" + (" (this run)" if stage == one.stage else "") for stage in one.stages]
-    table = Table("memory of a rank", *heads)
-    names = dict.fromkeys(part.name for memory in one.stages.values() for part in memory.parts)
-    for name in names:
+    table = Table("memory of a rank", *heads, box=SIMPLE)
+    parts = [part for memory in one.stages.values() for part in memory.parts]
+    by_moment = (part.name for moment in MOMENTS for part in parts if part.moment == moment)
+    for name in dict.fromkeys(by_moment):
         table.add_row(name, *(_part(one, stage, name) for stage in one.stages))
     if not one.is_gpu:
         table.add_row("process without a model", *(gibibytes(one.baseline) for _ in one.stages))
+        table.add_row("in use at once", *(gibibytes(one.least(stage)) for stage in one.stages), style="bold")
     table.add_row("predicted peak", *(gibibytes(one.peak(stage)) for stage in one.stages), style="bold")
     if any(memory.host for memory in one.stages.values()):
         table.add_row("of the host", *(gibibytes(memory.host) for memory in one.stages.values()))
@@ -124,8 +158,10 @@ def _part(one: Forecast, stage: int, name: str) -> str:
 
 
 def _rows(forecasts: Sequence[Forecast], trials: Trials) -> Table:
-    heads = ("run", "stage", "train", "steps", "tokens", "peak of a rank", "checkpoint", "disk", "hours")
-    table = Table(*heads, show_footer=True)
+    table = Table(title="Runs; memory and disk in GiB", show_footer=True, box=SIMPLE)
+    table.add_column("run", overflow="fold")
+    for head in ("stage", "train", "steps", "tokens", "rank's peak", "checkpoint", "disk", "hours"):
+        table.add_column(head, justify="right")
     for each in forecasts:
         found = trials.get(each.run)
         table.add_row(
@@ -134,14 +170,14 @@ def _rows(forecasts: Sequence[Forecast], trials: Trials) -> Table:
             f"{each.size.trained:,}",
             f"{each.batches.steps:,}",
             f"{each.batches.tokens:,}",
-            gibibytes(each.peak(each.stage)),
-            gibibytes(each.disk.checkpoint),
-            gibibytes(each.disk.total),
+            f"{each.peak(each.stage) / GIB:.2f}",
+            f"{each.disk.checkpoint / GIB:.2f}",
+            f"{each.disk.total / GIB:.2f}",
             f"{each.hours(found):.2f}" if found else "",
         )
     hours = _hours(forecasts, trials)
-    feet = {0: f"{len(forecasts)} runs", 4: f"{_tokens(forecasts):,}", 5: gibibytes(_peak(forecasts))}
-    feet |= {7: gibibytes(_disk(forecasts)), 8: UNKNOWN if hours is None else f"{hours:.2f}"}
+    feet = {0: f"{len(forecasts)} runs", 4: f"{_tokens(forecasts):,}", 5: f"{_peak(forecasts) / GIB:.2f}"}
+    feet |= {7: f"{_disk(forecasts) / GIB:.2f}", 8: "" if hours is None else f"{hours:.2f}"}
     for place, text in feet.items():
         table.columns[place].footer = text
     return table

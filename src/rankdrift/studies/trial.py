@@ -1,4 +1,4 @@
-"""A few real steps of a run, in a folder that is removed: what a step takes here, in seconds and in memory."""
+"""A few real steps of a run, in a folder that is removed: the seconds and the memory that they take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is expected to take, from its settings, its data and the shapes of its model; and what it took."""
+"""What a run is expected to take, from its settings, its data and its model's shapes; and what it took."""
 
 from __future__ import annotations
 
@@ -95,6 +95,7 @@ def forecast(setup: Setup, model: nn.Module, baseline: int) -> Forecast:
     }
     return Forecast(
         run=spec.run_name,
+        settings=spec.as_dict(),
         method=spec.method.name,
         precision=setup.manifest.precision,
         batches=batches,
@@ -109,8 +110,9 @@ def forecast(setup: Setup, model: nn.Module, baseline: int) -> Forecast:
 
 
 def keep(run: RunLayout, found: Forecast) -> None:
-    """Write what a run is expected to take into its folder."""
-    files.write_json(run.forecast, {"predicted": found.as_dict(), "measured": None})
+    """Write what a run is expected to take into its folder, where its settings are already."""
+    predicted = {key: value for key, value in found.as_dict().items() if key != "settings"}
+    files.write_json(run.forecast, {"predicted": predicted, "measured": None})
 
 
 def add_measured(run: RunLayout, step: int, memory_gib: float) -> None:
@@ -171,7 +173,9 @@ def _architecture(setup: Setup, config: PreTrainedConfig) -> Architecture:
 def _zero(config: dict[str, Any], stage: int) -> Zero:
     """Return a configuration's knobs as they would be at a stage."""
     zero = config["zero_optimization"]
-    devices = {key: (zero.get(key) or {}).get("device", "none") for key in ("offload_optimizer", "offload_param")}
+    devices = {
+        key: (zero.get(key) or {}).get("device", "none") for key in ("offload_optimizer", "offload_param")
+    }
     default = Zero(stage)
     return Zero(
         stage=stage,
@@ -206,7 +210,9 @@ def _notes(setup: Setup, config: PreTrainedConfig, machine: Machine) -> list[str
     if machine.is_gpu:
         notes.append("figures of a GPU are arithmetic alone: none of them has been measured")
         if setup.spec.training.micro_batch == "auto":
-            notes.append("micro_batch=auto: activations are those of one row, and grow to what there is room for")
+            notes.append(
+                "micro_batch=auto: activations are those of one row, and grow to what there is room for"
+            )
     if setup.spec.model.compile or setup.spec.model.liger:
         notes.append("fused kernels keep less than is counted")
     return notes
