@@ -73,8 +73,8 @@ COMPARED = Listing(
 )
 HOW_TO_READ = Sentence(
     "Memory on a CPU is the peak of a process's resident set, between what is in use at once and the "
-    "predicted peak, to which a heap comes that keeps what was freed: full fine-tuning's has differed by 30 % between "
-    "runs of the same model. On a GPU it is that of tensors.",
+    "predicted peak, to which a heap may come that keeps what was freed: full fine-tuning's has differed by "
+    "30 % between runs of the same model. On a GPU it is that of tensors.",
 )
 ANALYSIS = Analysis(
     name="forecasts",
