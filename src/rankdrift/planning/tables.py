@@ -124,7 +124,7 @@ def _of_trial(one: Forecast, found: Trial | None) -> Iterator[tuple[str, str]]:
     if found is None:
         yield "hours", UNKNOWN
         return
-    yield "hours", f"{one.hours(found):.2f}, of steps alone ({found.seconds:.3g} s each, measured)"
+    yield "hours", f"{one.hours(found):.3g}, of steps alone ({found.seconds:.3g} s each, measured)"
     predicted = one.peak(one.stage)
     yield (
         "peak of a rank",
@@ -173,11 +173,11 @@ def _rows(forecasts: Sequence[Forecast], trials: Trials) -> Table:
             f"{each.peak(each.stage) / GIB:.2f}",
             f"{each.disk.checkpoint / GIB:.2f}",
             f"{each.disk.total / GIB:.2f}",
-            f"{each.hours(found):.2f}" if found else "",
+            f"{each.hours(found):.3g}" if found else "",
         )
     hours = _hours(forecasts, trials)
     feet = {0: f"{len(forecasts)} runs", 4: f"{_tokens(forecasts):,}", 5: f"{_peak(forecasts) / GIB:.2f}"}
-    feet |= {7: f"{_disk(forecasts) / GIB:.2f}", 8: "" if hours is None else f"{hours:.2f}"}
+    feet |= {7: f"{_disk(forecasts) / GIB:.2f}", 8: "" if hours is None else f"{hours:.3g}"}
     for place, text in feet.items():
         table.columns[place].footer = text
     return table
