@@ -55,11 +55,11 @@ def checkpoint_inputs(subject: Subject) -> list[Path]:
 
 
 def run_inputs(subject: Subject) -> list[Path]:
-    """Return what per-run analyses read: metrics, probes and scores of the run and its edited models."""
+    """Return what per-run analyses read: what a run logged and foretold, its scores and edited models."""
     if subject.run_dir is None:
         return []
     layout = RunLayout(subject.run_dir)
-    return [layout.metrics, layout.probes, layout.scores, *_edited(layout)]
+    return [layout.metrics, layout.forecast, layout.probes, layout.scores, *_edited(layout)]
 
 
 def _edited(layout: RunLayout) -> list[Path]:

@@ -33,9 +33,12 @@ ALLOWED: dict[str, set[str]] = {
     "zero_checkpoint": BASE | {"files"},
     "export": BASE | {"files", "methods", "progress", "zero_checkpoint"},
     "verify": BASE | {"files", "methods", "progress", "zero_checkpoint", "export"},
-    "training": GROUND | STORED | {"signals", "tasks", "metrics", "methods", "data", "models", "scoring"},
+    "planning": GROUND | {"data", "models"},
+    "training": GROUND
+    | STORED
+    | {"signals", "tasks", "metrics", "methods", "data", "models", "scoring", "planning"},
     "scoring": GROUND | {"tasks", "metrics", "methods", "data", "models"},
-    "studies": GROUND | STORED | {"signals", "progress", "data", "models", "scoring", "analysis"},
+    "studies": GROUND | STORED | {"signals", "progress", "data", "models", "scoring", "analysis", "planning"},
     "analysis": BASE | {"files", "progress"},
     "doctor": BASE | {"files"},
 }
@@ -60,6 +63,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "export": {"deepspeed"},
     "verify": {"deepspeed"},
     "scoring": {"deepspeed"},
+    "planning": {"deepspeed"},
     "tasks": {"deepspeed", "torch"},
     "metrics": {"deepspeed", "torch"},
 }

@@ -25,7 +25,7 @@ COLUMNS = {
     "teraflops": "10^12 operations a second, by formula, over all ranks; NaN but for train",
     "mfu": "their share of what products of matrices reach on these ranks; NaN but for train",
     "padding": "share of what rank 0 put through the model that is no token; NaN but for train",
-    "memory_gib": "largest of a rank: a GPU's peak, or a process's resident set, GiB; NaN but for train",
+    "memory_gib": "largest peak of a rank: of a GPU's tensors or a process's pages, GiB; NaN but for train",
     "seconds": "of the step and its parts; NaN but for train",
     **{
         f"seconds_{part}": f"{said}; NaN where there was none"

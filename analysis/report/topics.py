@@ -33,6 +33,7 @@ ORDER = (
     "Interventions on intruders",
     "Between base and tuned weights",
     "Time",
+    "Memory and disk",
 )
 """Topics in the order of the report; others follow by the name of their analysis."""
 

@@ -87,6 +87,11 @@ class RunLayout:
         return self.root / "facts.json"
 
     @property
+    def forecast(self) -> Path:
+        """What the run was expected to take, in memory and on the disk, and once it is done what it took."""
+        return self.root / "forecast.json"
+
+    @property
     def log(self) -> Path:
         """Rank 0's log."""
         return self.root / "train.log"

@@ -19,7 +19,7 @@ SMALL = [
     *("training.save_every=2", "training.warmup_steps=1", "scoring.text_limit=4", "analysis.workers=1"),
 ]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
-TRAINING = ("deepspeed", "rankdrift study", "rankdrift data")
+TRAINING = ("deepspeed", "rankdrift study", "rankdrift data", "rankdrift plan")
 # what the demo has, and what SMALL makes
 SMALLER = {"smollm2-135m": "tiny", "step-000012": "step-000004", "--step 12": "--step 4"}
 DOCUMENTS = ("README.md", "docs/checkpoints.md")

@@ -29,12 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experiment", type=Path, help="recipe, as in launch/recipes/ (default: the demo's)")
     parser.add_argument("--arm", help="which of the recipe's arms to train (default: the first)")
     parser.add_argument("--seed", type=int, help="which seed (default: the recipe's first)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what the run would take (rankdrift plan), train nothing"
+    )
     parser.add_argument("--local_rank", type=int, help="given by the DeepSpeed launcher")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change any setting")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train."""
+    if arguments.dry_run:
+        return _plan(arguments)
     with listening() as requests:
         if "RANK" in os.environ:  # a launcher that is killed cannot stop its ranks
             signals.end_with_parent(signals.launcher_pid())
@@ -47,6 +52,19 @@ def run(arguments: argparse.Namespace) -> int:
         resolve(spec.model.name, spec.model.revision)  # what has to be made is made before ranks form a group
         with process_group():
             train(spec, arguments.config, requests)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    """Say, once for all ranks that were started, what the run would take on so many."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    spec = load_recipe(arguments.experiment, arguments.overrides).spec(arguments.arm, arguments.seed)
+    from rankdrift.cli.plan import show
+    from rankdrift.training.forecast import foresee
+
+    analysis_settings(spec.analysis)
+    show([foresee(spec, arguments.config, int(os.environ.get("WORLD_SIZE", "1")))], {})
     return 0
 
 

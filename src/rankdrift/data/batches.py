@@ -103,6 +103,27 @@ def rank_packed_batches(
     return [np.array(part) for part in cut[rank]]
 
 
+def own_micro_batches(
+    indices: np.ndarray, lengths: np.ndarray, rank: int, world_size: int, budget: int, packs: bool
+) -> list[np.ndarray]:
+    """Return one rank's micro-batches of a global batch: packed ones, or of as many rows as have room.
+
+    Parameters
+    ----------
+    indices, lengths, rank, world_size
+        As :func:`rank_micro_batches` takes them.
+    budget
+        Most tokens at once; of rows that are filled up, as many of the longest as keep to it.
+    packs
+        Whether rows lie end to end.
+
+    """
+    if packs:
+        return rank_packed_batches(indices, lengths, rank, world_size, budget)
+    plan = plan_micro_batches(len(indices), budget // int(lengths.max()), world_size)
+    return rank_micro_batches(indices, lengths, rank, world_size, plan.micro_batch)
+
+
 def rank_batches_apart(
     indices: np.ndarray,
     labels: np.ndarray,

@@ -1,10 +1,15 @@
-"""A GPU's memory, and how many tokens at once it has room for, from what a few numbers of them took."""
+"""A GPU's memory, and how many tokens at once it has room for, from what a few numbers of them took.
+
+And a process's own: what of it is resident in the machine's memory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
 USABLE = 0.9
@@ -43,6 +48,22 @@ class GpuMemory:
 def memory_of_device() -> GpuMemory | None:
     """Return the memory that activations are in, if it is a GPU's."""
     return GpuMemory() if torch.cuda.is_available() else None
+
+
+def resident() -> int:
+    """Return the bytes of this process that are in memory, mapped files included."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident() -> int:
+    """Return the most bytes of this process that were in memory at any time; where Linux does not tell, now.
+
+    ``getrusage`` would tell of the process that started this one as well, where that was larger.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+    kibibytes = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return resident() if kibibytes is None else kibibytes * 1024
 
 
 def tokens_that_fit(measured: Sequence[Measured], limit: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from rankdrift.models.liger import use_liger
 from rankdrift.models.lora_products import join_products
 from rankdrift.models.packing import pack_rows
 from rankdrift.spec import Spec
-from rankdrift.training import checkpointing, engine
+from rankdrift.training import checkpointing, engine, forecast
 from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.evaluation import Evaluation
@@ -33,13 +34,15 @@ from rankdrift.training.description import describe
 from rankdrift.training.determinism import deterministic
 from rankdrift.training.ds_config import stage_of
 from rankdrift.training.journal import Journal, log_to
-from rankdrift.training.memory import memory_of_device
+from rankdrift.training.memory import memory_of_device, resident
 from rankdrift.training.mirrors import kinds
 from rankdrift.training.out_of_memory import explained
 from rankdrift.training.setup import Setup, set_up
 from rankdrift.training.stop_requests import Requests
 from rankdrift.training.trainer import Trainer
 from rankdrift.zero_checkpoint.manifest import newest
+
+logger = logging.getLogger(__name__)
 
 
 def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> RunLayout:
@@ -53,8 +56,11 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
         checkpointing.require_resumable(run, setup.identity)
+        baseline = resident()
         model = prepared_model(setup)
         describe(setup, model)
+        if engine.rank() == 0:
+            _foretell(setup, model, baseline)
         phases = _phases(setup, model)
         spec = setup.spec  # its steps are told now
         under = engine.Engine(
@@ -77,6 +83,14 @@ def _journal(setup: Setup, start: int) -> Journal:
     """Open the run's log, and the services that are shown it."""
     mirrors = [kind(setup.run, setup.spec) for kind in kinds(setup.spec.training.mirrors)]
     return Journal(setup.run, setup.spec.training.steps, start, mirrors)
+
+
+def _foretell(setup: Setup, model: PreTrainedModel, baseline: int) -> None:
+    """Keep what the run is expected to take, where that can be told, to be compared with what it takes."""
+    try:
+        forecast.keep(setup.run, forecast.forecast(setup, model, baseline))
+    except UserError as error:
+        logger.info("no forecast: %s", error)
 
 
 def _by_its_method(setup: Setup, model: PreTrainedModel) -> PreTrainedModel:

@@ -60,13 +60,16 @@ class Setup:
     """Whether the rows of a micro-batch lie end to end (``models.packing``)."""
 
 
-def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
-    """Resolve names, read the data and merge the configuration; raise UserError for what cannot be."""
-    training = spec.training
+def set_up(spec: Spec, run: RunLayout, config_path: Path, ranks: int | None = None) -> Setup:
+    """Resolve names, read the data and merge the configuration; raise UserError for what cannot be.
+
+    It is for the ranks of the process group, or for so many of which there is no group yet.
+    """
+    training, world_size = spec.training, ranks or engine.world_size()
     precision = resolved_precision(spec)
     rows = _rows_at_once(training)
-    micro, accumulation = plan_micro_batches(training.global_batch, rows, engine.world_size())
-    plan = ds_config.BatchPlan(micro, accumulation, engine.world_size())
+    micro, accumulation = plan_micro_batches(training.global_batch, rows, world_size)
+    plan = ds_config.BatchPlan(micro, accumulation, world_size)
     base = resolve(spec.model.name, spec.model.revision)
     config, notes = ds_config.merge(spec, config_path, plan, precision, engine.zero_keys(), hidden_size(base))
     engine.require_nvme(config)
@@ -92,7 +95,7 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         step=0,
         data_position=0,
         seed=spec.seed,
-        world_size=engine.world_size(),
+        world_size=world_size,
         zero_stage=ds_config.stage_of(config),
         method=spec.method.name,
         precision=precision,
@@ -101,7 +104,7 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         base_digest=identity["base model"],
     )
     method: Method = registry.load("method", spec.method.name)
-    environment = {**files.environment(), "ranks": engine.world_size()}
+    environment = {**files.environment(), "ranks": world_size}
     under = resume_check.conditions(environment, config, spec.as_dict())
     packs = _packs(spec, base)
     return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under, packs)

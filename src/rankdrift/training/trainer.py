@@ -11,12 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankdrift.data.batches import (
-    plan_micro_batches,
-    rank_batches_apart,
-    rank_micro_batches,
-    rank_packed_batches,
-)
+from rankdrift.data.batches import own_micro_batches, rank_batches_apart
 from rankdrift.data.tokens import Row
 from rankdrift.training import engine
 from rankdrift.training.active_phases import ActivePhases
@@ -158,13 +153,8 @@ class Trainer:
 
     def micro_batches(self, step: int) -> list[list[Row]]:
         """Return this rank's micro-batches of a step."""
-        window, lengths = self.data.order.rows(step - 1), self.data.lengths
-        own = engine.rank(), engine.world_size()
-        if self.loss.packs:
-            parts = rank_packed_batches(window, lengths, *own, self.budget)
-        else:
-            plan = plan_micro_batches(len(window), self.rows_at_once, engine.world_size())
-            parts = rank_micro_batches(window, lengths, *own, plan.micro_batch)
+        window, own = self.data.order.rows(step - 1), (engine.rank(), engine.world_size())
+        parts = own_micro_batches(window, self.data.lengths, *own, self.budget, self.loss.packs)
         return [[self.data.train[index] for index in part] for part in parts]
 
     def micro_batches_of_tasks(self, step: int) -> list[list[Row]]:

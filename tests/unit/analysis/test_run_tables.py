@@ -18,13 +18,26 @@ from rankdrift.analysis.sources.subjects import IDENTITY, Subject, base_subject
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 
-NAMES = ("gradients", "performance", "training")
+NAMES = ("forecasts", "gradients", "performance", "training")
 TABLES = {
+    "forecasts": "forecasts",
     "gradients": "gradient_analysis_results",
     "performance": "performance_metrics",
     "training": "training_metrics",
 }
 TRAIN = {"learning_rate": 1e-3, "gradient_norm": 0.5, "tokens_per_second": 100.0, "memory_gib": 1.5}
+
+
+FORECAST = {
+    "predicted": {
+        "stage": 2,
+        "batches": {"ranks": 4},
+        "peaks": {"1": 4 * 2**30, "2": 3 * 2**30},
+        "least": {"1": 3 * 2**30, "2": 2**30},
+        "disk": {"checkpoint": 2**29},
+    },
+    "measured": {"step": 20, "memory_gib": 2.5, "checkpoint": 2**30},
+}
 
 
 def gradient_rows(step: int) -> list[dict]:
@@ -62,6 +75,7 @@ def run(tmp_path: Path) -> RunLayout:
     probed.to_parquet(layout.probe("gradients"))
     lines = [{"step": step, "split": "train", "loss": 2.0 / step, **TRAIN} for step in (10, 20)]
     lines.append({"step": 20, "split": "validation", "loss": 0.3})
+    layout.forecast.write_text(json.dumps(FORECAST))
     layout.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for step, value in ((10, 0.5), (20, None)):
         layout.score(step).write_text(json.dumps(scores(step, value)))
@@ -211,3 +225,23 @@ def test_damaged_files_are_named(name: str, damage, message: str, run: RunLayout
     with pytest.raises(UserError, match=message) as caught:
         table(name, run)
     assert str(run.root) in str(caught.value)
+
+
+def test_what_was_predicted_stands_beside_what_was_measured(run: RunLayout):
+    row = table("forecasts", run).iloc[0]
+    # of the stage in force
+    assert (row["memory_least"], row["memory_predicted"], row["memory_measured"]) == (1.0, 3.0, 2.5)
+    assert (row["checkpoint_predicted"], row["checkpoint_measured"]) == (0.5, 1.0)
+    (finding,) = registry.load("analysis", "forecasts").findings
+    compared = finding.rows(table("forecasts", run)).iloc[0]
+    assert compared["memory_error"] == pytest.approx(0.2)
+    assert compared["checkpoint_error"] == pytest.approx(-0.5)
+
+
+def test_a_run_that_is_not_done_has_its_prediction_alone(run: RunLayout):
+    run.forecast.write_text(json.dumps(FORECAST | {"measured": None}))
+    found = table("forecasts", run)
+    assert found["memory_predicted"].item() == 3.0
+    assert found[["memory_measured", "checkpoint_measured"]].isna().all(axis=None)
+    (finding,) = registry.load("analysis", "forecasts").findings
+    assert finding.rows(found).empty

@@ -32,6 +32,7 @@ def test_commands_are_found_by_file_name() -> None:
         "consolidate",
         "data",
         "doctor",
+        "plan",
         "report",
         "score",
         "study",

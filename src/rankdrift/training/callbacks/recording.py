@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import torch
 
 from rankdrift import files
 from rankdrift.layout import RunLayout
 from rankdrift.training.callbacks import Callback, Step, is_due
+from rankdrift.training.forecast import add_measured
+from rankdrift.training.memory import peak_resident
 
 if TYPE_CHECKING:
     from rankdrift.training.trainer import Trainer
@@ -23,10 +24,10 @@ class Recording(Callback):
         self.memory = 0.0
 
     def tell(self, trainer: Trainer) -> float:
-        """Tell this rank's memory, GiB: the GPU's peak, or the process's resident set on a CPU."""
+        """Tell this rank's peak of memory, GiB: of the GPU's tensors, or of the process on a CPU."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated() / 2**30
-        return float(psutil.Process().memory_info().rss) / 2**30
+        return peak_resident() / 2**30
 
     def told(self, trainer: Trainer, values: np.ndarray) -> None:
         """Keep the largest."""
@@ -43,8 +44,9 @@ class Recording(Callback):
                 journal.progressed(step.number)
 
     def at_end(self, trainer: Trainer) -> None:
-        """Close the journal and say that the run is finished."""
+        """Close the journal and say that the run is finished, and what it took."""
         if journal := trainer.journal:
+            add_measured(trainer.run, trainer.training.steps, self.memory)
             journal.close()
             journal.status(
                 "finished",

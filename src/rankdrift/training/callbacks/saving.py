@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankdrift.errors import Preempted
-from rankdrift.spec import TrainingSpec
+from rankdrift.planning.parameters import frozen_aliases
 from rankdrift.training import checkpointing, engine
-from rankdrift.training.callbacks import Callback, Step, is_due
+from rankdrift.training.callbacks import Callback, Step
 from rankdrift.training.callbacks.requests import Asked
+from rankdrift.training.saves import is_save_step, retention, saves
 from rankdrift.training.setup import Setup
 from rankdrift.training.stop_requests import Request
-from rankdrift.zero_checkpoint.rotation import Retention
 
 if TYPE_CHECKING:
     from rankdrift.training.trainer import Trainer
@@ -54,7 +54,7 @@ class Saving(Callback):
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Save if it is time to or somebody asks; then stop if somebody asks for that."""
-        due = _is_save_step(trainer.training, step.number) or step.number == trainer.last
+        due = is_save_step(trainer.training, step.number) or step.number == trainer.last
         if due or self.asked.request:
             with trainer.aside("save"):
                 self.begin(trainer, step.number)
@@ -99,29 +99,18 @@ class Saving(Callback):
 
 def require_space(setup: Setup, under: engine.Engine, start: int) -> None:
     """Refuse to train a run whose checkpoints the disk cannot hold."""
-    training = setup.spec.training
-    later = [s for s in range(start + 1, training.steps + 1) if _is_save_step(training, s)]
-    gone = _retention(training).superfluous(later, costs={})
-    # a checkpoint is removed once the next one is there; which are the best is not known yet
-    saves = min(len(later), len(later) - len(gone) + 1 + (training.keep_best or 0))
-    needed = saves * _checkpoint_bytes(setup, under)
-    checkpointing.require_space(setup.run.root, needed, f"{saves} checkpoints")
+    at_once = saves(setup.spec.training, start).at_once
+    needed = at_once * _checkpoint_bytes(setup, under)
+    checkpointing.require_space(setup.run.root, needed, f"{at_once} checkpoints")
 
 
 def _rotate(trainer: Trainer) -> None:
     if engine.rank() == 0:
-        checkpointing.rotate(trainer.run, _retention(trainer.training), trainer.training.best)
-
-
-def _retention(training: TrainingSpec) -> Retention:
-    return Retention(training.keep_last, training.keep_every, training.keep_best, training.save_steps)
-
-
-def _is_save_step(training: TrainingSpec, step: int) -> bool:
-    return is_due(step, training.save_every, training.steps) or step in training.save_steps
+        checkpointing.rotate(trainer.run, retention(trainer.training), trainer.training.best)
 
 
 def _checkpoint_bytes(setup: Setup, under: engine.Engine) -> int:
-    frozen = 0 if setup.method.exclude_frozen else under.parameter_count - under.trained
+    aliases = frozen_aliases(under.module) if under.stage < 3 else 0
+    frozen = aliases if setup.method.exclude_frozen else under.parameter_count - under.trained
     weight = 2 if setup.manifest.precision == "bf16" else 4
     return checkpointing.predicted_bytes(under.trained, frozen, under.stage, weight)

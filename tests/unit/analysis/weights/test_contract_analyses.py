@@ -32,6 +32,9 @@ def write_run(root: Path, base: Path) -> None:
     layout.probes.mkdir(parents=True)
     line = {"step": 1, "split": "train", "loss": 2.0, "learning_rate": 1e-4, "gradient_norm": 1.0}
     layout.metrics.write_text(json.dumps(line | {"tokens_per_second": 10.0, "memory_gib": 1.0}) + "\n")
+    predicted = {"stage": 2, "batches": {"ranks": 1}, "disk": {"checkpoint": 2**20}}
+    predicted |= {"peaks": {"2": 2**30}, "least": {"2": 2**29}}
+    files.write_json(layout.forecast, {"predicted": predicted, "measured": None})
     pd.DataFrame([{"step": 1} | GRADIENTS | STATISTICS]).to_parquet(layout.probe("gradients"))
     metric = {"value": 0.5, "stderr": 0.1, "higher_is_better": True, "best": 1.0}
     task = {"role": "trained", "version": 1, "n": 4, "metrics": {"accuracy": metric}}

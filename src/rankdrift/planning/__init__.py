@@ -1,0 +1,1 @@
+"""What a run will take, by arithmetic: batches, parameters, memory of a rank, disk."""

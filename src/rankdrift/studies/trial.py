@@ -1,0 +1,65 @@
+"""A few real steps of a run, in a folder that is removed: the seconds and the memory that they take."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rankdrift import files
+from rankdrift.layout import StudyLayout
+from rankdrift.planning.forecast import Trial
+from rankdrift.spec import Spec, parse_spec
+from rankdrift.studies.launcher import launch
+
+STEPS = 6
+SETTLED = 2
+"""Steps that are not timed: optimizers, kernels and the heap are set up in them."""
+
+
+def trial(spec: Spec, config: Path, ranks: int) -> Trial:
+    """Train a few steps of a run and return what they took; UserError and RankError as training has them."""
+    with tempfile.TemporaryDirectory(prefix="rankdrift-plan-") as folder:
+        short = shortened(spec, Path(folder))
+        recipe = Path(folder) / "experiment.yaml"
+        recipe.write_text(json.dumps(short.as_dict()), encoding="utf-8")  # JSON is YAML
+        with _output_on_error_stream():
+            launch(ranks, ["--config", str(config), "--experiment", str(recipe)])
+        rows = files.read_jsonl(StudyLayout(short.study_root).run(short.run_name).metrics)
+    steps = [row for row in rows if row["split"] == "train"]
+    seconds = statistics.median(row["seconds"] for row in steps[SETTLED:])
+    return Trial(seconds, round(max(row["memory_gib"] for row in steps) * 2**30))
+
+
+def shortened(spec: Spec, folder: Path) -> Spec:
+    """Return the run cut to a few steps, in a folder, with nothing beside them that can be left out.
+
+    Of a schedule of phases nothing is left: all that it trains does, at every step, which takes the most.
+    """
+    tree = spec.as_dict()
+    tree["output"] = str(folder)
+    tree["training"] |= {
+        **{"steps": STEPS, "schedule": "constant", "warmup_steps": 0, "warmup_ratio": None, "log_every": 1},
+        **{"eval_every": None, "eval_rows": 1, "eval_items": 0, "save_every": None, "save_steps": ()},
+        **{"keep_last": None, "keep_every": None, "keep_best": None, "probe_every": 0, "profile": ()},
+    }
+    tree["method"]["schedule"] = ()
+    return parse_spec(tree)
+
+
+@contextlib.contextmanager
+def _output_on_error_stream() -> Iterator[None]:
+    """Let what ranks print go to the error stream: the output is the plan's."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
