@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from rankdrift.models.packing import pack_rows
 from rankdrift.spec import Spec
 from rankdrift.training import checkpointing, engine
 from rankdrift.training.active_phases import ActivePhases
+from rankdrift.training.callbacks import Callback
 from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.fitting import Fitting
@@ -37,11 +39,14 @@ from rankdrift.training.trainer import Trainer
 from rankdrift.zero_checkpoint.manifest import newest
 
 
-def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> RunLayout:
+def train(
+    spec: Spec, config_path: Path, requests: Requests | None = None, further: Sequence[Callback] = ()
+) -> RunLayout:
     """Train one run to its last step, from its newest checkpoint if it has one.
 
     Every rank of a process group (``engine.process_group``) must call it. It raises Preempted once it has
     stopped because it was asked to: by a signal, if it is given the requests that come so, or by a file.
+    ``further`` callbacks come before the one that saves.
     """
     run = StudyLayout(spec.study_root).run(spec.run_name)
     with engine.alone_in(run.root):
@@ -60,7 +65,8 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         asked = Asked(requests or Requests())
         watching = (Profiling(), Probing(), Replay(), Utilisation())
         fitting = Fitting(memory_of_device())
-        callbacks = (asked, fitting, *watching, Recording(), Accounting(), Evaluation(), Saving(asked))
+        recording = (Recording(), Accounting(), Evaluation())
+        callbacks = (asked, fitting, *watching, *recording, *further, Saving(asked))
         Trainer(setup, under, callbacks, start, journal, phases).fit()
     return run
 
