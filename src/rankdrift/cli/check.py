@@ -1,4 +1,4 @@
-"""Try an experiment before it is launched in earnest: few steps on its own model and data, in a temporary folder.
+"""Try an experiment before it is launched in earnest: few steps of every arm, on its own model and data.
 
   model      loads, is finite, has so many parameters
   data       tokens are the model's, labels are in range, every row has a target
@@ -8,7 +8,8 @@
   logging    metrics.jsonl and TensorBoard have the loss of every step
   seeds      a seed gives its losses again, to the bit; another one gives others
   reload     a checkpoint is consolidated, and plain transformers and PEFT give the trained model's logits
-Exit code 1 if any of them fails.
+What is not run, since another check failed, is not passed. Runs are small ones in a temporary folder, at the
+recipe's settings but for rows, steps, learning rate and phases. Exit code 1 if anything fails.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, default=DEFAULT_CONFIG, help="DeepSpeed JSON (default: ZeRO-2)"
     )
     parser.add_argument("--ranks", type=int, help="processes (default: the GPUs, or 2 on a CPU)")
-    parser.add_argument("--arm", action="append", help="only this one of the recipe's arms; may be given again")
-    parser.add_argument("--steps", type=int, default=100, help="most steps to learn ten rows in (default: 100)")
+    parser.add_argument(
+        "--arm", action="append", help="only this one of the recipe's arms; may be given again"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=100, help="most steps to learn ten rows in (default: 100)"
+    )
     parser.add_argument(
         "--learning-rate", type=float, help="for that (default: by the method and the model's width)"
     )

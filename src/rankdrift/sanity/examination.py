@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from rankdrift.models.base import hidden_size, resolve
 from rankdrift.sanity.loaded_model import check_model
 from rankdrift.sanity.loaded_rows import check_data
 from rankdrift.sanity.logged_losses import check_log
-from rankdrift.sanity.observing import LEARNT, Enough, Gradients, LearningByHeart, Losses
+from rankdrift.sanity.observing import LEARNT, Closing, Enough, Gradients, LearningByHeart, Losses
 from rankdrift.sanity.prepared_method import check_method
 from rankdrift.sanity.rates import rate_of
 from rankdrift.sanity.reloaded_export import check_export
@@ -26,8 +25,8 @@ from rankdrift.training import engine
 from rankdrift.training.callbacks import Callback
 from rankdrift.training.run import train
 
-REPEATED = 3
-"""Steps that are repeated: in the second the loss begins to depend on how a method drew its parameters."""
+REPEATED = 2
+"""Steps that are repeated: in the second one the loss begins to depend on how a method drew its parameters."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,9 @@ class Examination:
         seed = spec.seed + 1
         self._train(self._small(spec.model_copy(update={"seed": seed}), "other"), other)
         if other.losses == list(expected):
-            raise UserError(f"seed {seed} gives the losses of seed {spec.seed} to the bit: nothing depends on it")
+            raise UserError(
+                f"seed {seed} gives the losses of seed {spec.seed} to the bit: nothing depends on it"
+            )
         return f"seed {spec.seed} twice: {len(expected)} losses equal to the bit; seed {seed}: others"
 
     def _small(self, spec: Spec, name: str) -> Spec:
@@ -140,12 +141,13 @@ class Examination:
 
     def _train(self, small_run: Spec, *further: Callback) -> None:
         """Train until the end, or until one of the callbacks has seen enough."""
+        closing = Closing()
         try:
-            train(small_run, self.trial.config, further=further)
+            train(small_run, self.trial.config, further=(*further, closing))
         except (Preempted, Enough):
             pass
         finally:
-            gc.collect()  # engines are cycles of references
+            closing.close()
 
     def _on_first(self, check: str, arm: str, find: Callable[[], str]) -> bool:
         """Check something on rank 0 while the others wait; return whether it is well.

@@ -33,12 +33,16 @@ def expected_count(method: Any, plain: PlainModel) -> int | None:
 
 
 def _lora(method: Any, plain: PlainModel, of_module: OfModule) -> int:
-    whole = [name for name in plain.of_modules if name.endswith((*plain.new_modules, *method.modules_to_save))]
+    whole = [
+        name for name in plain.of_modules if name.endswith((*plain.new_modules, *method.modules_to_save))
+    ]
     adapted = {
         name: size for name, size in plain.matrices.items() if _is_adapted(name, method, plain, tuple(whole))
     }
     elements = sum(of_module(_rank(name, method), *size) for name, size in adapted.items())
-    return elements + sum(plain.of_modules[name] for name in whole if (*plain.new_modules, *method.modules_to_save))
+    return elements + sum(
+        plain.of_modules[name] for name in whole if (*plain.new_modules, *method.modules_to_save)
+    )
 
 
 def _is_adapted(name: str, method: Any, plain: PlainModel, whole: tuple[str, ...]) -> bool:

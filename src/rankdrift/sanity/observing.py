@@ -1,7 +1,8 @@
-"""Callbacks that see a small run from within: its losses, its gradients, and what the trained model answers."""
+"""Callbacks that see a small run from within: its losses, its gradients, what the trained model answers."""
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -28,6 +29,24 @@ LOOKED_AT = 2
 
 class Enough(Exception):  # noqa: N818  # no error
     """A run has shown what it was to show."""
+
+
+class Closing(Callback):
+    """Lets go of a run's engine when the run is over, however it ended: the next one needs the memory."""
+
+    def __init__(self) -> None:
+        self.engine: engine.Engine | None = None
+
+    def at_start(self, trainer: Trainer) -> None:
+        """Note the engine."""
+        self.engine = trainer.engine
+
+    def close(self) -> None:
+        """Close the engine, if the run came to have one."""
+        if self.engine:
+            self.engine.close()
+        self.engine = None
+        gc.collect()  # engines are cycles of references
 
 
 class Losses(Callback):
@@ -101,7 +120,9 @@ class Gradients(Callback):
             silent = [name for name in active if name in self.silent]
             wrong = f"{_named(silent)} should train, and has no gradient but zero" if silent else None
             elements = sum(shard.numel for shard in shards)
-            seen = f"{len(active):,} parameters ({elements:,} elements) have finite gradients, no other has any"
+            seen = (
+                f"{len(active):,} parameters ({elements:,} elements) have finite gradients, no other has any"
+            )
             self.conclude(wrong, seen)
 
 

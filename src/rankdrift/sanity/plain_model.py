@@ -46,7 +46,9 @@ def read_plain(model: PreTrainedModel) -> PlainModel:
     modules = dict(model.named_modules())
     path, stack = _blocks(modules)
     new_modules = tuple(getattr(model, "new_modules", ()))
-    embeddings = _below(numels, [name for name, module in modules.items() if isinstance(module, nn.Embedding)])
+    embeddings = _below(
+        numels, [name for name, module in modules.items() if isinstance(module, nn.Embedding)]
+    )
     outputs = [name for name, module in modules.items() if module is model.get_output_embeddings()]
     return PlainModel(
         matrices={name: size for name, module in modules.items() if (size := _size(module))},
@@ -81,7 +83,9 @@ def _blocks(modules: dict[str, nn.Module]) -> tuple[str, nn.ModuleList]:
 
 
 def _block(name: str, path: str) -> int:
-    return int(name.removeprefix(f"{path}.").split(".")[0]) if path and name.startswith(f"{path}.") else OUTSIDE
+    return (
+        int(name.removeprefix(f"{path}.").split(".")[0]) if path and name.startswith(f"{path}.") else OUTSIDE
+    )
 
 
 def _below(names: dict[str, int], modules: list[str] | tuple[str, ...]) -> frozenset[str]:

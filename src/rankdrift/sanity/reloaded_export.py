@@ -67,7 +67,9 @@ def _plain_logits(spec: Spec, export: Path, asked: Answer) -> Tensor:
     auto: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     if (export / ADAPTER_CONFIG).is_file():
         options = {"num_labels": num_labels(spec)} if classifies else {}
-        base = auto.from_pretrained(resolve(spec.model.name, spec.model.revision), dtype=torch.float32, **options)
+        base = auto.from_pretrained(
+            resolve(spec.model.name, spec.model.revision), dtype=torch.float32, **options
+        )
         model: Any = PeftModel.from_pretrained(base, str(export))
     else:
         model = auto.from_pretrained(export, dtype=torch.float32)

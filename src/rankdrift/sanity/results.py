@@ -51,7 +51,9 @@ class Record:
         self.began = time.perf_counter()
         self._append({"check": check, "arm": arm, "state": BEGUN})
         if self.path:
-            print(f"checking {check}{f' of {arm}' if arm != EVERY_ARM else ''} ...", file=self.told, flush=True)
+            print(
+                f"checking {check}{f' of {arm}' if arm != EVERY_ARM else ''} ...", file=self.told, flush=True
+            )
 
     def end(self, check: str, arm: str, state: State, what: str) -> None:
         """Note what it came to, and the time since it began."""

@@ -28,8 +28,8 @@ def shared_out(ranks: int) -> tuple[int, int]:
 def small(spec: Spec, arm: str, output: Path, ranks: int, steps: int, rate: float) -> Spec:
     """Return the experiment as a small run: a constant rate, few rows, its last step alone is saved.
 
-    Its phases are left out: all that the method trains does at every step. Of several tasks each has its share
-    of the rows.
+    Its phases are left out: all that the method trains does at every step. Of several tasks each has its
+    share of the rows.
     """
     rows, batch = shared_out(ranks)
     tree: dict[str, Any] = spec.as_dict()

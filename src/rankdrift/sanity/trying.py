@@ -56,7 +56,9 @@ def try_experiment(specs: Sequence[Spec], manner: Manner, folder: Path) -> list[
         started = folder / f"start-{len(specs) - len(left)}"  # of arms that were tried before it
         found += _tried(left, manner, started, experiment=not found)
         tried = {result.arm for result in found}
-        if wrong := [result.check for result in found if result.arm == EVERY_ARM and result.state == "failed"]:
+        if wrong := [
+            result.check for result in found if result.arm == EVERY_ARM and result.state == "failed"
+        ]:
             why = f"the {wrong[0]} failed"
             return found + [Result(check, spec.arm, "not run", why) for spec in left for check in OF_ARM]
         left = [spec for spec in left if spec.arm not in tried]
@@ -69,7 +71,7 @@ def _tried(specs: Sequence[Spec], manner: Manner, folder: Path, experiment: bool
     job = {"config": str(manner.config), "steps": manner.steps, "rate": manner.rate}
     job |= {"experiment": experiment, "specs": [spec.as_dict() for spec in specs]}
     files.write_json(folder / "job.json", job)
-    status = run_ranks(manner.ranks, [sys.executable, "-c", RUN, str(folder / "job.json")])
+    status = run_ranks(manner.ranks, [sys.executable, "-P", "-c", RUN, str(folder / "job.json")])
     if status in INTERRUPTIONS:
         raise KeyboardInterrupt
     found, under_way = read(folder / RESULTS)
