@@ -11,10 +11,11 @@ from typing import Literal
 from rankdrift.errors import Preempted, UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import hidden_size, resolve
+from rankdrift.sanity import observing
 from rankdrift.sanity.loaded_model import check_model
 from rankdrift.sanity.loaded_rows import check_data
 from rankdrift.sanity.logged_losses import check_log
-from rankdrift.sanity.observing import LEARNT, Closing, Enough, Gradients, LearningByHeart, Losses
+from rankdrift.sanity.observing import Closing, Enough, Gradients, LearningByHeart, Losses
 from rankdrift.sanity.prepared_method import check_method
 from rankdrift.sanity.rates import rate_of
 from rankdrift.sanity.reloaded_export import check_export
@@ -26,7 +27,7 @@ from rankdrift.training.callbacks import Callback
 from rankdrift.training.run import train
 
 REPEATED = 2
-"""Steps that are repeated: in the second one the loss begins to depend on how a method drew its parameters."""
+"""Steps that are repeated: in the second the loss depends on what a method drew, B = 0 or not."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,14 @@ class Examination:
         """Return what the run to learn by heart came to."""
         rate = f"learning rate {small_run.training.learning_rate:.2g}"
         if heart.learnt_at:
-            return "passed", f"{heart.rows} rows, loss below {LEARNT} after {heart.learnt_at} steps, {rate}"
+            return (
+                "passed",
+                f"{heart.rows} rows, loss below {observing.LEARNT} after {heart.learnt_at} steps, {rate}",
+            )
         return "failed", (
-            f"{heart.rows} rows: loss {heart.mean:.3g} after {len(heart.losses)} steps, above {LEARNT} ({rate}); "
-            "if it fell all the way, raise --steps or --learning-rate; else look for rows that contradict each "
-            "other, or for a method that cannot learn them"
+            f"{heart.rows} rows: loss {heart.mean:.3g} after {len(heart.losses)} steps, not below "
+            f"{observing.LEARNT} ({rate}); if it fell to the end, raise --steps or --learning-rate; else look "
+            "for rows that contradict each other, or a method that cannot learn them"
         )
 
     def _repeat(self, spec: Spec, expected: Sequence[float]) -> str:
@@ -122,14 +126,14 @@ class Examination:
         for step, (found, before) in enumerate(zip(again.losses, expected, strict=True), start=1):
             if found != before:
                 raise UserError(
-                    f"seed {spec.seed} a second time: loss {found!r} at step {step}, it was {before!r}; something "
-                    "is drawn without the seed, or the device adds up in no fixed order"
+                    f"seed {spec.seed} a second time: loss {found!r} at step {step}, it was {before!r}; "
+                    "something is drawn without the seed, or the device adds up in no fixed order"
                 )
         seed = spec.seed + 1
         self._train(self._small(spec.model_copy(update={"seed": seed}), "other"), other)
         if other.losses == list(expected):
             raise UserError(
-                f"seed {seed} gives the losses of seed {spec.seed} to the bit: nothing depends on it"
+                f"seed {seed} gives the losses of seed {spec.seed} to the bit: nothing depends on the seed"
             )
         return f"seed {spec.seed} twice: {len(expected)} losses equal to the bit; seed {seed}: others"
 

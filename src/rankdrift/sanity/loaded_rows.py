@@ -1,8 +1,6 @@
-"""Whether the rows of an experiment can be trained on: tokens that the model has, labels in range, targets."""
+"""Whether the rows of an experiment can be trained on: tokens of the model, labels in range, targets."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -78,19 +76,16 @@ def _require_targets(table: TokenTable, task: Task, tokenizer: PreTrainedTokeniz
         raise UserError(f"{place}: row {row} has no target to learn; raise data.max_length, or remove it")
     if task.kind.name != "classification":
         return
-    for number, row in enumerate(table[:READ_BACK]):
-        assert row.label is not None
-        said = tokenizer.decode(row.input_ids[row.carries_loss], skip_special_tokens=True)
-        if _plain(said) != _plain(task.choices[row.label]):
+    for number, learnt in enumerate(table[:READ_BACK]):
+        assert learnt.label is not None
+        said = str(tokenizer.decode(learnt.input_ids[learnt.carries_loss], skip_special_tokens=True))
+        choice = task.choices[learnt.label]
+        if _plain(said) != _plain(choice):
             raise UserError(
-                f"{place}: row {number} has the label {row.label}, {task.choices[row.label]!r}, and learns to "
-                f"say {said!r}; {_others(task.choices)}"
+                f"{place}: row {number} has label {learnt.label}, {choice!r}, and learns to say {said!r}: "
+                "look at how the task's kind encodes it"
             )
 
 
 def _plain(text: str) -> str:
     return " ".join(text.split()).casefold()
-
-
-def _others(choices: Sequence[str]) -> str:
-    return f"the choices are {', '.join(map(repr, choices))}"

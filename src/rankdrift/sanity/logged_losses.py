@@ -26,7 +26,8 @@ def check_log(run: RunLayout, losses: Sequence[float]) -> str:
     scalars = {event.step: event.value for event in found}
     # TensorBoard's numbers are fp32
     _require_same("TensorBoard", scalars, {step: float(np.float32(loss)) for step, loss in expected.items()})
-    return f"{len(losses)} steps in {run.metrics.name} and TensorBoard, {TAG} {losses[0]:.3f} to {losses[-1]:.3f}"
+    course = f"{TAG} {losses[0]:.3f} to {losses[-1]:.3f}"
+    return f"{len(losses)} steps in {run.metrics.name} and TensorBoard, {course}"
 
 
 def _require_same(where: str, found: Mapping[int, float], expected: Mapping[int, float]) -> None:

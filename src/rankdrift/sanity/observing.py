@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from rankdrift.training import engine
 from rankdrift.training.callbacks import Callback, Step
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from rankdrift.training.trainer import Trainer
 
 LEARNT = 0.1
@@ -204,7 +206,7 @@ def _answered(trainer: Trainer, row: Row) -> Answer:
     under, data = trainer.engine, trainer.data
     inputs = padded([row.input_ids], data.pad_id, data.side)
     under.deepspeed.eval()
-    with torch.no_grad(), pooled_at_the_end(under.module.config):
+    with torch.no_grad(), pooled_at_the_end(cast("PreTrainedModel", under.module).config):
         logits = under.forward(inputs).float().cpu()
     under.deepspeed.train()
     return Answer(inputs, logits, next(under.module.parameters()).dtype)

@@ -34,7 +34,7 @@ def check_method(spec: Spec) -> str:
     total = sum(param.numel() for param in prepared.parameters())
     if expected is not None and found != expected:
         raise UserError(
-            f"{found:,} of {total:,} parameters train, where {spec.method.name} has {expected:,} by the shapes of "
+            f"{found:,} of {total:,} parameters train, {spec.method.name} has {expected:,} by the shapes of "
             f"the modules ({found - expected:+,}); look at what methods/{spec.method.name}.py marks"
         )
     how = "as by the shapes" if expected is not None else f"no closed form of {spec.method.name} is known"

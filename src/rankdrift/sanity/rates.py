@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-WHOLE = {"full": 0.06, "last_layers": 0.06}
+WHOLE = {"full": 0.1, "last_layers": 0.1}
 """Method that trains whole weights -> its rate times the width."""
 PARTS = {"bitfit": 0.4, "pissa": 0.016, "lora_plus": 0.004}
 """Method -> its rate times the root of the width."""

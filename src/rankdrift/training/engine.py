@@ -368,7 +368,7 @@ class Engine:
         self._count_updates()
 
     def close(self) -> None:
-        """Take DeepSpeed's hooks off the parameters, by which a process would keep them when the run is over."""
+        """Take DeepSpeed's hooks off the parameters, which keep these in memory when the run is over."""
         with _standard_output_muted():
             self.deepspeed.destroy()
 
