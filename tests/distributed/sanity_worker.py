@@ -1,7 +1,8 @@
 """Run ``rankdrift check`` with planted defects, each in a fork of one process: Python starts once.
 
-Called with a JSON file: {"cases": [{"name", "defect" (a function below, or none), "arguments"}], "folder"}. What a case prints goes to ``<folder>/<name>.out`` and ``.err``, its exit code to ``<name>.code``.
-The ranks of a case are one, forked as well, so that what is planted is in force there.
+Called with a JSON file: {"cases": [{"name", "defect" (a function below, or none), "arguments"}], "folder"}.
+What a case prints goes to ``<folder>/<name>.out`` and ``.err``, its exit code to ``<name>.code``. A case has
+one rank, forked as well, so that what is planted is in force there.
 """
 
 from __future__ import annotations

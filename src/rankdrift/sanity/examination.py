@@ -115,7 +115,7 @@ class Examination:
             )
         return "failed", (
             f"{heart.rows} rows: loss {heart.mean:.3g} after {len(heart.losses)} steps, not below "
-            f"{observing.LEARNT} ({rate}); if it fell to the end, raise --steps or --learning-rate; else look "
+            f"{observing.LEARNT} ({rate}); if it fell to the end, raise --steps or --learning-rate; or look "
             "for rows that contradict each other, or a method that cannot learn them"
         )
 
