@@ -19,7 +19,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo test test-unit faults gpu check format report clean
+.PHONY: help install data demo sanity test test-unit faults gpu check format report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
@@ -37,6 +37,9 @@ demo: $(READY)  ## full fine-tuning against LoRA on a small real model, to a rep
 data: $(READY)  ## prepare a recipe's data and say what they are like (EXPERIMENT=recipe, DATA=folder: real SST-2)
 	@rankdrift data prepare --experiment $(EXPERIMENT) $(REAL)
 	@rankdrift data summary --experiment $(EXPERIMENT) $(REAL)
+
+sanity: $(READY)  ## try a recipe's arms before launching it: gradients, overfitting, seeds, reload (EXPERIMENT=, DATA=, RANKS=)
+	@rankdrift check --experiment $(EXPERIMENT) $(if $(RANKS),--ranks $(RANKS)) $(REAL)
 
 test: $(READY)  ## run all tests
 	@HF_HUB_OFFLINE=1 python -m pytest --durations=15

@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "studies": GROUND | STORED | {"signals", "progress", "data", "models", "scoring", "analysis", "planning"},
     "analysis": BASE | {"files", "progress"},
     "doctor": BASE | {"files"},
+    "sanity": GROUND | STORED | {"methods", "data", "models", "training", "studies", "tasks"},
 }
 # part -> single modules of other parts it may import as well
 ALLOWED_MODULES: dict[str, set[str]] = {

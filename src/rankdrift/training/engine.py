@@ -453,6 +453,11 @@ class Engine:
             restore(self.deepspeed, self.parameters, open_training_state(folder))
         self._count_updates()
 
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the parameters, which keep these in memory when the run is over."""
+        with _standard_output_muted():
+            self.deepspeed.destroy()
+
     def _count_updates(self) -> None:
         """Tell every group, of what rests as well, how many updates there were: a checkpoint has it."""
         for group in self.optimizer.param_groups:

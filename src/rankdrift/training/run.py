@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from rankdrift.models.packing import pack_rows
 from rankdrift.spec import Spec
 from rankdrift.training import checkpointing, engine, forecast
 from rankdrift.training.active_phases import ActivePhases
+from rankdrift.training.callbacks import Callback
 from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.fitting import Fitting
@@ -45,38 +47,44 @@ from rankdrift.zero_checkpoint.manifest import newest
 logger = logging.getLogger(__name__)
 
 
-def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> RunLayout:
+def train(
+    spec: Spec, config_path: Path, requests: Requests | None = None, further: Sequence[Callback] = ()
+) -> RunLayout:
     """Train one run to its last step, from its newest checkpoint if it has one.
 
     Every rank of a process group (``engine.process_group``) must call it. It raises Preempted once it has
     stopped because it was asked to: by a signal, if it is given the requests that come so, or by a file.
+    ``further`` callbacks come before the one that saves.
     """
     run = StudyLayout(spec.study_root).run(spec.run_name)
     with engine.alone_in(run.root), deterministic(spec.training.deterministic):
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
         checkpointing.require_resumable(run, setup.identity)
-        baseline = resident()
-        model = prepared_model(setup)
-        describe(setup, model)
-        if engine.rank() == 0:
-            _foretell(setup, model, baseline)
-        phases = _phases(setup, model)
-        spec = setup.spec  # its steps are told now
-        under = engine.Engine(
-            model, spec.training, setup.config, lambda name: setup.method.rate(name, spec.method), phases.of
-        )
-        start = checkpointing.resume(under, run)
-        require_space(setup, under, start)
-        journal = _journal(setup, start) if engine.rank() == 0 else None
-        asked = Asked(requests or Requests())
-        watching = (Profiling(), Probing(), Replay(), Utilisation())
-        fitting = Fitting(memory_of_device())
-        watched = (Guarding(), *watching, Recording(), Accounting(), Evaluation(), Stopping())
-        callbacks = (asked, fitting, *watched, Saving(asked))
-        with explained(setup.spec, under.stage, engine.world_size()):
-            Trainer(setup, under, callbacks, start, journal, phases).fit()
+        with explained(setup.spec, stage_of(setup.config), engine.world_size()):
+            _fit(setup, requests or Requests(), further)
     return run
+
+
+def _fit(setup: Setup, requests: Requests, further: Sequence[Callback]) -> None:
+    """Train what can be trained, from where it stands."""
+    run, spec, baseline = setup.run, setup.spec, resident()
+    model = prepared_model(setup)
+    describe(setup, model)
+    if engine.rank() == 0:
+        _foretell(setup, model, baseline)
+    phases = _phases(setup, model)
+    under = engine.Engine(
+        model, spec.training, setup.config, lambda name: setup.method.rate(name, spec.method), phases.of
+    )
+    start = checkpointing.resume(under, run)
+    require_space(setup, under, start)
+    journal = _journal(setup, start) if engine.rank() == 0 else None
+    asked = Asked(requests)
+    watching = (Guarding(), Profiling(), Probing(), Replay(), Utilisation())
+    recording = (Recording(), Accounting(), Evaluation(), *further, Stopping())
+    callbacks = (asked, Fitting(memory_of_device()), *watching, *recording, Saving(asked))
+    Trainer(setup, under, callbacks, start, journal, phases).fit()
 
 
 def _journal(setup: Setup, start: int) -> Journal:

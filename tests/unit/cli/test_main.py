@@ -28,6 +28,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_commands_are_found_by_file_name() -> None:
     assert commands() == [
         "analyze",
+        "check",
         "clean",
         "consolidate",
         "data",
@@ -49,7 +50,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert "usage: rankdrift" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "study"])
+@pytest.mark.parametrize("command", ["train", "study", "check"])
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
