@@ -167,6 +167,29 @@ def _gradients(points: Frame, layers: int, generator: np.random.Generator) -> Fr
     return table.assign(l2_norm=size, mean_abs=size / 80, std=size / 64, zero_fraction=zeros)
 
 
+def _probes(gradients: Frame) -> Tables:
+    """Of every row of gradients: drift .01 to .02 progress, ratio 1e-3, S 8 |G|², cosines .5."""
+    places = gradients.drop(columns=["numel", "l2_norm", "mean_abs", "std", "zero_fraction"]).assign(phase=0)
+    size = 0.01 * places["progress"] * (1 + (places["layer"] + 1) / 4)
+    whole = places[places["factor"] != "B"].drop(columns="factor").assign(parameter="", base_norm=10.0)
+    drift = whole.assign(update_norm=10 * size, relative_update_norm=size)
+    drift[["sigma1_ratio", "stable_rank", "entropy_rank"]] = np.nan
+    adapted = drift[(drift["level"] == "layer") & (drift["method"] == "lora")]
+    adapted = adapted.assign(level="parameter", parameter="w", group="mlp")
+    adapted = adapted.assign(sigma1_ratio=size, stable_rank=1.5, entropy_rank=3.0)
+    updates = places.assign(parameter="", update_norm=0.01, weight_norm=10.0, ratio=1e-3)
+    noise = places.assign(micro_batches=4, targets=32, observed_square=1.25)
+    noise = noise.assign(gradient_square=1.0, noise_trace=8.0)
+    squares = {"square": 4.0, "other_square": 1.0, "observed_square": 5.0, "other_observed_square": 2.0}
+    conflict = places.assign(task=TASKS[0], other_task=TASKS[1], inner_product=1.0, **squares, share=1.0)
+    return {
+        "live_drift": pd.concat([drift, adapted], ignore_index=True),
+        "live_updates": updates,
+        "live_noise": noise,
+        "live_conflict": conflict,
+    }
+
+
 def _intruder_grid(points: Frame, layers: int) -> Frame:
     """One intruder in every third layer of LoRA, its cosine 0.45; random directions are all intruders."""
     table = _matrices(points, layers, side=SIDES, threshold=(0.3, 0.5, 0.9), k=(1, 10, 32))
@@ -341,13 +364,15 @@ def _make(
         _points(runs, steps[-1:]),
         _points(runs, range(1, steps[-1] + 1)),
     )
+    gradients = _gradients(every, layers, generator)
     frames = {
         "training_metrics": _training(every, steps[-1], generator),
         "performance_metrics": _performance(pd.concat([_points([BASE], [0]), points], ignore_index=True)),
         "svd_analysis_results": _spectra(points, layers),
         "singular_values": _singular_values(points, layers),
         "drift_metrics": _drift(points, layers, representations),
-        "gradient_analysis_results": _gradients(every, layers, generator),
+        "gradient_analysis_results": gradients,
+        **_probes(gradients),
         "intruder_dimensions": _intruder_grid(points, layers),
         "subspace_drift": _subspaces(points, layers),
         "layer_similarity": _layer_pairs(points, layers),
