@@ -16,7 +16,9 @@ from rankdrift.zero_checkpoint.shards import ShardedTensor
 
 ADAPTER = "default"
 
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {"bias": ("none", None), "trainable_token_indices": (None,)}
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {"bias": ("none", None)}
+_WHOLE = ("modules_to_save", "trainable_tokens_delta")
+"""What trains beside the factors: modules, and rows of tokens."""
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
@@ -55,4 +57,4 @@ def disk_name(name: str) -> str:
 def _is_adapter(name: str) -> bool:
     parts = name.split(".")
     kinds = [kind for kind, adapter in itertools.pairwise(parts) if adapter == ADAPTER]
-    return any(kind == "modules_to_save" or kind.startswith("lora_") for kind in kinds)
+    return any(kind in _WHOLE or kind.startswith("lora_") for kind in kinds)

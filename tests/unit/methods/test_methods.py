@@ -208,6 +208,17 @@ def test_b_of_lora_plus_learns_faster() -> None:
         ),
         ("lora", {"layers": (1, 3)}, r"method.layers=\[1, 3\]: LlamaForCausalLM has blocks 0 to 2"),
         ("lora", {"rank_pattern": {"x_proj": 2}}, "'x_proj' is the end of no adapted module's name"),
+        ("lora", {"trainable_token_indices": (2, 258)}, "there is no token 258; .* has tokens 0 to 257"),
+        (
+            "lora",
+            {"trainable_token_indices": (2,), "targets": "all"},
+            "trainable_token_indices: 'embed_tokens' is adapted or trains whole already",
+        ),
+        (
+            "lora",
+            {"trainable_token_indices": (2,), "modules_to_save": ("lm_head",)},
+            "trainable_token_indices: 'lm_head' is adapted or trains whole already",
+        ),
         ("bitfit", {"norms": False}, r"LlamaForCausalLM has no biases; .*method.norms=true"),
         ("last_layers", {"last": 4}, "method.last=4: LlamaForCausalLM has 3 blocks"),
     ],
@@ -215,6 +226,11 @@ def test_b_of_lora_plus_learns_faster() -> None:
 def test_what_a_model_cannot_have_is_refused(tiny: Path, name: str, settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         prepared(name, tiny, **settings)
+
+
+def test_a_token_is_named_once() -> None:
+    with pytest.raises(UserError, match=r"method.trainable_token_indices: .*token 7 is there 2 times"):
+        parse_spec({"method": {"trainable_token_indices": [7, 3, 7]}})
 
 
 def test_a_run_that_names_no_rate_has_its_methods() -> None:
