@@ -94,6 +94,11 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         base_digest=identity["base model"],
     )
     method: Method = registry.load("method", spec.method.name)
+    if spec.model.liger and method.reads(spec.method):
+        raise UserError(
+            f"method.name={method.name}: it puts rows through the model on a CPU before it trains, for which "
+            "model.liger has no kernels; leave model.liger off"
+        )
     environment = {**files.environment(), "ranks": engine.world_size()}
     under = resume_check.conditions(environment, config, spec.as_dict())
     packs = _packs(spec, base)
