@@ -29,7 +29,7 @@ Stored = ShardedTensor | JoinedFactor
 Mergeable = BaseTensor | MergedTensor | ReplacedRows | Stored
 Merge = Callable[[BaseTensor], MergedTensor | ReplacedRows]
 """What becomes of a base model's matrix."""
-KNOWN_VARIANTS = ("use_dora", "trainable_token_indices")
+KNOWN_VARIANTS = ("use_dora", "peft_type", "trainable_token_indices")
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def _merges(adapter: Mapping[str, Stored], config: Mapping[str, Any], settings: 
     turned = bool(config.get("fan_in_fan_out"))
     for module, factors in adapter_update.factors(adapter, config, settings).items():
         a, b = adapter[factors.a].load(), adapter[factors.b].load()
+        if factors.e:
+            b = b.double() * adapter[factors.e].load().double().T  # no third rounding
         scale = adapter_update.scaling(config, module, a.shape[0], settings)
         update = adapter_update.update_of(factors, a, b, scale, turned)
         found[f"{module}.weight"] = partial(MergedTensor, update=update)

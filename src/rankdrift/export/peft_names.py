@@ -15,6 +15,7 @@ from rankdrift.errors import UserError
 from rankdrift.zero_checkpoint.shards import ShardedTensor
 
 ADAPTER = "default"
+EXPORTED = ("LORA", "ADALORA")
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {"bias": ("none", None)}
 _WHOLE = ("modules_to_save", "trainable_tokens_delta")
@@ -23,8 +24,9 @@ _WHOLE = ("modules_to_save", "trainable_tokens_delta")
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
     """Raise UserError where an adapter trains something whose name on disk this module does not know."""
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type={config.get('peft_type')!r}; only LORA adapters are exported")
+    if config.get("peft_type") not in EXPORTED:
+        kinds = " and ".join(EXPORTED)
+        raise UserError(f"{path}: peft_type={config.get('peft_type')!r}; only {kinds} adapters are exported")
     for key, known in _UNSUPPORTED.items():
         if config.get(key) not in known:
             raise UserError(f"{path}: {key}={config[key]!r} is not exported; train with {key}={known[0]!r}")

@@ -55,6 +55,8 @@ class Method:
     """Settings -> how many of the run's first rows ``prepare`` is given: ``input_ids``, ``attention_mask``
     and, of a language model, ``labels`` (-100 where no loss is), int64 (rows, longest), on the CPU, the same
     on every rank. The model is in fp32 then."""
+    allocates: bool = False
+    """Whether ranks are taken from some modules in the course of a run (``training/rank_budget.py``)."""
     take_up: Callable[[PreTrainedModel, Any, Path, Path], PreTrainedModel] | None = None
     """Of a method that changes base weights to begin as the base: (model, settings, base folder, folder of
     the adapter as it was before training) -> what ``prepare`` gave when the run began."""

@@ -119,7 +119,7 @@ def prepare(model: PreTrainedModel, settings: Settings, base: Path, **variant: A
     new = list(getattr(model, "new_modules", ()))
     classifies = "SequenceClassification" in type(model).__name__
     targets = target_modules(model, settings.targets)
-    _require_ranks(model, settings, targets)
+    require_ranks(model, settings, targets)
     _require_tokens(model, settings, targets)
     config = LoraConfig(
         r=settings.rank,
@@ -128,7 +128,7 @@ def prepare(model: PreTrainedModel, settings: Settings, base: Path, **variant: A
         target_modules=targets,
         rank_pattern=dict(settings.rank_pattern),
         alpha_pattern=settings.alphas,
-        layers_to_transform=_blocks(model, settings.layers),
+        layers_to_transform=blocks(model, settings.layers),
         modules_to_save=[*new, *settings.modules_to_save] or None,
         trainable_token_indices=list(settings.trainable_token_indices) or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -140,7 +140,7 @@ def prepare(model: PreTrainedModel, settings: Settings, base: Path, **variant: A
     return cast("PreTrainedModel", adapted)  # it passes everything on to the model it wraps
 
 
-def _blocks(model: PreTrainedModel, layers: tuple[int, int] | None) -> list[int] | None:
+def blocks(model: PreTrainedModel, layers: tuple[int, int] | None) -> list[int] | None:
     """Return the blocks to adapt; raise UserError for some that are not there."""
     if layers is None:
         return None
@@ -159,7 +159,7 @@ def _is_of(pattern: str, module: str) -> bool:
     return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
-def _require_ranks(model: PreTrainedModel, settings: Settings, targets: list[str]) -> None:
+def require_ranks(model: PreTrainedModel, settings: Settings, targets: list[str]) -> None:
     """Raise UserError where a rank is above what a matrix can have, or a pattern is of no module."""
     from rankdrift.models.targets import ends_in
 

@@ -21,6 +21,7 @@ from rankdrift.spec import Spec
 from rankdrift.training import checkpointing, engine
 from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks.accounting import Accounting
+from rankdrift.training.callbacks.allocation import Allocation
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.fitting import Fitting
 from rankdrift.training.callbacks.probing import Probing
@@ -61,7 +62,7 @@ def train(spec: Spec, config_path: Path, requests: Requests | None = None) -> Ru
         require_space(setup, under, start)
         journal = Journal(run, spec.training.steps, start) if engine.rank() == 0 else None
         asked = Asked(requests or Requests())
-        watching = (Profiling(), Probing(), Replay(), Utilisation())
+        watching = (Profiling(), Probing(), Replay(), Utilisation(), Allocation())
         fitting = Fitting(memory_of_device())
         callbacks = (asked, fitting, *watching, Recording(), Accounting(), Evaluation(), Saving(asked))
         Trainer(setup, under, callbacks, start, journal, phases).fit()

@@ -91,6 +91,11 @@ def vectors_of(optimizer: Any, group: int) -> list[Tensor]:
     return list(optimizer.param_groups[group]["params"])
 
 
+def places_of(optimizer: Any, parameters: Parameters) -> Iterator[Place]:
+    """Return where this rank's parts of the parameters' masters are; they must be in memory."""
+    return _kind(optimizer).places(optimizer, parameters)
+
+
 def set_masters(engine: Any, parameters: Parameters, values: Mapping[str, Tensor]) -> None:
     """Put fp32 values into an engine's masters, which DeepSpeed makes of weights already rounded to bf16.
 
