@@ -94,6 +94,15 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         base_digest=identity["base model"],
     )
     method: Method = registry.load("method", spec.method.name)
+    _require_possible(method, spec, config, precision)
+    environment = {**files.environment(), "ranks": engine.world_size()}
+    under = resume_check.conditions(environment, config, spec.as_dict())
+    packs = _packs(spec, base)
+    return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under, packs)
+
+
+def _require_possible(method: Method, spec: Spec, config: dict[str, Any], precision: str) -> None:
+    """Raise UserError where a method cannot be what it is with the other settings."""
     if spec.model.liger and method.reads(spec.method):
         raise UserError(
             f"method.name={method.name}: it puts rows through the model on a CPU before it trains, for which "
@@ -101,10 +110,6 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path) -> Setup:
         )
     if method.allocates:
         _require_masters(config, precision)
-    environment = {**files.environment(), "ranks": engine.world_size()}
-    under = resume_check.conditions(environment, config, spec.as_dict())
-    packs = _packs(spec, base)
-    return Setup(spec, run, method, base, tokenizer, data, plan, config, identity, manifest, under, packs)
 
 
 def _require_masters(config: dict[str, Any], precision: str) -> None:
