@@ -27,6 +27,7 @@ from rankdrift.layout import RunLayout
 from rankdrift.methods import Method
 from rankdrift.models.base import load_model, load_tokenizer
 from rankdrift.spec import ModelSpec, Spec, apply_overrides, parse_spec
+from rankdrift.zero_checkpoint.optimizer_state import open_training_state
 from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 pytestmark = pytest.mark.distributed
@@ -232,6 +233,29 @@ def test_adalora_is_left_its_rank(runs: Path, stage: int, ranks: int) -> None:
         found = weights(run_at(runs, "adalora", stage, ranks), step)
         counts.append(sum(int(each.count_nonzero()) for name, each in found.items() if ".lora_E." in name))
     assert counts == [84, 47, 42]
+
+
+@pytest.mark.parametrize(("stage", "ranks"), PLACES)
+def test_the_penalty_of_adalora_does_not_depend_on_stage_and_ranks(
+    runs: Path, stage: int, ranks: int
+) -> None:
+    """The loss hardly sees it while lambda is small; P and Q do."""
+    one, other = (weights(run_at(runs, "adalora", *place)) for place in ((stage, ranks), (0, 1)))
+    for name in (name for name in one if ".lora_A." in name or ".lora_B." in name):
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "ranks"), PLACES)
+def test_a_resumed_run_has_the_importances_of_adalora(runs: Path, stage: int, ranks: int) -> None:
+    """To the bit: which triplets stay may be the same without what came before."""
+    name = f"adalora-z{stage}-r{ranks}"
+    one, other = (
+        open_training_state(run_of(runs, each).checkpoint(STEPS)).kept for each in (name, f"{name}-resumed")
+    )
+    assert len(one) == 7 * 21  # means and deviations of three, and what is left
+    assert one.keys() == other.keys()
+    for key, stored in one.items():
+        assert torch.equal(stored.load(), other[key].load()), key
 
 
 @pytest.mark.parametrize(("stage", "ranks"), PLACES)
