@@ -38,6 +38,7 @@ OTHER: dict[str, Any] = {
     "method.rank_pattern": {"q_proj": 2},
     "method.alpha_pattern": {"q_proj": 2.0},
     "method.modules_to_save": ["embed_tokens"],
+    "method.trainable_token_indices": [3],
     "training.schedule": "cosine",
     "training.minimum_rate": 0.1,
     "training.warmup_ratio": 0.2,

@@ -215,6 +215,16 @@ def padded(
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
+def labelled(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
+    """Return rows filled up on the right, as transformers' language models take them with their targets.
+
+    ``input_ids``, ``attention_mask`` and ``labels``, int64 (rows, longest); labels are -100 where no loss is.
+    """
+    batch = padded([row.input_ids for row in rows], pad_id, "right")
+    carries = padded([row.carries_loss for row in rows], 0, "right")["input_ids"].bool()
+    return {**batch, "labels": batch["input_ids"].masked_fill(~carries, -100)}
+
+
 class Packed(NamedTuple):
     """Rows laid end to end; int64, on the CPU."""
 

@@ -113,10 +113,10 @@ def _module(settings: Path, model: Any) -> nn.Module:
     """Return the module that was trained on top of a model: the model, or PEFT's wrapping of it."""
     if not _is_adapter(settings):
         return model.requires_grad_(True)
-    from peft import LoraConfig, get_peft_model
+    from peft import PeftConfig, get_peft_model
 
     try:
-        config = LoraConfig.from_pretrained(str(settings))
+        config: Any = PeftConfig.from_pretrained(str(settings))
         config.inference_mode = False  # in which nothing would train
         config.init_lora_weights = False  # values are filled in; a start like PiSSA's would change the base
         return get_peft_model(model, config)

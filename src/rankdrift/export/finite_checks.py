@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -49,16 +49,21 @@ def check_updates(tensors: Mapping[str, Readable], step: int, where: Path) -> st
 
     Raises IntegrityError where there is none, or where training has left every one of them zero.
     """
-    factors = [name for name in tensors if ".lora_B." in name or ".lora_embedding_B" in name]
+    kind = "E" if _factors(tensors, "E") else "B"  # AdaLoRA's B is drawn, its E begins as zero
+    factors = _factors(tensors, kind)
     if not factors:
         raise IntegrityError(f"{where}: it holds no LoRA factor B; use another step")
     zero = [name for name in factors if not any(bool(piece.any()) for piece in _pieces(tensors[name]))]
     if len(zero) == len(factors) and step > 0:
         raise IntegrityError(
-            f"{where}: all {len(zero)} LoRA factors B are zero after {step} steps: nothing was trained or "
-            "stored; use another step, and look at the learning rate and the targets"
+            f"{where}: all {len(zero)} LoRA factors {kind} are zero after {step} steps: nothing was trained "
+            "or stored; use another step, and look at the learning rate and the targets"
         )
-    return f"{len(factors)} factors B, {len(zero)} of them zero" + (f" ({zero[0]} ...)" if zero else "")
+    return f"{len(factors)} factors {kind}, {len(zero)} of them zero" + (f" ({zero[0]} ...)" if zero else "")
+
+
+def _factors(names: Iterable[str], kind: str) -> list[str]:
+    return [name for name in names if {f"lora_{kind}", f"lora_embedding_{kind}"} & set(name.split("."))]
 
 
 def check_ties(tensors: Mapping[str, Readable], tied: Mapping[str, str], where: Path) -> None:

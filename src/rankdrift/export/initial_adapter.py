@@ -1,4 +1,4 @@
-"""Adapters that did not begin as zero, as plain LoRA of the base: PiSSA, OLoRA.
+"""Adapters that did not begin as zero, as plain LoRA of the base: PiSSA, OLoRA, LoRA-GA.
 
 Their start, s B0 A0, was subtracted from the base weights, so the update is s (B A - B0 A0), which is the
 LoRA [B, -B0] [A; A0] of twice the rank at the same scale. It needs no decomposition to be loaded, and no base

@@ -1,52 +1,35 @@
 """A whole model from a base model and a LoRA adapter: W0 + s B A, computed where the file is written.
 
-The sum is made in float64 and rounded to fp32 once; a narrower dtype rounds that, as for weights that
-were trained whole. No merged matrix is ever in memory: a few rows at a time are.
+Weights are rounded to fp32 once (``merged_tensors.py``); a narrower dtype rounds that, as for weights that
+were trained whole.
 
 A tied head follows the embedding only as long as neither is adapted. Where one is, the trained model used
 two different matrices, so both are written and the configuration is told that they are not tied (PEFT's
-own merge changes the head as well).
+own merge changes the head as well). Rows of tokens that train are those of the head, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from rankdrift.errors import UserError
+from rankdrift.errors import IntegrityError, UserError
 from rankdrift.export import adapter_update
 from rankdrift.export.base_weights import BaseTensor, open_base
 from rankdrift.export.initial_adapter import JoinedFactor
+from rankdrift.export.merged_tensors import MergedTensor, ReplacedRows, RescaledTensor
 from rankdrift.zero_checkpoint.shards import ShardedTensor
-from rankdrift.zero_checkpoint.storage_sums import StorageSums
-
-
-@dataclass(frozen=True)
-class MergedTensor:
-    """A matrix of the base model with an adapter's update."""
-
-    base: BaseTensor
-    update: adapter_update.LowRankUpdate
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of both."""
-        return self.base.shape
-
-    def chunks(self, buffers: Iterator[Tensor], sums: StorageSums | None = None) -> Iterator[Tensor]:
-        """Yield the elements in row-major order, flat, in float32; the buffers are not needed."""
-        for start, stop in self.base.blocks():
-            merged = self.base.rows(start, stop).double().add_(self.update.rows(start, stop))
-            yield merged.float().reshape(-1)
-
 
 Stored = ShardedTensor | JoinedFactor
-Mergeable = BaseTensor | MergedTensor | Stored
+Mergeable = BaseTensor | MergedTensor | ReplacedRows | Stored
+Merge = Callable[[BaseTensor], MergedTensor | ReplacedRows]
+"""What becomes of a base model's matrix."""
+KNOWN_VARIANTS = ("use_dora", "peft_type", "trainable_token_indices")
 
 
 @dataclass(frozen=True)
@@ -93,12 +76,14 @@ def merged_model(
     ``adapter`` holds its tensors by their names on disk, ``config`` its settings, which are from the file
     ``settings``. Raises UserError, naming the tensor or the setting, for what cannot be merged exactly.
     """
-    updates = _updates(adapter, config, settings)
+    merges, rows = _merges(adapter, config, settings), _token_rows(adapter, config, settings)
     whole = {
-        name.removeprefix(adapter_update.PREFIX): adapter[name] for name in adapter if ".lora_" not in name
+        name.removeprefix(adapter_update.PREFIX): adapter[name]
+        for name in adapter
+        if ".lora_" not in name and not name.endswith(adapter_update.TOKEN_ROWS)
     }
-    changed = updates.keys() | whole.keys()
-    if unknown := sorted(changed - set(model.names)):
+    changed = merges.keys() | whole.keys()
+    if unknown := sorted((changed | rows.keys()) - set(model.names)):
         raise UserError(f"{base}: the model has no weight '{unknown[0]}', which the adapter changes")
     untied = tuple(alias for alias, owner in model.tied.items() if changed & {alias, owner})
     stored = open_base(base)
@@ -107,34 +92,54 @@ def merged_model(
         if name in whole:
             tensors[name] = whole[name]
         elif name in untied or name not in model.tied:
-            tensors[name] = _merged(stored, model.tied.get(name, name), updates.get(name), base)
+            owner = model.tied.get(name, name)
+            tensors[name] = _merged(stored, owner, merges.get(name) or rows.get(owner), base)
     return MergedModel(tensors, untied)
 
 
-def _updates(
-    adapter: Mapping[str, Stored], config: Mapping[str, Any], settings: Path
-) -> dict[str, adapter_update.LowRankUpdate]:
-    """Return the updates by the names of the weights they belong to."""
-    adapter_update.check(config, settings)
-    found = {}
+def _merges(adapter: Mapping[str, Stored], config: Mapping[str, Any], settings: Path) -> dict[str, Merge]:
+    """Return what the factors make, by the names of the weights they belong to."""
+    adapter_update.check(config, settings, KNOWN_VARIANTS)
+    found: dict[str, Merge] = {}
+    turned = bool(config.get("fan_in_fan_out"))
     for module, factors in adapter_update.factors(adapter, config, settings).items():
         a, b = adapter[factors.a].load(), adapter[factors.b].load()
+        if factors.e:
+            b = b.double() * adapter[factors.e].load().double().T  # no third rounding
         scale = adapter_update.scaling(config, module, a.shape[0], settings)
-        turned = bool(config.get("fan_in_fan_out"))
-        found[f"{module}.weight"] = adapter_update.update_of(factors, a, b, scale, turned)
+        update = adapter_update.update_of(factors, a, b, scale, turned)
+        found[f"{module}.weight"] = partial(MergedTensor, update=update)
+        if factors.magnitude:
+            lengths, outputs = adapter[factors.magnitude].load(), int(factors.embedding or turned)
+            found[f"{module}.weight"] = partial(
+                RescaledTensor, update=update, magnitude=lengths, outputs=outputs
+            )
     return found
 
 
-def _merged(
-    stored: Mapping[str, BaseTensor], name: str, update: adapter_update.LowRankUpdate | None, base: Path
-) -> BaseTensor | MergedTensor:
+def _token_rows(adapter: Mapping[str, Stored], config: Mapping[str, Any], settings: Path) -> dict[str, Merge]:
+    """Return which rows are replaced, by the names of the embeddings they are of."""
+    found: dict[str, Merge] = {}
+    for module, (name, tokens) in adapter_update.token_rows(adapter, config, settings).items():
+        rows = adapter[name].load()
+        if len(rows) != len(tokens):
+            raise IntegrityError(
+                f"{settings}: trainable_token_indices names {len(tokens)} tokens, of which {len(rows)} rows "
+                "are stored; use another step"
+            )
+        found[f"{module}.weight"] = partial(ReplacedRows, trained=dict(zip(tokens, rows, strict=True)))
+    return found
+
+
+def _merged(stored: Mapping[str, BaseTensor], name: str, merge: Merge | None, base: Path) -> Mergeable:
     if name not in stored:
         raise UserError(f"{base}: its weights hold no '{name}'; save the base model with save_pretrained")
-    if update is None:
+    if merge is None:
         return stored[name]
-    if update.shape != stored[name].shape:
+    merged = merge(stored[name])
+    if isinstance(merged, MergedTensor) and merged.update.shape != merged.shape:
         raise UserError(
-            f"{base}: '{name}' is {stored[name].shape}, the adapter's update {update.shape}; the adapter "
+            f"{base}: '{name}' is {merged.shape}, the adapter's update {merged.update.shape}; the adapter "
             "belongs to another base model"
         )
-    return MergedTensor(stored[name], update)
+    return merged

@@ -15,14 +15,18 @@ from rankdrift.errors import UserError
 from rankdrift.zero_checkpoint.shards import ShardedTensor
 
 ADAPTER = "default"
+EXPORTED = ("LORA", "ADALORA")
 
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {"bias": ("none", None), "trainable_token_indices": (None,)}
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {"bias": ("none", None)}
+_WHOLE = ("modules_to_save", "trainable_tokens_delta")
+"""What trains beside the factors: modules, and rows of tokens."""
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
     """Raise UserError where an adapter trains something whose name on disk this module does not know."""
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type={config.get('peft_type')!r}; only LORA adapters are exported")
+    if config.get("peft_type") not in EXPORTED:
+        kinds = " and ".join(EXPORTED)
+        raise UserError(f"{path}: peft_type={config.get('peft_type')!r}; only {kinds} adapters are exported")
     for key, known in _UNSUPPORTED.items():
         if config.get(key) not in known:
             raise UserError(f"{path}: {key}={config[key]!r} is not exported; train with {key}={known[0]!r}")
@@ -55,4 +59,4 @@ def disk_name(name: str) -> str:
 def _is_adapter(name: str) -> bool:
     parts = name.split(".")
     kinds = [kind for kind, adapter in itertools.pairwise(parts) if adapter == ADAPTER]
-    return any(kind == "modules_to_save" or kind.startswith("lora_") for kind in kinds)
+    return any(kind in _WHOLE or kind.startswith("lora_") for kind in kinds)

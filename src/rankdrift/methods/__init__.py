@@ -21,6 +21,10 @@ def _same_rate(name: str, settings: Any) -> float:
     return 1.0
 
 
+def _reads_nothing(settings: Any) -> int:
+    return 0
+
+
 def _never_rests(name: str, settings: Any) -> bool:
     return False
 
@@ -32,8 +36,9 @@ class Method:
     name: str
     settings: type[MethodSpec]
     """Its section of an experiment."""
-    prepare: Callable[[PreTrainedModel, Any, Path], PreTrainedModel]
-    """(model, settings, base folder) -> the model to train, its trainable parameters marked."""
+    prepare: Callable[..., PreTrainedModel]
+    """(model, settings, base folder) -> the model to train, its trainable parameters marked. A method that
+    ``reads`` rows is given them as well."""
     save_config: Callable[[PreTrainedModel, Path], None]
     """Write what an export needs besides weights and tokenizer."""
     adapted: Callable[[PreTrainedModel], list[str]]
@@ -46,6 +51,12 @@ class Method:
     """What ``training.learning_rate`` is where nobody has said (docs/methods.md says where it is from)."""
     rests: Callable[[str, Any], bool] = _never_rests
     """(name of a parameter, settings) -> whether it is saved as one that trains, and never does."""
+    reads: Callable[[Any], int] = _reads_nothing
+    """Settings -> how many of the run's first rows ``prepare`` is given: ``input_ids``, ``attention_mask``
+    and, of a language model, ``labels`` (-100 where no loss is), int64 (rows, longest), on the CPU, the same
+    on every rank. The model is in fp32 then."""
+    allocates: bool = False
+    """Whether ranks are taken from some modules in the course of a run (``training/rank_budget.py``)."""
     take_up: Callable[[PreTrainedModel, Any, Path, Path], PreTrainedModel] | None = None
     """Of a method that changes base weights to begin as the base: (model, settings, base folder, folder of
     the adapter as it was before training) -> what ``prepare`` gave when the run began."""

@@ -14,6 +14,7 @@ from rankdrift.errors import IntegrityError
 from rankdrift.methods import lora
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -30,16 +31,27 @@ class Settings(lora.Settings):
 
 def take_up(model: PreTrainedModel, settings: Settings, base: Path, start: Path) -> PreTrainedModel:
     """Return the model as ``prepare`` gave it when the run began, from the adapter that was kept then."""
-    import torch
-    from peft.tuners.lora import LoraLayer
-    from peft.utils import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     prepared = lora.prepare(model, settings, base, init_lora_weights=False)
-    told: Any = set_peft_model_state_dict(prepared, load_file(start / "adapter_model.safetensors"))
-    if told.unexpected_keys:
-        name = told.unexpected_keys[0]
-        raise IntegrityError(f"{start}: '{name}' is of another adapter; restore the folder")
+    if unexpected := begin(prepared, load_file(start / "adapter_model.safetensors")):
+        raise IntegrityError(f"{start}: '{unexpected[0]}' is of another adapter; restore the folder")
+    stated = files.read_json(start / "adapter_config.json")["init_lora_weights"]
+    config: Any = prepared.peft_config["default"]
+    config.init_lora_weights = stated  # what says that the base has been changed
+    return prepared
+
+
+def begin(prepared: PreTrainedModel, start: dict[str, Tensor]) -> list[str]:
+    """Give an adapter the values it begins with, and take s B0 A0 out of the base weights.
+
+    Returns the names, on disk, that the adapter has no place for.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import set_peft_model_state_dict
+
+    told: Any = set_peft_model_state_dict(prepared, start)
     layers: list[Any] = [layer for layer in prepared.modules() if isinstance(layer, LoraLayer)]
     with torch.no_grad():
         for layer in (layer for layer in layers if "default" in layer.lora_A):
@@ -47,7 +59,4 @@ def take_up(model: PreTrainedModel, settings: Settings, base: Path, start: Path)
                 layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
             )
             layer.get_base_layer().weight.sub_(change.T if layer.fan_in_fan_out else change)
-    stated = files.read_json(start / "adapter_config.json")["init_lora_weights"]
-    config: Any = prepared.peft_config["default"]
-    config.init_lora_weights = stated  # what says that the base has been changed
-    return prepared
+    return list(told.unexpected_keys)

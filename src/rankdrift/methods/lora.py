@@ -44,6 +44,8 @@ class Settings(MethodSpec):
     """The same of alpha, which is 2r of the module's own rank where neither says."""
     modules_to_save: tuple[str, ...] = ()
     """Modules that train whole, beside the adapters."""
+    trainable_token_indices: tuple[NonNegativeInt, ...] = ()
+    """Tokens whose rows of the embedding train, and of a head that is the embedding."""
 
     @field_validator("targets")
     @classmethod
@@ -53,6 +55,13 @@ class Settings(MethodSpec):
             raise ValueError(f"'{targets}' is not a target group: {hint} Or give a list of module names.")
         return targets
 
+    @field_validator("trainable_token_indices")
+    @classmethod
+    def _each_once(cls, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        if twice := [token for token in tokens if tokens.count(token) > 1]:
+            raise ValueError(f"token {twice[0]} is there {tokens.count(twice[0])} times; name each once")
+        return tokens
+
     @property
     def scaling_alpha(self) -> float:
         """The alpha in force: the given one, or 2r."""
@@ -61,7 +70,7 @@ class Settings(MethodSpec):
     def in_force(self) -> dict[str, Any]:
         """Return the settings with the alpha in force."""
         settings = {**super().in_force(), "alpha": self.scaling_alpha}
-        further = ("layers", "rank_pattern", "alpha_pattern", "modules_to_save")
+        further = ("layers", "rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_indices")
         return {key: value for key, value in settings.items() if key not in further or value}
 
     @property
@@ -110,7 +119,8 @@ def prepare(model: PreTrainedModel, settings: Settings, base: Path, **variant: A
     new = list(getattr(model, "new_modules", ()))
     classifies = "SequenceClassification" in type(model).__name__
     targets = target_modules(model, settings.targets)
-    _require_ranks(model, settings, targets)
+    require_ranks(model, settings, targets)
+    _require_tokens(model, settings, targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.scaling_alpha,  # type: ignore[arg-type]  # PEFT divides; a float is right
@@ -118,8 +128,9 @@ def prepare(model: PreTrainedModel, settings: Settings, base: Path, **variant: A
         target_modules=targets,
         rank_pattern=dict(settings.rank_pattern),
         alpha_pattern=settings.alphas,
-        layers_to_transform=_blocks(model, settings.layers),
+        layers_to_transform=blocks(model, settings.layers),
         modules_to_save=[*new, *settings.modules_to_save] or None,
+        trainable_token_indices=list(settings.trainable_token_indices) or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
         **variant,
@@ -129,7 +140,7 @@ def prepare(model: PreTrainedModel, settings: Settings, base: Path, **variant: A
     return cast("PreTrainedModel", adapted)  # it passes everything on to the model it wraps
 
 
-def _blocks(model: PreTrainedModel, layers: tuple[int, int] | None) -> list[int] | None:
+def blocks(model: PreTrainedModel, layers: tuple[int, int] | None) -> list[int] | None:
     """Return the blocks to adapt; raise UserError for some that are not there."""
     if layers is None:
         return None
@@ -148,7 +159,7 @@ def _is_of(pattern: str, module: str) -> bool:
     return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
-def _require_ranks(model: PreTrainedModel, settings: Settings, targets: list[str]) -> None:
+def require_ranks(model: PreTrainedModel, settings: Settings, targets: list[str]) -> None:
     """Raise UserError where a rank is above what a matrix can have, or a pattern is of no module."""
     from rankdrift.models.targets import ends_in
 
@@ -170,6 +181,29 @@ def _require_ranks(model: PreTrainedModel, settings: Settings, targets: list[str
             f"method.rank_pattern or alpha_pattern: '{sorted(unused)[0]}' is the end of no adapted module's "
             "name; give one, or a regular expression of it"
         )
+
+
+def _require_tokens(model: PreTrainedModel, settings: Settings, targets: list[str]) -> None:
+    """Raise UserError where there is no row of a token, or its matrix is adapted or trains whole."""
+    from rankdrift.models.targets import ends_in
+
+    tokens = settings.trainable_token_indices
+    if not tokens:
+        return
+    rows = len(cast("Any", model.get_input_embeddings()).weight)
+    if max(tokens) >= rows:
+        raise UserError(
+            f"method.trainable_token_indices: there is no token {max(tokens)}; {type(model).__name__} has "
+            f"tokens 0 to {rows - 1}"
+        )
+    head = model.get_output_embeddings() if model.config.tie_word_embeddings else None
+    for name, module in model.named_modules():
+        ends = [end for end in (*targets, *settings.modules_to_save) if ends_in(name, end)]
+        if ends and module in (model.get_input_embeddings(), head):
+            raise UserError(
+                f"method.trainable_token_indices: '{ends[0]}' is adapted or trains whole already; leave it "
+                "out of method.targets and method.modules_to_save"
+            )
 
 
 def save_config(model: PreTrainedModel, folder: Path) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -46,7 +47,7 @@ from rankdrift.zero_checkpoint.load_state import (
     start_adam,
     vectors_of,
 )
-from rankdrift.zero_checkpoint.optimizer_state import MOMENTS, open_training_state
+from rankdrift.zero_checkpoint.optimizer_state import KEPT, MOMENTS, open_training_state
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class GradientShard:
     values: Tensor | None
     """This rank's elements, flat, in the accumulation's dtype; None where it holds none. The shards of all
     ranks together are the gradient, each element once."""
+    start: int = 0
+    """The first of them in the parameter."""
 
 
 @dataclass(frozen=True)
@@ -283,10 +286,13 @@ class Engine:
         self.stage = stage_of(config)
         trainable = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
         self.numels = {name: param.numel() for name, param in trainable}
+        self.shapes = {name: tuple(param.shape) for name, param in trainable}
+        self.kept: dict[str, Tensor] = {}
+        """What a method keeps beside weights and moments: it goes with the checkpoints."""
         loaded = {name: param.data for name, param in trainable}
         # a divided parameter has no shape, by which groups are made
         self.groups = parameter_groups(trainable, rate, bool(training.weight_decay), phases)
-        optimizer = AdamW(self.groups, training)
+        self.own_optimizer = optimizer = AdamW(self.groups, training)
         with _standard_output_muted():
             if divides(config):
                 divide(model, deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config), device())
@@ -368,7 +374,42 @@ class Engine:
     def gradient_shards(self) -> Iterator[GradientShard]:
         """Yield this rank's part of every averaged gradient; only between the last backward and the step."""
         for name, param in self.active:
-            yield GradientShard(name, self.numels[name], self._shard(param))
+            yield GradientShard(name, self.numels[name], self._shard(param), self._start(param))
+
+    def sensitivities(self) -> dict[str, Tensor]:
+        """Return |w dL/dw| of what trains, whole, fp32, the same on every rank, which all must call it.
+
+        Only between the last backward and the step.
+        """
+        ends = list(itertools.accumulate(self.numels.values(), initial=0))
+        begins = dict(zip(self.numels, ends, strict=False))
+        own = torch.zeros(ends[-1], dtype=torch.float32, device=device())
+        masters = {place.name: place for place in places_of(self.optimizer, self.parameters)}
+        for shard in self.gradient_shards():
+            if shard.values is None:
+                continue
+            place, count = masters[shard.name], shard.values.numel()
+            first = place.offset + shard.start - place.start
+            weights = place.vector.detach().view(-1)[first : first + count].to(shard.values.device)
+            at = begins[shard.name] + shard.start
+            own[at : at + count] = (weights * shard.values).abs()
+        whole = sum_over_ranks(own).split(list(self.numels.values()))
+        return {name: part.view(self.shapes[name]) for name, part in zip(self.numels, whole, strict=True)}
+
+    def leave(self, kept: Mapping[str, Tensor]) -> None:
+        """Let the updates from now on leave these elements alone of some parameters; others become zero."""
+        masks = []
+        for place in places_of(self.optimizer, self.parameters):
+            if place.name in kept and place.count:
+                values = place.vector.detach().view(-1)[place.offset : place.offset + place.count]
+                mask = kept[place.name].flatten()[place.start : place.start + place.count]
+                masks.append((values, mask.to(values)))
+        self.own_optimizer.masks = masks
+
+    def share_penalty(self, passes: int) -> None:
+        """Say how many backward passes of this rank a step has, where the model's add a penalty."""
+        if penalty := getattr(self.module, "penalty", None):
+            penalty.share = 1 / passes
 
     def watch_gradients(self, see: Callable[[int, Tensor], None]) -> contextlib.ExitStack:
         """Show what each micro-batch's backward pass finds on this rank, until the stack is closed.
@@ -439,7 +480,11 @@ class Engine:
         self.deepspeed.checkpoint_engine = writer
         with _standard_output_muted(), self._all_training():
             self.deepspeed.save_checkpoint(
-                str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=exclude_frozen
+                str(folder),
+                tag=tag,
+                client_state={KEPT: self.kept} if self.kept else {},
+                save_latest=False,
+                exclude_frozen_parameters=exclude_frozen,
             )
         require_none(writer.failure)
         return writer.files
@@ -450,7 +495,9 @@ class Engine:
         The engine must not have trained yet.
         """
         with _standard_output_muted():
-            restore(self.deepspeed, self.parameters, open_training_state(folder))
+            state = open_training_state(folder)
+            restore(self.deepspeed, self.parameters, state)
+        self.kept = {name: each.load().to(device()) for name, each in state.kept.items()}
         self._count_updates()
 
     def close(self) -> None:
@@ -474,6 +521,14 @@ class Engine:
         finally:
             for param in rests:
                 param.requires_grad_(False)
+
+    def _start(self, param: Any) -> int:
+        """Return the first element of a parameter that this rank's part of its gradient is of."""
+        if self.stage == 0:
+            return rank() * -(-param.numel() // world_size())
+        if self.stage == 3:
+            return rank() * int(param.ds_tensor.ds_numel)
+        return int(param._hp_mapping.lp_fragment_address.start) if param._hp_mapping else 0
 
     def _shard(self, param: Any) -> Tensor | None:  # DeepSpeed hangs its own attributes on a parameter
         if self.stage == 0:

@@ -81,6 +81,8 @@ class AdamW(torch.optim.AdamW):
             for group in groups
         ]
         betas = (training.beta1, training.beta2)
+        self.masks: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Runs of the vectors, and which of their elements an update leaves; the others become zero."""
         super().__init__(options, lr=training.learning_rate, betas=betas, eps=training.epsilon, fused=True)
 
     def step(self, closure: Any = None) -> Any:
@@ -95,3 +97,5 @@ class AdamW(torch.optim.AdamW):
             return super().step(closure)
         finally:
             self.param_groups = every
+            for values, kept in self.masks:
+                values.mul_(kept)

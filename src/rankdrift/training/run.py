@@ -6,9 +6,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from rankdrift.data.batches import labelled
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import load_model, stored_dtype
@@ -21,6 +24,7 @@ from rankdrift.training import checkpointing, engine, forecast
 from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks import Callback
 from rankdrift.training.callbacks.accounting import Accounting
+from rankdrift.training.callbacks.allocation import Allocation
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.fitting import Fitting
 from rankdrift.training.callbacks.guarding import Guarding
@@ -81,7 +85,7 @@ def _fit(setup: Setup, requests: Requests, further: Sequence[Callback]) -> None:
     require_space(setup, under, start)
     journal = _journal(setup, start) if engine.rank() == 0 else None
     asked = Asked(requests)
-    watching = (Guarding(), Profiling(), Probing(), Replay(), Utilisation())
+    watching = (Guarding(), Profiling(), Probing(), Replay(), Utilisation(), Allocation())
     recording = (Recording(), Accounting(), Evaluation(), *further, Stopping())
     callbacks = (asked, Fitting(memory_of_device()), *watching, *recording, Saving(asked))
     Trainer(setup, under, callbacks, start, journal, phases).fit()
@@ -105,13 +109,24 @@ def _by_its_method(setup: Setup, model: PreTrainedModel) -> PreTrainedModel:
     """Prepare the model, or take it up where the run goes on from what cannot be drawn again."""
     method, initial = setup.method, setup.run.initial_adapter
     if method.take_up is None or newest(setup.run.checkpoints) is None:
-        return method.prepare(model, setup.spec.method, setup.base)
+        count = method.reads(setup.spec.method)
+        rows = [_first_rows(setup, count)] if count else []
+        return method.prepare(model, setup.spec.method, setup.base, *rows)
     if not initial.is_dir():
         raise UserError(
             f"{initial}: missing, and the checkpoints mean nothing without it; restore it, or train into "
             "another folder (study=NAME or output=FOLDER)"
         )
     return method.take_up(model, setup.spec.method, setup.base, initial)
+
+
+def _first_rows(setup: Setup, count: int) -> dict[str, Tensor]:
+    """Return the run's first rows; a classifier has no targets among its tokens."""
+    data = setup.data
+    steps = range(-(-count // setup.spec.training.global_batch))
+    numbers = np.concatenate([data.order.rows(step) for step in steps])[:count]
+    rows = labelled([data.train[number] for number in numbers], data.pad_id)
+    return {key: value for key, value in rows.items() if key != "labels" or setup.spec.model.head == "lm"}
 
 
 def _phases(setup: Setup, model: PreTrainedModel) -> ActivePhases:
@@ -127,7 +142,8 @@ def prepared_model(setup: Setup) -> PreTrainedModel:
     spec = setup.spec
     # loaded in fp32, from which the engine casts. Where ranks take their parts out of the mapped file, as it
     # is stored: of a base in bf16 an fp32 copy would be twice as large, on every rank. A new head is fp32
-    exact = setup.method.take_up is not None  # what is left of a base weight needs fp32
+    # what is left of a base weight needs fp32, and so does what the model makes of rows
+    exact = setup.method.take_up is not None or setup.method.reads(spec.method) > 0
     as_stored = engine.divides(setup.config) and spec.model.head == "lm" and not exact
     dtype = stored_dtype(setup.base) if as_stored else torch.float32
     torch.manual_seed(spec.seed)

@@ -104,6 +104,7 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path, ranks: int | None = No
         base_digest=identity["base model"],
     )
     method: Method = registry.load("method", spec.method.name)
+    _require_possible(method, spec, config, precision)
     environment = {**files.environment(), "ranks": world_size}
     under = resume_check.conditions(environment, config, spec.as_dict())
     packs = _packs(spec, base)
@@ -115,6 +116,33 @@ def _require_selected(spec: Spec) -> None:
     tasks = [registry.load("task", name) for name in spec.data.tasks]
     if problem := require_logged(spec.training, {task.name: task.metrics for task in tasks}):
         raise UserError(problem)
+
+
+def _require_possible(method: Method, spec: Spec, config: dict[str, Any], precision: str) -> None:
+    """Raise UserError where a method cannot be what it is with the other settings."""
+    if spec.model.liger and method.reads(spec.method):
+        raise UserError(
+            f"method.name={method.name}: it puts rows through the model on a CPU before it trains, for which "
+            "model.liger has no kernels; leave model.liger off"
+        )
+    if method.allocates:
+        _require_masters(config, precision)
+
+
+def _require_masters(config: dict[str, Any], precision: str) -> None:
+    """Raise UserError where a method that allocates cannot see every master beside its gradient."""
+    remedy = "use zero_optimization.stage 1, 2 or 3 with masters in memory"
+    if ds_config.stage_of(config) == 0 and precision != "fp32":
+        raise UserError(
+            f"training.precision={precision} at ZeRO stage 0: masters lie apart from their gradients, and a "
+            f"rank cannot be allocated by both; {remedy}"
+        )
+    offload = config["zero_optimization"].get("offload_optimizer") or {}
+    if offload.get("device") == "nvme" or offload.get("ratio", 1.0) < 1:
+        raise UserError(
+            "zero_optimization.offload_optimizer: a rank is allocated by all masters, which are not in one "
+            f"place where they are offloaded to NVMe, or in part; {remedy}"
+        )
 
 
 def _rows_at_once(training: TrainingSpec) -> int:

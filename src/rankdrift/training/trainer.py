@@ -139,6 +139,7 @@ class Trainer:
     def _backpropagate(self, micro_batches: list[list[Row]], targets: int, clock: StepClock) -> Tensor:
         """Forward and backward over this rank's rows; return the sum of each task's loss, on the device."""
         loss_sums = torch.zeros(len(self.data.train.tasks), dtype=torch.float64, device=engine.device())
+        self.engine.share_penalty(len(micro_batches))
         for number, micro_batch in enumerate(micro_batches):
             for callback in self.callbacks:
                 callback.before_micro_batch(self, micro_batch)

@@ -25,6 +25,8 @@ from rankdrift.zero_checkpoint.zero_layouts import Parameters, Span
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's running means of the gradient and of its square, as torch names them."""
+KEPT = "rankdrift_kept"
+"""The key, in the module's file, of what a method keeps."""
 _ADAM_KEYS = {"step", *MOMENTS}
 
 
@@ -74,6 +76,8 @@ class TrainingState:
     """Steps that DeepSpeed has counted: updates, and steps it skipped because a gradient was not finite."""
     buffers: Mapping[str, StoredTensor] = field(repr=False)
     """The module's persistent buffers."""
+    kept: Mapping[str, StoredTensor] = field(default_factory=dict, repr=False)
+    """What a method keeps beside weights and moments, the same on every rank."""
 
 
 @refusing_malformed
@@ -100,6 +104,7 @@ def open_training_state(folder: Path) -> TrainingState:
         adam_steps=_adam_steps(states, moments[MOMENTS[0]]),
         global_steps=model["global_steps"],
         buffers=MappingProxyType({name: model["module"][name] for name in model["buffer_names"]}),
+        kept=MappingProxyType(dict(model.get(KEPT, {}))),
     )
 
 

@@ -20,8 +20,11 @@ from safetensors.torch import load_file, save_file
 from rankdrift import files
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.export import base_weights, merge
+from rankdrift.export.adapter_update import LowRankUpdate
+from rankdrift.export.base_weights import open_base
 from rankdrift.export.consolidate import consolidate
 from rankdrift.export.contents import Options
+from rankdrift.export.merged_tensors import RescaledTensor
 from rankdrift.export.peft_names import adapter_tensors
 from rankdrift.layout import RunLayout
 from rankdrift.zero_checkpoint.checksums import checksum_file
@@ -93,6 +96,15 @@ CASES: dict[str, tuple[Callable[[], hf.PreTrainedModel], dict[str, Any]]] = {
     "transposed": (gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "classifier": (lambda: llama(model_class=hf.LlamaForSequenceClassification), {}),
     "rank 1, negative": (llama, {"r": 1, "lora_alpha": -3}),
+    "dora": (llama, {"use_dora": True}),
+    "dora of an embedding": (llama, {"use_dora": True, "target_modules": ["embed_tokens", "lm_head"]}),
+    "dora, transposed": (
+        gpt2,
+        {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True},
+    ),
+    "tokens": (llama, {"trainable_token_indices": [3, 30, 0]}),
+    "tokens of a tied head": (lambda: llama(tied=True), {"trainable_token_indices": [3, 30, 0]}),
+    "tokens, dora": (llama, {"trainable_token_indices": {"embed_tokens": [3]}, "use_dora": True}),
 }
 UNTIED: dict[str, dict[str, Any]] = {
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
@@ -223,10 +235,9 @@ def test_the_adapter_stays_beside_the_merged_model(train: Train) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"use_dora": True}, "use_dora=True"),
+        ({"lora_bias": True}, "lora_bias=True"),
         ({"init_lora_weights": "pissa"}, "initial_adapter/adapter_model.safetensors: missing"),
         ({"ensure_weight_tying": True}, "ensure_weight_tying=True"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices="),
         ({"bias": "lora_only"}, "bias='lora_only'"),
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"task_type": "FEATURE_EXTRACTION"}, "needs; leave out --merge"),
@@ -242,6 +253,22 @@ def test_what_is_not_merged_exactly_is_refused(train: Train, setting: dict[str, 
     with pytest.raises(UserError, match=message):
         consolidate(trained.run, 1, MERGE)
     assert not any(trained.run.root.glob("merged/*"))
+
+
+def test_an_output_without_a_direction_is_not_rescaled(tmp_path: Path) -> None:
+    save_file({"w": torch.eye(3)}, tmp_path / "model.safetensors")
+    opposite = LowRankUpdate(torch.tensor([[0.0], [-1.0], [0.0]]), torch.tensor([[0.0, 1.0, 0.0]]), 1.0)
+    merged = RescaledTensor(open_base(tmp_path)["w"], opposite, torch.ones(3), outputs=0)
+    with pytest.raises(IntegrityError, match=r"'w': an output of W0 \+ s B A is zero"):
+        list(merged.chunks(iter(())))
+
+
+def test_as_many_rows_are_stored_as_tokens_are_named(train: Train) -> None:
+    trained = train(trainable_token_indices=[3, 4])
+    path = trained.run.model / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trainable_token_indices": [3]}))
+    with pytest.raises(IntegrityError, match="names 1 tokens, of which 2 rows are stored"):
+        consolidate(trained.run, 1, MERGE)
 
 
 def change_weights(base: Path) -> None:

@@ -30,10 +30,23 @@ NEEDED: dict[str, dict[str, object]] = {"bitfit": {"norms": True}}
 """Settings without which a method has nothing to train in the tiny model."""
 
 
-def prepared(name: str, tiny: Path, **settings: object) -> tuple[Method, PreTrainedModel]:
+LONGER = torch.tensor([[5, 9, 30, 31, 7, 2, 17, 80, 81, 4], [101, 4, 66, 7, 8, 9, 3, 1, 1, 1]])
+ROWS = {
+    "input_ids": LONGER,
+    "attention_mask": (LONGER != 1).long(),
+    "labels": torch.where((LONGER != 1) & (torch.arange(10) > 2), LONGER, -100),
+}
+"""What a method that reads rows is given; 1 fills the second one up."""
+
+
+def prepared(
+    name: str, tiny: Path, head: Literal["lm", "classifier"] = "lm", **settings: object
+) -> tuple[Method, PreTrainedModel]:
     method: Method = registry.load("method", name)
     spec = method_section(name)(**{**NEEDED.get(name, {}), **settings})
-    return method, method.prepare(load_model(tiny, ModelSpec()), spec, tiny)
+    rows = {key: value for key, value in ROWS.items() if key != "labels" or head == "lm"}
+    given = (rows,) if method.reads(spec) else ()
+    return method, method.prepare(load_model(tiny, ModelSpec(head=head), 4), spec, tiny, *given)
 
 
 @pytest.mark.parametrize("name", registry.names("method"))
@@ -78,10 +91,12 @@ def test_an_export_reloads_to_the_same_logits(name: str, tiny: Path, tmp_path: P
 def test_the_config_says_which_model_was_trained(
     name: str, head: Literal["lm", "classifier"], architecture: str, tiny: Path, tmp_path: Path
 ) -> None:
-    method: Method = registry.load("method", name)
-    model = load_model(tiny, ModelSpec(head=head), 4)
-    settings = method_section(name)(**NEEDED.get(name, {}))
-    method.save_config(method.prepare(model, settings, tiny), tmp_path)
+    if (name, head) == ("lora_ga", "classifier"):
+        with pytest.raises(UserError, match="begins from the gradient of a language model"):
+            prepared(name, tiny, head)
+        return
+    method, model = prepared(name, tiny, head)
+    method.save_config(model, tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     assert config.architectures == [architecture]
     assert head == "lm" or config.num_labels == 4
@@ -183,11 +198,8 @@ def test_the_last_blocks_train_with_the_final_norm_and_not_with_a_tied_head(tiny
 
 @pytest.mark.parametrize("name", ["full", "last_layers", "bitfit"])
 def test_a_new_head_trains_whatever_else_does(tiny: Path, name: str) -> None:
-    method: Method = registry.load("method", name)
-    settings = {"freeze": ("head", "embeddings")} if name == "full" else NEEDED.get(name, {})
-    model = method.prepare(
-        load_model(tiny, ModelSpec(head="classifier"), 4), method_section(name)(**settings), tiny
-    )
+    settings = {"freeze": ("head", "embeddings")} if name == "full" else {}
+    _, model = prepared(name, tiny, "classifier", **settings)
     assert model.score.weight.requires_grad
 
 
@@ -208,6 +220,17 @@ def test_b_of_lora_plus_learns_faster() -> None:
         ),
         ("lora", {"layers": (1, 3)}, r"method.layers=\[1, 3\]: LlamaForCausalLM has blocks 0 to 2"),
         ("lora", {"rank_pattern": {"x_proj": 2}}, "'x_proj' is the end of no adapted module's name"),
+        ("lora", {"trainable_token_indices": (2, 258)}, "there is no token 258; .* has tokens 0 to 257"),
+        (
+            "lora",
+            {"trainable_token_indices": (2,), "targets": "all"},
+            "trainable_token_indices: 'embed_tokens' is adapted or trains whole already",
+        ),
+        (
+            "lora",
+            {"trainable_token_indices": (2,), "modules_to_save": ("lm_head",)},
+            "trainable_token_indices: 'lm_head' is adapted or trains whole already",
+        ),
         ("bitfit", {"norms": False}, r"LlamaForCausalLM has no biases; .*method.norms=true"),
         ("last_layers", {"last": 4}, "method.last=4: LlamaForCausalLM has 3 blocks"),
     ],
@@ -215,6 +238,11 @@ def test_b_of_lora_plus_learns_faster() -> None:
 def test_what_a_model_cannot_have_is_refused(tiny: Path, name: str, settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         prepared(name, tiny, **settings)
+
+
+def test_a_token_is_named_once() -> None:
+    with pytest.raises(UserError, match=r"method.trainable_token_indices: .*token 7 is there 2 times"):
+        parse_spec({"method": {"trainable_token_indices": [7, 3, 7]}})
 
 
 def test_a_run_that_names_no_rate_has_its_methods() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rankdrift.errors import UserError
-from rankdrift.spec import TrainingSpec
+from rankdrift.methods import Method, adalora, eva, lora, lora_ga
+from rankdrift.spec import TrainingSpec, parse_spec
 from rankdrift.training import setup
 from rankdrift.training.memory import GpuMemory
 
@@ -43,3 +44,28 @@ def test_rows_are_as_long_as_the_model_reads(tiny: Path, monkeypatch: pytest.Mon
         setup._require_context(data_of([9, 257]), tiny)
     monkeypatch.setattr(setup, "stated_context", lambda base: None)
     setup._require_context(data_of([9999]), tiny)
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "message"),
+    [
+        ({"stage": 0}, "bf16", "precision=bf16 at ZeRO stage 0: .*zero_optimization.stage 1, 2 or 3"),
+        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "fp32", "offload_optimizer: .* to NVMe"),
+        ({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "bf16", "offload_optimizer: "),
+    ],
+)
+def test_a_rank_is_allocated_by_all_masters(zero: dict[str, Any], precision: str, message: str) -> None:
+    spec = parse_spec({"method": {"name": "adalora"}})
+    with pytest.raises(UserError, match=message):
+        setup._require_possible(adalora.METHOD, spec, {"zero_optimization": zero}, precision)
+    setup._require_possible(lora.METHOD, spec, {"zero_optimization": zero}, precision)
+    for possible in ({"stage": 0}, {"stage": 2, "offload_optimizer": {"device": "cpu"}}):
+        setup._require_possible(adalora.METHOD, spec, {"zero_optimization": possible}, "fp32")
+
+
+@pytest.mark.parametrize("method", [eva.METHOD, lora_ga.METHOD])
+def test_kernels_of_a_gpu_do_not_read_rows_on_a_cpu(method: Method) -> None:
+    spec = parse_spec({"method": {"name": method.name}, "model": {"liger": True}})
+    with pytest.raises(UserError, match=f"method.name={method.name}: .* leave model.liger off"):
+        setup._require_possible(method, spec, {"zero_optimization": {"stage": 2}}, "fp32")
+    setup._require_possible(lora.METHOD, spec, {"zero_optimization": {"stage": 2}}, "fp32")

@@ -113,4 +113,6 @@ def _checkpoint_bytes(setup: Setup, under: engine.Engine) -> int:
     aliases = frozen_aliases(under.module) if under.stage < 3 else 0
     frozen = aliases if setup.method.exclude_frozen else under.parameter_count - under.trained
     weight = 2 if setup.manifest.precision == "bf16" else 4
-    return checkpointing.predicted_bytes(under.trained, frozen, under.stage, weight)
+    # two means of every element, which every rank writes at stage 3
+    kept = 8 * under.trained * (engine.world_size() if under.stage == 3 else 1) * setup.method.allocates
+    return kept + checkpointing.predicted_bytes(under.trained, frozen, under.stage, weight)

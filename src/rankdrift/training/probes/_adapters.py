@@ -18,6 +18,8 @@ from rankdrift.training.engine import device, sum_over_ranks
 if TYPE_CHECKING:
     from rankdrift.training.trainer import Trainer
 
+FURTHER = ("magnitude", "E.")
+"""What DoRA and AdaLoRA train beside A and B, without which their product is not the update."""
 _FACTOR = re.compile(r"^(.*)\.lora_(?:embedding_)?([AB])\.default(?:\.weight)?$")
 
 
@@ -43,7 +45,8 @@ def adapters_of(trainer: Trainer) -> list[Adapter]:
     for name in params:
         if found := _FACTOR.match(name):
             factors.setdefault(found[1], {})[found[2]] = name
-    scaled = {module for module in factors if any(f"{module}.lora_magnitude" in name for name in params)}
+    more = tuple(f"{module}.lora_{kind}" for module in factors for kind in FURTHER)
+    scaled = {name.partition(".lora_")[0] for name in params if name.startswith(more)}
     kept = trainer.run.initial_adapter / "adapter_model.safetensors"
     starts = load_file(kept) if trainer.setup.method.take_up else {}
     return [
