@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+CLEAR = 1e-10
+"""Square of a singular value over that of the largest, above which its directions are exact to 1e-6."""
 AT_ONCE = 4
 """Rows of one backward pass."""
 
@@ -83,16 +85,35 @@ def factors_of(gradient: Tensor, rank: int, gamma: float, name: str) -> tuple[Te
 
     Raises UserError where the gradient has fewer than 2 rank singular directions.
     """
-    import torch
 
     if 2 * rank > min(gradient.shape):
         raise UserError(
             f"method.rank={rank}: LoRA-GA takes {2 * rank} singular directions of the gradient of '{name}', "
             f"which has {min(gradient.shape)}; choose at most {min(gradient.shape) // 2}"
         )
-    left, _, right = torch.linalg.svd(gradient.double(), full_matrices=False)
+    left, right = _directions(gradient.double(), 2 * rank)
     size = gradient.shape[0] ** 0.25 / gamma**0.5
-    return (size * right[:rank]).to(gradient), (size * left[:, rank : 2 * rank]).to(gradient)
+    return (size * right[:, :rank].T).to(gradient), (size * left[:, rank:]).to(gradient)
+
+
+def _directions(gradient: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the leading left and right singular directions in columns, fp64.
+
+    Those of the shorter side are eigenvectors of a small matrix, six times as fast as all of them; where the
+    gradient has fewer that count, all are taken, or the other side's would be noise that is not orthogonal.
+    """
+    import torch
+
+    wide = gradient.shape[0] < gradient.shape[1]
+    tall = gradient.T if wide else gradient
+    squares, vectors = torch.linalg.eigh(tall.T @ tall)  # ascending
+    if squares[-count] > squares[-1] * CLEAR:
+        short = vectors.flip(1)[:, :count]
+        long = tall @ short / squares.flip(0)[:count].sqrt()
+    else:
+        long, _, rows = torch.linalg.svd(tall, full_matrices=False)
+        long, short = long[:, :count], rows[:count].T
+    return (short, long) if wide else (long, short)
 
 
 def _parts(rows: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -45,7 +45,8 @@ class WandB(Mirror):
             )
         if os.environ.get("WANDB_MODE") in NOT_SENT:
             return
-        if not _api_key():
+        wandb: Any = importlib.import_module("wandb")
+        if not wandb.login(prompt=False):
             raise UserError(
                 "training.mirrors=wandb: nobody is logged in; run 'wandb login', set WANDB_API_KEY, or keep "
                 "it here with WANDB_MODE=offline"
@@ -66,15 +67,7 @@ class WandB(Mirror):
     def close(self) -> None:
         """Send the last step."""
         self._send()
-        self.under.finish(quiet=True)
-
-
-def _api_key() -> str | None:
-    """Return the key that wandb would use, without asking for one."""
-    internal: Any = importlib.import_module("wandb.sdk.lib.apikey")
-    base: Any = importlib.import_module("wandb").setup().settings
-    key: str | None = os.environ.get("WANDB_API_KEY") or internal.api_key(base)
-    return key
+        self.under.finish()
 
 
 MIRROR = WandB
