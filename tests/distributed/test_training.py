@@ -293,7 +293,7 @@ def table(folder: Path, name: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", FP32_RUNS + THREE_RANKS)
 def test_gradient_statistics_are_the_same_at_every_stage_and_rank_count(runs: Path, name: str) -> None:
-    keys = ["step", "level", "layer", "group", "factor"]
+    keys = ["step", "level", "layer", "group", "factor", "parameter"]
     expected = table(runs, reference_of(name))
     merged = table(runs, name).merge(expected, on=keys, suffixes=("", "_reference"))
     assert len(merged) == len(expected) > 0
