@@ -16,14 +16,18 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.sources.observations import gradient_statistics, last_checkpoints
+from rankdrift.analysis.sources.observations import gradient_statistics, last_checkpoints, tuned_rows
 
 
 def _layers(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Return what is drawn: label -> rows of run, layer and value."""
-    drawn = {"median gradient norm": _median(gradient_statistics(tables[GRADIENTS], "layer"), "l2_norm")}
+    drawn = {
+        "median gradient norm": _median(
+            gradient_statistics(tuned_rows(tables[GRADIENTS]), "layer"), "l2_norm"
+        )
+    }
     if "live_updates" in tables:
-        updates = tables["live_updates"]
+        updates = tuned_rows(tables["live_updates"])
         updates = updates[updates["level"] == "layer"]
         squares = updates.assign(up=updates["update_norm"] ** 2, of=updates["weight_norm"] ** 2)
         sums = squares.groupby(["run", "layer", "step"])[["up", "of"]].sum().reset_index()
@@ -52,7 +56,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     for ax, (label, rows) in zip(axes, drawn.items(), strict=True):
         draw_runs(ax, rows, "layer", "value", styles)
         log_if_positive(ax, rows["value"])
-        ax.set_title(label)
+        ax.set_ylabel(label)
         whole_numbers(ax, "layer")
     legend(canvas, next(iter(drawn.values()))["run"].unique(), styles)
     return canvas

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._style import heatmap, in_order, log_colours, panels, run_styles
+from rankdrift.analysis.sources.observations import tuned_rows
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    layers = tables["live_drift"]
+    layers = tuned_rows(tables["live_drift"])
     layers = layers[(layers["level"] == "layer") & (layers["layer"] >= 0)]
     if layers.empty:
         raise NothingToDraw("the table live_drift has no rows of level 'layer'")

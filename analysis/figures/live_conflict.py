@@ -9,11 +9,11 @@ from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._style import draw_runs, legend, panels, run_styles, whole_numbers
-from rankdrift.analysis.sources.observations import running_agreement
+from rankdrift.analysis.sources.observations import running_agreement, tuned_rows
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    rows = running_agreement(tables["live_conflict"])
+    rows = running_agreement(tuned_rows(tables["live_conflict"]))
     if rows["cosine"].isna().all():
         raise NothingToDraw("the table live_conflict has no step where gradients of two tasks exceed noise")
     styles = run_styles(tables)

@@ -16,6 +16,7 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
+from rankdrift.analysis.sources.observations import tuned_rows
 
 SPECTRA = {
     "sigma1_ratio": r"largest $\sigma_1(\Delta W) / \sigma_1(W_0)$",
@@ -26,7 +27,7 @@ SPECTRA = {
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    drift = tables["live_drift"]
+    drift = tuned_rows(tables["live_drift"])
     whole = drift[drift["level"] == "global"]
     if whole.empty:
         raise NothingToDraw("the table live_drift has no rows of level 'global'")

@@ -17,11 +17,11 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
-from rankdrift.analysis.sources.observations import noise_scales
+from rankdrift.analysis.sources.observations import noise_scales, tuned_rows
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    scales = noise_scales(tables["live_noise"])
+    scales = noise_scales(tuned_rows(tables["live_noise"]))
     if scales["noise_scale"].isna().all():
         raise NothingToDraw("the table live_noise has no step of several micro-batches with a defined scale")
     styles = run_styles(tables)

@@ -17,13 +17,14 @@ from rankdrift.analysis.figures._style import (
     run_styles,
     whole_numbers,
 )
+from rankdrift.analysis.sources.observations import tuned_rows
 
 USUAL = 1e-3
 """A ratio that is usual in training from scratch."""
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
-    updates = tables["live_updates"]
+    updates = tuned_rows(tables["live_updates"])
     rows = updates[(updates["level"] == "group") & updates["ratio"].notna()]
     if rows.empty:
         raise NothingToDraw("the table live_updates has no rows of level 'group'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import families
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rankdrift import registry
-from rankdrift.methods import Method
+from rankdrift.methods import Method, lora
 from rankdrift.models.base import load_model
 from rankdrift.sanity.expected_counts import expected_count
 from rankdrift.sanity.plain_model import read_plain
@@ -51,7 +52,9 @@ def plain(family: str) -> PreTrainedModel:
 
 def trained(model: PreTrainedModel, spec: MethodSpec) -> int:
     method: Method = registry.load("method", spec.name)
-    prepared = method.prepare(model, spec, Path("base"))
+    # rows decide how those adapters begin, not how many there are
+    prepare: Any = lora.prepare if method.reads(spec) else method.prepare
+    prepared = prepare(model, spec, Path("base"))
     return sum(
         param.numel()
         for name, param in prepared.named_parameters()

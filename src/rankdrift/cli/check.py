@@ -55,6 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, print what is found as a table; return 1 where something failed."""
     if arguments.steps < FEWEST_STEPS:
         raise UserError(f"--steps {arguments.steps}: give at least {FEWEST_STEPS}, or nothing can be learnt")
+    if arguments.ranks is not None and arguments.ranks < 1:
+        raise UserError(f"--ranks {arguments.ranks}: give at least 1")
+    if arguments.learning_rate is not None and not arguments.learning_rate > 0:
+        raise UserError(f"--learning-rate {arguments.learning_rate}: give one above 0")
     recipe = load_recipe(arguments.experiment, arguments.overrides)
     specs = [recipe.spec(arm) for arm in arguments.arm or recipe.arms]
     import dataclasses  # torch takes seconds to import: check first

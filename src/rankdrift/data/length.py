@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -27,7 +28,8 @@ def with_steps(spec: Spec, order: Mixture, lengths: np.ndarray) -> Spec:
     if training.epochs is None and training.tokens is None:
         return spec
     if training.epochs is not None:
-        steps = math.ceil(training.epochs * order.block / training.global_batch)
+        epochs = Fraction(str(training.epochs))  # 1.1 is no binary number
+        steps = math.ceil(epochs * order.block / training.global_batch)
     else:
         steps = _steps_of_tokens(int(training.tokens or 0), order, lengths)
     tree = spec.as_dict()

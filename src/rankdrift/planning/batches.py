@@ -11,6 +11,7 @@ from rankdrift.data.batches import filled
 from rankdrift.data.dataset import TrainingData
 
 LOOKED_AT = 256
+ROWS_OF_RANKS = 64
 """Steps whose micro-batches are made; of a longer run these are spread over all its steps."""
 Cut = Callable[[int, int], list[np.ndarray]]
 """(step from 0, rank) -> the rank's micro-batches of row numbers."""
@@ -67,7 +68,9 @@ def batches_of(
         How a step's rows are shared out.
 
     """
-    looked_at = np.unique(np.linspace(0, steps - 1, min(steps, LOOKED_AT)).astype(int))
+    # a step's rows are dealt out anew for every rank: of many there are enough in a few steps
+    most = min(steps, max(8, LOOKED_AT * ROWS_OF_RANKS // (ranks * len(data.order.rows(0)))), LOOKED_AT)
+    looked_at = np.unique(np.linspace(0, steps - 1, most).astype(int))
     parts = [cut(int(step), rank) for step in looked_at for rank in range(ranks)]
     measured = {_measure(data, part, packs, makes_text) for of_rank in parts for part in of_rank}
     return Batches(

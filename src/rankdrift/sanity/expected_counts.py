@@ -1,7 +1,9 @@
 """How many elements a method trains, in closed form: by the shapes of the plain model, without PEFT.
 
 =============  =======================================================================================
-LoRA           r (in + out) of every adapted module, and whole what ``modules_to_save`` names
+LoRA           r (in + out) of every adapted module, whole what ``modules_to_save`` names, and the width of
+               the embedding for each of ``trainable_token_indices``
+AdaLoRA        r (in + out + 1) with the r that modules begin with
 DoRA           the same, and out more of each
 LoRA-FA        r out of each
 full           all that is not frozen
@@ -40,6 +42,8 @@ def _lora(method: Any, plain: PlainModel, of_module: OfModule) -> int:
         name: size for name, size in plain.matrices.items() if _is_adapted(name, method, plain, tuple(whole))
     }
     elements = sum(of_module(_rank(name, method), *size) for name, size in adapted.items())
+    widths = [out for name, (_, out) in plain.matrices.items() if roles(name) == ("embed_tokens",)]
+    elements += sum(widths) * len(method.trainable_token_indices)
     return elements + sum(
         plain.of_modules[name] for name in whole if (*plain.new_modules, *method.modules_to_save)
     )
@@ -57,6 +61,8 @@ def _is_adapted(name: str, method: Any, plain: PlainModel, whole: tuple[str, ...
 
 def _rank(name: str, method: Any) -> int:
     """Return a module's rank: that of the first pattern which is the end of its name, or is all of it."""
+    if method.name == "adalora":
+        return int(method.begun_rank)
     own = (rank for end, rank in method.rank_pattern.items() if re.fullmatch(rf"(.*\.)?({end})", name))
     return next(own, method.rank)
 
@@ -87,7 +93,8 @@ def _factors(rank: int, into: int, out: int) -> int:
 
 
 LORA: dict[str, OfModule] = {
-    **dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora"), _factors),
+    **dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora", "eva", "lora_ga"), _factors),
+    "adalora": lambda rank, into, out: rank * (into + out + 1),
     "dora": lambda rank, into, out: _factors(rank, into, out) + out,
     "lora_fa": lambda rank, into, out: rank * out,
 }

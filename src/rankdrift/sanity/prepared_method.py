@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from rankdrift import registry
 from rankdrift.data.dataset import num_labels
 from rankdrift.errors import UserError
-from rankdrift.methods import Method
+from rankdrift.methods import Method, lora
 from rankdrift.models.base import load_model, resolve
 from rankdrift.sanity.expected_counts import expected_count
 from rankdrift.sanity.plain_model import read_plain
@@ -25,7 +27,10 @@ def check_method(spec: Spec) -> str:
     model = load_model(base, spec.model, num_labels(spec))
     plain = read_plain(model)
     method: Method = registry.load("method", spec.method.name)
-    prepared = method.prepare(model, spec.method, base)
+    # where rows decide how adapters begin, plain ones stand for them: they have the same shapes
+    settings: Any = spec.method
+    prepare: Any = lora.prepare if method.reads(settings) else method.prepare
+    prepared = prepare(model, settings, base)
     trained = {name: param for name, param in prepared.named_parameters() if param.requires_grad}
     rests = [name for name in trained if method.rests(name, spec.method)]
     phases = ActivePhases(spec.method.schedule, spec.training.steps, trained, plain.new_modules, rests)

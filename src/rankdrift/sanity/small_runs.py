@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rankdrift.spec import Spec, parse_spec
+from rankdrift.spec.trials import ALONE
 
 ROWS = 10
 """Rows that a run learns by heart; more where ranks cannot share them."""
@@ -19,7 +20,7 @@ def shared_out(ranks: int) -> tuple[int, int]:
     """Return the rows of a small run and those of a step: of several steps, which so many ranks can share.
 
     >>> [shared_out(ranks) for ranks in (1, 2, 4, 16)]
-    [(10, 5), (12, 6), (12, 4), (32, 16)]
+    [(10, 5), (12, 4), (12, 4), (32, 16)]
     """
     batch = ranks * max(1, round(BATCH / ranks))
     return batch * max(2, -(-ROWS // batch)), batch
@@ -39,10 +40,13 @@ def small(spec: Spec, arm: str, output: Path, ranks: int, steps: int, rate: floa
     tree["method"] |= {"schedule": [], "restart": False}
     training = spec.training
     micro = batch // ranks if training.micro_batch == "auto" else training.micro_batch
-    tree["training"] |= {"steps": steps, "global_batch": batch, "micro_batch": micro, "learning_rate": rate}
+    tree["training"] |= {
+        **ALONE,
+        "steps": steps,
+        "global_batch": batch,
+        "micro_batch": micro,
+        "learning_rate": rate,
+    }
     tree["training"] |= {"schedule": "constant", "warmup_steps": 0, "warmup_ratio": None}
-    tree["training"] |= {"log_every": 1, "probe_every": min(1, training.probe_every) * steps, "profile": []}
-    tree["training"] |= {"eval_every": None, "eval_rows": EVALUATED, "eval_items": 0}
-    kept = dict.fromkeys(("save_every", "keep_last", "keep_every", "keep_best"))
-    tree["training"] |= {**kept, "save_steps": []}
+    tree["training"] |= {"probe_every": min(1, training.probe_every) * steps, "eval_rows": EVALUATED}
     return parse_spec(tree)

@@ -80,7 +80,10 @@ def _tried(specs: Sequence[Spec], manner: Manner, folder: Path, experiment: bool
     planned = [(check, EVERY_ARM) for check in OF_EXPERIMENT if experiment]
     planned += [(check, spec.arm) for spec in specs for check in OF_ARM]
     done = {(result.check, result.arm) for result in found}
-    failed, *rest = sorted((each for each in planned if each not in done), key=lambda each: each != under_way)
+    undone = sorted((each for each in planned if each not in done), key=lambda each: each != under_way)
+    if not undone:  # a rank that died behind the last check
+        return found
+    failed, *rest = undone
     found.append(Result(*failed, "failed", _last_words(folder, status)))
     why = f"a rank ended in '{failed[0]}'"
     return found + [Result(check, arm, "not run", why) for check, arm in rest if arm == failed[1]]

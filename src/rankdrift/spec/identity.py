@@ -90,7 +90,7 @@ def role(key: str) -> Role:
 
 def flattened(spec: Spec) -> dict[str, Any]:
     """Return every setting by its dotted key, in plain JSON types."""
-    tree = spec.as_dict()
+    tree = spec.model_dump(mode="json")
     flat = {key: value for key, value in tree.items() if not isinstance(value, dict)}
     for section, values in tree.items():
         if isinstance(values, dict):

@@ -151,7 +151,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    lengths = [key for key in LENGTHS if key in changes]  # another way to say how long a run is
+    lengths = [key for key in LENGTHS if changes.get(key) is not None]  # another way to say how long a run is
     result = {key: value for key, value in base.items() if not lengths or key not in LENGTHS}
     for key, value in changes.items():
         below = result.get(key)

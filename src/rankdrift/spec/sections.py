@@ -425,8 +425,11 @@ class Spec(Section):
         return Path(self.output) / self.study
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return self.model_dump(mode="json")
+        """Return plain JSON types; of a run whose steps are yet to be told, none."""
+        tree = self.model_dump(mode="json")
+        if self.training.is_open:
+            del tree["training"]["steps"]
+        return tree
 
 
 def method_name(section: Mapping[str, Any]) -> str:

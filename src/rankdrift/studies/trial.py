@@ -15,6 +15,7 @@ from rankdrift import files
 from rankdrift.layout import StudyLayout
 from rankdrift.planning.forecast import Trial
 from rankdrift.spec import Spec, parse_spec
+from rankdrift.spec.trials import ALONE
 from rankdrift.studies.launcher import launch
 
 STEPS = 6
@@ -44,9 +45,9 @@ def shortened(spec: Spec, folder: Path) -> Spec:
     tree = spec.as_dict()
     tree["output"] = str(folder)
     tree["training"] |= {
-        **{"steps": STEPS, "schedule": "constant", "warmup_steps": 0, "warmup_ratio": None, "log_every": 1},
-        **{"eval_every": None, "eval_rows": 1, "eval_items": 0, "save_every": None, "save_steps": ()},
-        **{"keep_last": None, "keep_every": None, "keep_best": None, "probe_every": 0, "profile": ()},
+        **ALONE,
+        **{"steps": STEPS, "schedule": "constant", "warmup_steps": 0, "warmup_ratio": None},
+        **{"eval_rows": 1, "probe_every": 0},
     }
     tree["method"]["schedule"] = ()
     return parse_spec(tree)

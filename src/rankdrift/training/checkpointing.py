@@ -134,20 +134,22 @@ def _publish(scratch: Path, target: Path, manifest: Manifest, written: Mapping[s
 
 
 def rotate(run: RunLayout, keep: Retention, value: str) -> None:
-    """Say which checkpoint is the best and remove those that need not be kept; on rank 0, after a save.
+    """Remove checkpoints that need not be kept, say which of the others is the best; on rank 0, after saves.
 
     One that is being read is left for the next time; one that cannot be removed is warned of. ``value`` is
     the logged one that selects (``selection.logged``).
     """
     found = costs(files.read_jsonl(run.metrics), value)
-    if best := best_of(run, found, complete_steps(run.checkpoints), value):
-        files.write_json(run.best, best)
     for step in keep.superfluous(complete_steps(run.checkpoints), found):
         try:
             if remove(run.checkpoint(step)):
                 logger.info("removed %s", run.checkpoint(step))
         except OSError as error:
             logger.warning("%s cannot be removed (%s)", run.checkpoint(step), error)
+    if best := best_of(run, found, complete_steps(run.checkpoints), value):
+        files.write_json(run.best, best)
+    else:
+        run.best.unlink(missing_ok=True)
 
 
 def require_resumable(run: RunLayout, identity: Mapping[str, Any]) -> None:

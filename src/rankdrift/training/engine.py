@@ -369,7 +369,7 @@ class Engine:
         self._count_updates()
         norm = self.deepspeed.get_global_grad_norm() if norm is None else norm
         # DeepSpeed gives a number where it has waited for it
-        return norm.double().reshape(1) if isinstance(norm, Tensor) else scalar(norm)
+        return norm.double().reshape(1).to(device()) if isinstance(norm, Tensor) else scalar(norm)
 
     def gradient_shards(self) -> Iterator[GradientShard]:
         """Yield this rank's part of every averaged gradient; only between the last backward and the step."""

@@ -58,11 +58,12 @@ def foresee(spec: Spec, config_path: Path, ranks: int, baseline: int | None = No
 def _unread_model(setup: Setup) -> nn.Module:
     """Return the prepared model, its weights mapped as they are stored: of none of them more than its shape.
 
-    Where a method starts with a decomposition of the weights, an adapter of the same shape stands for it.
+    Where a method starts with a decomposition of weights, or with rows of the data, an adapter of the same
+    shape stands for it.
     """
     model = load_model(setup.base, setup.spec.model, setup.data.num_labels, stored_dtype(setup.base))
     settings: Any = setup.spec.method
-    if setup.method.take_up:
+    if setup.method.take_up or setup.method.reads(settings):
         return lora.prepare(model, settings, setup.base, init_lora_weights=False)
     return setup.method.prepare(model, settings, setup.base)
 
@@ -191,9 +192,12 @@ def _disk(setup: Setup, size: ModelSize, stage: int, weight: int) -> Disk:
     is_adapter = setup.method.exclude_frozen
     frozen = (size.aliases if stage < 3 else 0) if is_adapter else size.frozen
     count = saves(setup.spec.training)
+    # running means of what an allocation goes by, whole; every rank writes them at stage 3
+    writers = setup.plan.world_size if stage == 3 else 1
+    importances = 8 * size.trained * writers if setup.method.allocates else 0
     export = export_bytes(size, is_adapter)
     return Disk(
-        checkpoint=checkpointing.predicted_bytes(size.trained, frozen, stage, weight),
+        checkpoint=checkpointing.predicted_bytes(size.trained, frozen, stage, weight) + importances,
         saves=count.written,
         kept=count.at_once,
         export=2 * export if setup.method.take_up else export,  # plain LoRA of twice the rank

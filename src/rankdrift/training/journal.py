@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,7 +30,6 @@ PARTS = ("data", "forward", "backward", "update", "exchange", "probe", "evaluati
 TIMES = tuple(f"seconds_{part}" for part in PARTS)
 SPEED = ("tokens_per_second", "teraflops", "mfu", "padding", "memory_gib", "seconds", *TIMES)
 STATUS_SECONDS = 1.0
-SCALARS = ("loss", "learning_rate", "gradient_norm", "phase", "tokens", "rows", *SPEED)
 
 
 class Journal:
@@ -55,6 +55,8 @@ class Journal:
         self._metrics: TextIO = run.metrics.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else 0)
         self._probes = {path.stem: _rows_until(path, start) for path in run.probes.glob("*.parquet")}
+        for name in [name for name, kept in self._probes.items() if not kept]:
+            run.probe(name).unlink()  # of a run that began anew, and may have other probes
         self._pending: dict[str, list[tuple[int, int, Sums, np.ndarray]]] = {}
         self._bar = _progress_bar()
         self._task = self._bar.add_task(run.root.name, total=steps, completed=start, loss="")
@@ -69,12 +71,13 @@ class Journal:
     def record(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
         """Log one line, in the table and TensorBoard alone."""
         files.append_jsonl(self._metrics, {"step": step, "split": split, **values})
-        told = {key: value for key in SCALARS if (value := values.get(key)) is not None}
-        self._show(step, {f"{split}/{key}": value for key, value in told.items()})
+        told = {f"{split}/{key}": value for key, value in values.items() if value is not None}
+        self._show(step, told)
 
     def probe(self, name: str, step: int, phase: int, sums: Sums, totals: np.ndarray) -> None:
         """Show a probe's scalars; its rows are made when they are written."""
-        self._pending.setdefault(name, []).append((step, phase, sums, totals))
+        told = replace(sums, own=sums.own.new_empty(0))  # or what was summed would stay on the device
+        self._pending.setdefault(name, []).append((step, phase, told, totals))
         self._show(step, {f"{name}/{key}": value for key, value in sums.scalars(totals).items()})
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:

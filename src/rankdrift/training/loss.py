@@ -66,7 +66,8 @@ class BatchLoss:
     def padding(self, micro_batches: list[list[Row]]) -> float:
         """Return the share of what is put through the model that holds no token."""
         tokens = sum(len(row.input_ids) for rows in micro_batches for row in rows)
-        return 1 - tokens / sum(self.put_through(rows) for rows in micro_batches if rows)
+        put_through = sum(self.put_through(rows) for rows in micro_batches if rows)
+        return 1 - tokens / put_through if put_through else 0.0
 
     def put_through(self, rows: list[Row]) -> int:
         """Return the tokens that a micro-batch is put through the model as, filling included."""

@@ -27,13 +27,16 @@ def remedies(spec: Spec, stage: int, ranks: int) -> list[str]:
     """Return what would need less memory, what costs least first."""
     training, model = spec.training, spec.model
     found = []
-    if training.micro_batch != "auto" and training.micro_batch > 1:
+    if training.micro_batch_tokens:
+        found.append(f"lower training.micro_batch_tokens (now {training.micro_batch_tokens})")
+    elif training.micro_batch != "auto" and training.micro_batch > 1:
         found.append(f"lower training.micro_batch (now {training.micro_batch}), or set it to auto")
     if model.gradient_checkpointing is not True:
         found.append("set model.gradient_checkpointing=true, which computes activations twice")
     if stage < 3 and ranks > 1:
         found.append(f"use a higher ZeRO stage (now {stage}; --config ds_configs/zero3.json)")
-    found.append("offload the optimizer (ds_configs/zero2_offload.json)")
+    if torch.cuda.is_available():
+        found.append(f"offload the optimizer (--config ds_configs/zero{max(2, stage)}_offload.json)")
     found.append(f"lower data.max_length (now {spec.data.max_length})")
     if spec.method.name == "full":
         found.append("train an adapter (method.name=lora)")

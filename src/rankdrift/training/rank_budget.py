@@ -42,7 +42,7 @@ class RankBudget:
     @property
     def fixed_from(self) -> int:
         """The step at which triplets are chosen for the last time."""
-        return int(self.settings.fixed_from * self.steps)
+        return max(1, int(self.settings.fixed_from * self.steps))
 
     def triplets(self, step: int) -> int:
         """Return how many triplets there are to be at a step, over all modules."""

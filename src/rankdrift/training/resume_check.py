@@ -71,7 +71,12 @@ def conditions(
     """
     software = {key: environment.get(key) for key in SOFTWARE}
     packing = spec["training"].get("packing", "off")
-    return {**software, "config": dict(config), "attention": spec["model"]["attention"], "packing": packing}
+    training, model = spec["training"], spec["model"]
+    apart = training["probe_every"] if training.get("probe_conflict") else 0
+    further = {key: training.get(key) for key in ("micro_batch_tokens", "deterministic")}
+    further |= {key: model.get(key, False) for key in ("gradient_checkpointing", "compile", "liger")}
+    described = {"attention": model["attention"], "packing": packing, "tasks apart": apart, **further}
+    return {**software, "config": dict(config), **described}
 
 
 def keep(run: RunLayout, start: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from rankdrift.data.batches import labelled
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
+from rankdrift.methods import lora
 from rankdrift.models.base import load_model, stored_dtype
 from rankdrift.models.compiled import compile_blocks
 from rankdrift.models.liger import use_liger
@@ -75,7 +77,7 @@ def _fit(setup: Setup, requests: Requests, further: Sequence[Callback]) -> None:
     run, spec, baseline = setup.run, setup.spec, resident()
     model = prepared_model(setup)
     describe(setup, model)
-    if engine.rank() == 0:
+    if engine.rank() == 0 and newest(run.checkpoints) is None:
         _foretell(setup, model, baseline)
     phases = _phases(setup, model)
     under = engine.Engine(
@@ -88,7 +90,12 @@ def _fit(setup: Setup, requests: Requests, further: Sequence[Callback]) -> None:
     watching = (Guarding(), Profiling(), Probing(), Replay(), Utilisation(), Allocation())
     recording = (Recording(), Accounting(), Evaluation(), *further, Stopping())
     callbacks = (asked, Fitting(memory_of_device()), *watching, *recording, Saving(asked))
-    Trainer(setup, under, callbacks, start, journal, phases).fit()
+    try:
+        Trainer(setup, under, callbacks, start, journal, phases).fit()
+    except UserError:
+        if journal:
+            journal.close()  # what led to it is to be seen
+        raise
 
 
 def _journal(setup: Setup, start: int) -> Journal:
@@ -110,6 +117,8 @@ def _by_its_method(setup: Setup, model: PreTrainedModel) -> PreTrainedModel:
     method, initial = setup.method, setup.run.initial_adapter
     if method.take_up is None or newest(setup.run.checkpoints) is None:
         count = method.reads(setup.spec.method)
+        if count and newest(setup.run.checkpoints) is not None:  # which has how they began
+            return lora.prepare(model, cast(lora.Settings, setup.spec.method), setup.base)
         rows = [_first_rows(setup, count)] if count else []
         return method.prepare(model, setup.spec.method, setup.base, *rows)
     if not initial.is_dir():

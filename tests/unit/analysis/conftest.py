@@ -176,7 +176,7 @@ def _probes(gradients: Frame) -> Tables:
     drift[["sigma1_ratio", "stable_rank", "entropy_rank"]] = np.nan
     adapted = drift[(drift["level"] == "layer") & (drift["method"] == "lora")]
     adapted = adapted.assign(level="parameter", parameter="w", group="mlp")
-    adapted = adapted.assign(sigma1_ratio=size, stable_rank=1.5, entropy_rank=3.0)
+    adapted = adapted.assign(sigma1_ratio=size[adapted.index], stable_rank=1.5, entropy_rank=3.0)
     updates = places.assign(parameter="", update_norm=0.01, weight_norm=10.0, ratio=1e-3)
     noise = places.assign(micro_batches=4, targets=32, observed_square=1.25)
     noise = noise.assign(gradient_square=1.0, noise_trace=8.0)

@@ -56,12 +56,18 @@ def test_a_mirror_is_shown_every_scalar(name: str, tmp_path: Path, monkeypatch: 
     for step in (1, 2):
         journal.metrics(step, "train", {"loss": 1.0 * step, "learning_rate": 0.1})
         journal.metrics(step, "validation", {"loss": 2.0 * step})
+        journal.metrics(step, "validation/topic", {"accuracy": 0.5})
     journal.close()
     together: dict[int, dict[str, float]] = {}
     for step, values in service.told:
         together.setdefault(step, {}).update(values)
     assert together == {
-        step: {"train/loss": step, "train/learning_rate": 0.1, "validation/loss": 2.0 * step}
+        step: {
+            "train/loss": step,
+            "train/learning_rate": 0.1,
+            "validation/loss": 2.0 * step,
+            "validation/topic/accuracy": 0.5,
+        }
         for step in (1, 2)
     }
     assert [step for step, _ in service.told] == sorted(step for step, _ in service.told)

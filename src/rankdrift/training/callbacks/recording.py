@@ -46,7 +46,8 @@ class Recording(Callback):
     def at_end(self, trainer: Trainer) -> None:
         """Close the journal and say that the run is finished, and what it took."""
         if journal := trainer.journal:
-            add_measured(trainer.run, trainer.training.steps, self.memory)
+            if self.memory:  # a run that was done already has taken nothing
+                add_measured(trainer.run, trainer.last, self.memory)
             journal.close()
             journal.status(
                 "finished",

@@ -28,7 +28,7 @@ class WandB(Mirror):
         self.under: Any = wandb.init(
             project=spec.study,
             name=spec.run_name,
-            id=files.digest_json({"run": str(run.root.resolve())})[:16],
+            id=_identity(run),
             resume="allow",
             dir=str(run.root),
             config=spec.as_dict(),
@@ -68,6 +68,12 @@ class WandB(Mirror):
         """Send the last step."""
         self._send()
         self.under.finish()
+
+
+def _identity(run: RunLayout) -> str:
+    """Return the same for a run that resumes, and another for one that takes its folder."""
+    identity = files.read_json(run.identity) if run.identity.exists() else {}
+    return files.digest_json({"run": str(run.root.resolve()), **identity})[:16]
 
 
 MIRROR = WandB

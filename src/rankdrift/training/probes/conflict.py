@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,23 @@ MOST = 2**22
 HALVES = 2
 
 
+def stride_of(elements: int) -> int:
+    """Return every how many-th element is read: a prime, or some columns of a matrix would never be.
+
+    >>> stride_of(100), stride_of(134_515_008)
+    (1, 37)
+    """
+    stride = -(-elements // MOST)
+    while any(stride % factor == 0 for factor in range(2, math.isqrt(stride) + 1)):
+        stride += 1
+    return stride
+
+
 def compares_tasks(trainer: Trainer) -> bool:
     """Return whether a run puts its tasks through the model by themselves, in the steps that are probed."""
-    return trainer.training.probe_conflict and len(trainer.data.train.tasks) > 1
+    several = trainer.training.probe_conflict and len(trainer.data.train.tasks) > 1
+    # a penalty's gradient is in every micro-batch's, and would look like agreement
+    return several and getattr(trainer.engine.module, "penalty", None) is None
 
 
 class Conflict(Probe):
@@ -68,7 +83,7 @@ class Conflict(Probe):
         """Make room for the gradients of this step."""
         under = self.trainer.engine
         numels = [under.numels[name] for name, _ in under.active]
-        self.stride = -(-sum(numels) // MOST)
+        self.stride = stride_of(sum(numels))
         self.ends = [0, *itertools.accumulate(-(-numel // self.stride) for numel in numels)]
         rows = HALVES * len(self.tasks)
         self.gradients = torch.zeros(rows, self.ends[-1], device=engine.device())
@@ -77,7 +92,7 @@ class Conflict(Probe):
 
     def before_micro_batch(self, rows: list[Row]) -> None:
         """Note whose gradients come next."""
-        if not rows:  # another rank has rows of this task: nothing comes
+        if not rows:  # another rank has rows of this task: zeros come
             return
         task = self.tasks.index(rows[0].task)
         alone = engine.world_size() == 1

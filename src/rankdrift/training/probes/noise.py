@@ -73,7 +73,9 @@ class Noise(Probe):
         self.watch.close()
         shards = list(self.trainer.engine.gradient_shards())
         nothing = torch.zeros((), dtype=torch.float64, device=engine.device())
-        whole = [nothing if shard.values is None else squares(shard.values) for shard in shards]
+        # offloaded gradients lie on the CPU
+        held = [nothing if shard.values is None else squares(shard.values) for shard in shards]
+        whole = [square.to(nothing.device) for square in held]
         own = torch.stack([self._weighted(len(shards)), torch.stack(whole)], dim=1)
         terms = torch.tensor([[np.count_nonzero(self.targets), sum(self.targets)]], dtype=torch.float64)
         levels = Levels([shard.name for shard in shards])
