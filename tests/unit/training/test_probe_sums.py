@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 
 from rankdrift.data.batches import rank_batches_apart
 from rankdrift.training.engine import MasterShard
+from rankdrift.training.loss import BatchLoss
 from rankdrift.training.probes._adapters import product_singular_values
 from rankdrift.training.probes._base_weights import largest_singular_value
 from rankdrift.training.probes._levels import Levels
 from rankdrift.training.probes._sums import squares
-from rankdrift.training.probes.conflict import agreement, products
+from rankdrift.training.probes.conflict import agreement, products, stride_of
 from rankdrift.training.probes.noise import estimates
 from rankdrift.training.probes.updates import update_squares
 
@@ -144,3 +146,16 @@ def test_labels_are_apart(ranks: int, packs: bool) -> None:
     if ranks == 1:
         counts = [sum(label[int(batch[0])] == task for batch in own[0]) for task in (0, 2)]
         assert min(counts) >= 2, "two halves"
+
+
+def test_a_rank_that_has_no_rows_fills_nothing_up() -> None:
+    loss = BatchLoss.__new__(BatchLoss)
+    loss.packs = True
+    assert loss.padding([[], []]) == 0.0
+
+
+@pytest.mark.parametrize("elements", [1, 2**22, 2**22 + 1, 124_439_808, 134_515_008, 7_000_000_000])
+def test_every_column_is_read(elements: int) -> None:
+    stride = stride_of(elements)
+    assert elements / stride <= 2**22
+    assert all(math.gcd(stride, width) == 1 for width in (576, 768, 1024, 2048, 4096)) or stride == 2

@@ -128,6 +128,19 @@ def test_a_length_takes_the_place_of_another() -> None:
     assert recipe.spec().training.is_open
 
 
+def test_epochs_are_decimal_numbers() -> None:
+    order = Mixture({"a": 100}, global_batch=10, seed=0)
+    spec = parse_spec({"training": {"epochs": 1.1, "global_batch": 10}})
+    assert with_steps(spec, order, np.ones(100, np.int64)).training.steps == 11
+
+
+def test_no_length_leaves_the_one_there_is() -> None:
+    recipe = Recipe(
+        shared={"training": {"steps": 7}}, arms={"a": {}}, seeds=(1,), overrides=("training.epochs=null",)
+    )
+    assert recipe.spec().training.steps == 7
+
+
 @pytest.mark.parametrize("epochs", [0.5, 1, 2.3])
 def test_steps_of_epochs_and_tokens(epochs: float) -> None:
     order = Mixture({"a": 10, "b": 13}, global_batch=4, seed=0)
