@@ -38,7 +38,7 @@ def test_checkpoints_are_as_large_as_was_said(folder: Path, arm: str) -> None:
     predicted, measured = kept(run)
     stored = list(run.checkpoint(3).glob("*.pt"))
     assert measured["checkpoint"] == sum(path.stat().st_size for path in stored)
-    entries = 250 * 3 * 63 if arm == "adalora" else 0  # what zip says of three tensors a matrix of triplets
+    entries = 400 * 147 if arm == "adalora" else 0  # what pickle and zip say of each of its importances
     assert 0 <= measured["checkpoint"] - predicted["disk"]["checkpoint"] < 20_000 * len(stored) + entries
     assert predicted["disk"]["saves"] == len(list(run.checkpoints.glob("step-*"))) == 2
 
