@@ -18,6 +18,8 @@ MATCHED = {
     "task_loss": "validation loss (nats / target token)",
     "relative_update_norm": r"$\|\Delta W\| / \|W_0\|$, all matrices",
 }
+MOST = 12
+"""Pairs above which those of the first arm alone are drawn."""
 Pair = tuple[str, str]
 
 
@@ -27,7 +29,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     if means.empty:
         raise NothingToDraw(f"no two arms could be matched: {table['reason'].iloc[0]}")
     seeds = tables.get("matched_seeds", pd.DataFrame(columns=["arm", "other_arm", "matched"]))
-    pairs = list(dict.fromkeys(zip(means["arm"], means["other_arm"], strict=True)))
+    pairs = _drawn(list(dict.fromkeys(zip(means["arm"], means["other_arm"], strict=True))))
     shown = [matched for matched in MATCHED if (means["matched"] == matched).any()]
     canvas, axes = panels(len(shown), columns=2, height=3.3)
     for ax, matched in zip(axes, shown, strict=True):
@@ -43,6 +45,11 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     handles = [Line2D([], [], label=f"{one} - {other}", **_style(n)) for n, (one, other) in enumerate(pairs)]
     canvas.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
     return canvas
+
+
+def _drawn(pairs: list[Pair]) -> list[Pair]:
+    """Return all pairs, or of many those of the first arm: the table has the others."""
+    return pairs if len(pairs) <= MOST else [pair for pair in pairs if pairs[0][0] in pair]
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -75,8 +82,9 @@ FIGURE = Figure(
         "validation loss, or an update of the same relative size; runs are interpolated between their "
         "checkpoints, never beyond. Above zero the second arm forgets less. Lines: mean over seeds; "
         "vertical: 95 % t intervals of the differences paired by seed; small dots: the seeds. Without a "
-        "vertical there is no interval (one seed), and a difference that may be the seed's alone. "
-        "Neighbouring levels come from the same runs: they are not independent evidence."
+        "vertical there is no interval (one seed), and a difference that may be the seed's alone. Of more "
+        "than twelve pairs those of the first arm are drawn. Neighbouring levels come from the same runs: "
+        "they are not independent evidence."
     ),
     draw=_draw,
 )
