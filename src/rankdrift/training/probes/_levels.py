@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +40,12 @@ class Levels:
         """What each row is of."""
         if not single:
             del self.index["parameter"]
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def of(names: tuple[str, ...], single: bool = False) -> Levels:
+        """Return the same for the same names: making it takes as long as measuring a small model."""
+        return Levels(names, single)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Return the sums over each row's parameters, shape (rows, ...), of (parameters, ...)."""

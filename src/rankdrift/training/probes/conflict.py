@@ -119,7 +119,9 @@ class Conflict(Probe):
             own[number] = part @ part.T
         own[-1, 0] = engine.to_device(torch.from_numpy(self.targets))
         share = 1 / self.stride
-        return Sums(own, partial(_table, Levels(names), self.tasks, share), partial(_scalars, self.tasks))
+        return Sums(
+            own, partial(_table, Levels.of(tuple(names)), self.tasks, share), partial(_scalars, self.tasks)
+        )
 
 
 def products(grams: np.ndarray, targets: np.ndarray, step_targets: float) -> np.ndarray:

@@ -48,7 +48,7 @@ class Gradients(Probe):
         shards = list(self.trainer.engine.gradient_shards())
         nothing = torch.zeros(4, dtype=torch.float64, device=device())
         own = [nothing if shard.values is None else shard_sums(shard.values).to(device()) for shard in shards]
-        levels = Levels([shard.name for shard in shards], single=True)
+        levels = Levels.of(tuple(shard.name for shard in shards), single=True)
         numels = np.array([shard.numel for shard in shards])
         return Sums(torch.stack(own), partial(_statistics, levels, numels))
 

@@ -78,7 +78,7 @@ class Noise(Probe):
         whole = [square.to(nothing.device) for square in held]
         own = torch.stack([self._weighted(len(shards)), torch.stack(whole)], dim=1)
         terms = torch.tensor([[np.count_nonzero(self.targets), sum(self.targets)]], dtype=torch.float64)
-        levels = Levels([shard.name for shard in shards])
+        levels = Levels.of(tuple(shard.name for shard in shards))
         return Sums(torch.cat([own, engine.to_device(terms)]), partial(_table, levels), self._scalars)
 
     def _weighted(self, parameters: int) -> Tensor:

@@ -59,7 +59,7 @@ class Updates(Probe):
         for shard in self.trainer.engine.master_shards():
             if shard.name in numbers and len(shard.weights) and shard.updates is not None:
                 own[numbers[shard.name]] = update_squares(shard)
-        return Sums(own, partial(_table, Levels(active, single=True)), _scalars)
+        return Sums(own, partial(_table, Levels.of(tuple(active), single=True)), _scalars)
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
