@@ -146,7 +146,7 @@ def rotate(run: RunLayout, keep: Retention, value: str) -> None:
                 logger.info("removed %s", run.checkpoint(step))
         except OSError as error:
             logger.warning("%s cannot be removed (%s)", run.checkpoint(step), error)
-    if best := best_of(run, found, complete_steps(run.checkpoints), value):
+    if best := best_of(found, complete_steps(run.checkpoints), value):
         files.write_json(run.best, best)
     else:
         run.best.unlink(missing_ok=True)

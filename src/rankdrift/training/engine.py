@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -216,6 +216,23 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
+def whole_over_ranks(
+    numels: Mapping[str, int], parts: Iterable[tuple[str, int, Tensor]]
+) -> dict[str, Tensor]:
+    """Return tensors whole on every rank, flat, fp32, from all ranks' parts, by one exchange.
+
+    Every rank must call it, with the same names and elements, and parts of its own: name, first element and
+    values. Each element is in one rank's.
+    """
+    begins = dict(zip(numels, itertools.accumulate(numels.values(), initial=0), strict=False))
+    flat = torch.zeros(sum(numels.values()), device=device())
+    for name, start, values in parts:
+        first = begins[name] + start
+        flat[first : first + len(values)] = values
+    whole = sum_over_ranks(flat).split(list(numels.values()))
+    return dict(zip(numels, whole, strict=True))
+
+
 def gather_vectors(values: Tensor) -> Tensor:
     """Return every rank's vector, shape (ranks, n), on the CPU: this waits for the device.
 
@@ -381,25 +398,23 @@ class Engine:
 
         Only between the last backward and the step.
         """
-        ends = list(itertools.accumulate(self.numels.values(), initial=0))
-        begins = dict(zip(self.numels, ends, strict=False))
-        own = torch.zeros(ends[-1], dtype=torch.float32, device=device())
-        masters = {place.name: place for place in places_of(self.optimizer, self.parameters)}
-        for shard in self.gradient_shards():
-            if shard.values is None:
-                continue
-            place, count = masters[shard.name], shard.values.numel()
-            first = place.offset + shard.start - place.start
-            weights = place.vector.detach().view(-1)[first : first + count].to(shard.values.device)
-            at = begins[shard.name] + shard.start
-            own[at : at + count] = (weights * shard.values).abs()
-        whole = sum_over_ranks(own).split(list(self.numels.values()))
-        return {name: part.view(self.shapes[name]) for name, part in zip(self.numels, whole, strict=True)}
+        masters = {place.name: place for place in self._places}
+
+        def parts() -> Iterator[tuple[str, int, Tensor]]:
+            for shard in self.gradient_shards():
+                if shard.values is not None:
+                    place, count = masters[shard.name], shard.values.numel()
+                    first = place.offset + shard.start - place.start
+                    weights = place.vector.detach().view(-1)[first : first + count].to(shard.values.device)
+                    yield shard.name, shard.start, (weights * shard.values).abs()
+
+        whole = whole_over_ranks(self.numels, parts())
+        return {name: part.view(self.shapes[name]) for name, part in whole.items()}
 
     def leave(self, kept: Mapping[str, Tensor]) -> None:
         """Let the updates from now on leave these elements alone of some parameters; others become zero."""
         masks = []
-        for place in places_of(self.optimizer, self.parameters):
+        for place in self._places:
             if place.name in kept and place.count:
                 values = place.vector.detach().view(-1)[place.offset : place.offset + place.count]
                 mask = kept[place.name].flatten()[place.start : place.start + place.count]

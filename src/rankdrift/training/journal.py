@@ -123,10 +123,6 @@ class Journal:
                 files.write_parquet(self.run.probe(name), pd.concat(tables, ignore_index=True))
         self._tensorboard.flush()
 
-    def flush_metrics(self) -> None:
-        """Make the log complete for whoever reads it."""
-        self._metrics.flush()
-
     def close(self) -> None:
         """Close everything; nothing more may be logged."""
         self.flush()

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rankdrift import registry
-from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
 
 
@@ -51,7 +50,7 @@ def is_exhausted(costs: Mapping[int, float], patience: int, min_delta: float) ->
     return since >= patience
 
 
-def best_of(run: RunLayout, costs: Mapping[int, float], steps: Iterable[int], value: str) -> dict[str, Any]:
+def best_of(costs: Mapping[int, float], steps: Iterable[int], value: str) -> dict[str, Any]:
     """Return the best of some steps as ``best.json`` has it; empty where none of them has the value."""
     known = [step for step in steps if step in costs]
     if not known:

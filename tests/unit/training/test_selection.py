@@ -13,7 +13,6 @@ from torch import nn
 from rankdrift.data.length import with_steps
 from rankdrift.data.mixture import Mixture
 from rankdrift.errors import UserError
-from rankdrift.layout import RunLayout
 from rankdrift.models.base import load_model
 from rankdrift.spec import ModelSpec, Recipe, parse_spec
 from rankdrift.spec.sections import TrainingSpec
@@ -37,15 +36,14 @@ def test_values_are_found_by_split_and_key() -> None:
     assert logged(ROWS, "train/learning_rate") == {}
 
 
-def test_what_is_better_is_the_metrics_own_direction(tmp_path: Path) -> None:
-    run = RunLayout(tmp_path)
+def test_what_is_better_is_the_metrics_own_direction() -> None:
     found = {}
     for value in ("validation/loss", "validation/sst2/accuracy"):
-        found[value] = best_of(run, costs(ROWS, value), [4, 8], value)
+        found[value] = best_of(costs(ROWS, value), [4, 8], value)
     assert found["validation/loss"] == {"step": 4, "of": "validation/loss", "value": 2.0}
     assert found["validation/sst2/accuracy"]["step"] == 8
     assert found["validation/sst2/accuracy"]["value"] == 0.75
-    assert best_of(run, costs(ROWS, "validation/loss"), [12], "validation/loss") == {}
+    assert best_of(costs(ROWS, "validation/loss"), [12], "validation/loss") == {}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,6 @@ class Stopping(Callback):
             return
         own = False
         if trainer.journal:
-            trainer.journal.flush_metrics()
             found = costs(files.read_jsonl(trainer.run.metrics), training.best)
             own = is_exhausted(found, training.patience, training.min_delta)
         if engine.max_over_ranks(float(own)):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rankdrift.export.peft_names import disk_name
-from rankdrift.training.engine import device, sum_over_ranks
+from rankdrift.training.engine import device, whole_over_ranks
 
 if TYPE_CHECKING:
     from rankdrift.training.trainer import Trainer
@@ -71,15 +71,9 @@ def _start(starts: Mapping[str, Tensor], named: Mapping[str, str]) -> tuple[Tens
 
 def whole_masters(trainer: Trainer, numels: Mapping[str, int]) -> dict[str, Tensor]:
     """Return the masters of parameters (name -> elements) whole on every rank, flat, by one exchange."""
-    ends = [0, *itertools.accumulate(numels.values())]
-    places = dict(zip(numels, ends, strict=False))
-    flat = torch.zeros(ends[-1], device=device())
-    for shard in trainer.engine.master_shards():
-        if shard.name in places:
-            first = places[shard.name] + shard.start
-            flat[first : first + len(shard.weights)] = shard.weights
-    parts = sum_over_ranks(flat).split(list(numels.values()))
-    return dict(zip(numels, parts, strict=True))
+    shards = trainer.engine.master_shards()
+    parts = ((shard.name, shard.start, shard.weights) for shard in shards if shard.name in numels)
+    return whole_over_ranks(numels, parts)
 
 
 def spectra(
