@@ -62,14 +62,16 @@ def run_of(folder: Path, arm: str) -> RunLayout:
     return RunLayout(folder / "s" / "runs" / f"{arm}-seed42")
 
 
-def train_jobs(folder: Path, recipe: dict[str, Any], groups: list[tuple[int, Jobs]]) -> None:
+def train_jobs(
+    folder: Path, recipe: dict[str, Any], groups: list[tuple[int, Jobs]], timeout: float = 500
+) -> None:
     """Train (ranks, runs) one group after the other, all in one start of Python and DeepSpeed."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "jobs.json").write_text(json.dumps([{"ranks": ranks, "jobs": jobs} for ranks, jobs in groups]))
     command = [sys.executable, str(HERE / "train_worker.py"), str(folder / "jobs.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
     )
     assert done.returncode == 0, done.stdout[-6000:]
 

@@ -69,6 +69,8 @@ def covering(ways: list[Way]) -> list[Way]:
 
 
 WAYS = WHOLE if os.environ.get("RANKDRIFT_WHOLE_MATRIX") else covering(WHOLE)
+HOURS = 4 if WAYS is WHOLE else 0.14
+"""What the trainings may take."""
 REFERENCES = [Way(method, 0, 1, 1, False, "off") for method in COLUMNS["method"]]
 
 
@@ -89,7 +91,8 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     groups = [
         (ranks, [started(folder, way) for way in ways if way.ranks == ranks]) for ranks in COLUMNS["ranks"]
     ]
-    train_jobs(folder, RECIPE | {"data": DATA, "training": TRAINING, "method": {}}, groups)
+    recipe = RECIPE | {"data": DATA, "training": TRAINING, "method": {}}
+    train_jobs(folder, recipe, groups, HOURS * 3600)
     return folder
 
 
@@ -111,6 +114,7 @@ def test_the_selection_has_every_pair() -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(max(600, HOURS * 3600))
 @pytest.mark.parametrize("way", WAYS, ids=[way.arm for way in WAYS])
 def test_a_run_is_the_same_however_it_is_divided(runs: Path, way: Way) -> None:
     reference = next(other for other in REFERENCES if other.method == way.method)
