@@ -14,6 +14,8 @@ Called outside a process group, it takes a list of {"ranks", "jobs"} and forks o
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import shutil
@@ -40,6 +42,8 @@ from rankdrift.training.run import train as train_run
 PROBE, DIVIDE = gradients.PROBE, engine.divide
 SAVE, RESUME = checkpointing.save, checkpointing.resume
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# what ranks import late, before they are forked; the last one brings torch's compiler
+IMPORTED_ONCE = ("peft", "tensorboard", "deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 class StoppedError(Exception):
@@ -181,6 +185,9 @@ def main() -> None:
         train(listed)
         leave(0)
     else:
+        for name in IMPORTED_ONCE:
+            importlib.import_module(name)
+        gc.freeze()  # ZeRO-3 collects garbage in every run, and would look at all that was imported
         for group in listed:
             fork_ranks(group["ranks"], group["jobs"])
 
