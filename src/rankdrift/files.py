@@ -296,6 +296,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache  # what runs is what was there when it was first asked for
 def _git_commit() -> dict[str, Any] | None:
     """Return the commit of the source tree and whether it has changes; None outside a git checkout."""
     here = Path(__file__).resolve().parent
