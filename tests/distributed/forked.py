@@ -7,6 +7,7 @@ of JSON each, forks whoever carries one out, and answers with the exit code, a l
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import importlib
@@ -77,11 +78,19 @@ def _carried_out(order: dict[str, Any], timeout: float) -> int:
 
 @functools.cache
 def _server() -> subprocess.Popen[str]:
-    """Start the server; it ends when this process does, which closes the pipe that it reads."""
+    """Start the server; it ends when this process does, however that ends: its pipe is closed then."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = [sys.executable, str(Path(__file__))]
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    server = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    atexit.register(_end, server)
+    return server
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    assert server.stdin is not None
+    server.stdin.close()
+    server.wait()
 
 
 def import_all() -> None:
@@ -137,7 +146,10 @@ def _run(script: str) -> int:
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        print(error.code, file=sys.stderr)
+        return 1
     except BaseException:
         traceback.print_exc()
         return 1
