@@ -41,8 +41,8 @@ data: $(READY)  ## prepare a recipe's data and say what they are like (EXPERIMEN
 sanity: $(READY)  ## try a recipe's arms before launching it: gradients, overfitting, seeds, reload (EXPERIMENT=, DATA=, RANKS=)
 	@rankdrift check --experiment $(EXPERIMENT) $(if $(RANKS),--ranks $(RANKS)) $(REAL)
 
-test: $(READY)  ## run all tests
-	@HF_HUB_OFFLINE=1 python -m pytest --durations=15
+test: $(READY)  ## run all tests, two files at a time (files of long tests come first)
+	@HF_HUB_OFFLINE=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-unit: $(READY)  ## run the tests that start no ranks
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m 'not distributed and not e2e'

@@ -7,6 +7,7 @@ reader (or a killed process) never meets half of one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -287,6 +288,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -294,6 +296,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache  # what runs is what was there when it was first asked for
 def _git_commit() -> dict[str, Any] | None:
     """Return the commit of the source tree and whether it has changes; None outside a git checkout."""
     here = Path(__file__).resolve().parent

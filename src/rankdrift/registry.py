@@ -6,6 +6,7 @@ imported until it is asked for, so listing the names costs no torch import.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Iterable
@@ -67,8 +68,14 @@ def _modules(point: str) -> dict[str, str]:
     """Return the modules of a point by name."""
     packages = [importlib.import_module(package) for package in POINTS[point][1]]
     return {
-        module.name: f"{package.__name__}.{module.name}"
+        name: f"{package.__name__}.{name}"
         for package in packages
-        for module in pkgutil.iter_modules(package.__path__)
-        if not module.name.startswith("_") and not module.ispkg
+        for name in _names_in(tuple(package.__path__))
     }
+
+
+@functools.cache  # a recipe's checks ask hundreds of times
+def _names_in(folders: tuple[str, ...]) -> list[str]:
+    """Return the names of the modules in a package's folders that define something."""
+    found = pkgutil.iter_modules(folders)
+    return [module.name for module in found if not module.name.startswith("_") and not module.ispkg]

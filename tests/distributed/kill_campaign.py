@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import ctypes
 import faulthandler
-import importlib
 import math
 import os
 import random
@@ -32,7 +31,8 @@ from pathlib import Path
 
 import psutil
 import torch
-from ranks import free_port, interrupted
+from forked import free_port, import_all
+from ranks import interrupted
 
 from rankdrift import files
 from rankdrift.cli.main import main as command
@@ -46,8 +46,6 @@ RANKS = 2
 STEPS = 12
 STARTING = 0.15  # share of kills that may come before the first save
 PATIENCE = 60.0  # seconds until every process of a killed run must be gone
-# before anything is forked; the last one brings torch's compiler
-IMPORTED_ONCE = ("rankdrift.training.run", "peft", "deepspeed.runtime.zero.muon.muon_optimizer")
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -246,8 +244,7 @@ def main() -> None:
     print(f"seed {arguments.seed}", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # ranks whose launcher is gone are waited for here
-    for name in IMPORTED_ONCE:
-        importlib.import_module(name)
+    import_all()
 
     recipe = arguments.folder / "recipe.yaml"
     recipe.write_text(interrupted(steps=STEPS, weight_decay=0.01, eval_every=4, save_every=1))

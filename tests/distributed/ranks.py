@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from forked import free_port, run_forked
 
 from rankdrift.layout import RunLayout
 
@@ -45,12 +45,6 @@ def interrupted(**training: Any) -> str:
     return yaml.safe_dump(INTERRUPTED | {"training": INTERRUPTED["training"] | training})
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def job(folder: Path, arm: str, config: Path | str | int, *overrides: str, **more: Any) -> dict[str, Any]:
     """Return a run for ``train_worker.py``; ``config`` is a DeepSpeed JSON, or one of ours by its stage."""
     path = config if isinstance(config, Path) else CONFIGS / f"zero{config}.json"
@@ -65,31 +59,32 @@ def run_of(folder: Path, arm: str) -> RunLayout:
 def train_jobs(
     folder: Path, recipe: dict[str, Any], groups: list[tuple[int, Jobs]], timeout: float = 500
 ) -> None:
-    """Train (ranks, runs) one group after the other, all in one start of Python and DeepSpeed."""
+    """Train (ranks, runs) one group after the other, all runs of a group in one process group."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    (folder / "jobs.json").write_text(json.dumps([{"ranks": ranks, "jobs": jobs} for ranks, jobs in groups]))
-    command = [sys.executable, str(HERE / "train_worker.py"), str(folder / "jobs.json")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
+    for ranks, jobs in groups:
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        run_ranks(ranks, HERE / "train_worker.py", str(folder / "jobs.json"), timeout=timeout)
 
 
 def run_ranks(
-    ranks: int, script: Path, *arguments: str, timeout: float = 280, accelerator: str = "cpu"
+    ranks: int, script: Path, *arguments: str, timeout: float = 500, accelerator: str = "cpu"
 ) -> None:
-    """Run ``script`` once a rank; fail with the error stream of a rank that fails."""
-    shared: dict[str, Any] = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    # the launcher sets LOCAL_SIZE, and DeepSpeed opens shared memory only where it does
-    shared |= {"LOCAL_SIZE": ranks, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": accelerator}
-    command = [sys.executable, str(script), *arguments]
-    processes = []
-    for rank in range(ranks):
-        here = {key: str(value) for key, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        processes.append(subprocess.Popen(command, env=os.environ | here, **pipes))
-    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-    for number, process in enumerate(processes):
-        assert process.returncode == 0, f"rank {number} of {script.name} failed:\n{outputs[number][-6000:]}"
+    """Run ``script`` as every rank of a process group; fail with what they have printed if one fails."""
+    if accelerator == "cpu":
+        status, said = run_forked(script, *arguments, ranks=ranks, timeout=timeout)
+    else:  # which a forked process could not use
+        status, said = _run_alone(script, *arguments, timeout=timeout, accelerator=accelerator)
+    assert status == 0, f"{script.name} failed:\n{said[-6000:]}"
+
+
+def _run_alone(script: Path, *arguments: str, timeout: float, accelerator: str) -> tuple[int, str]:
+    """Run ``script`` as the only rank of its group."""
+    alone = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "LOCAL_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
+    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    alone |= {"OMP_NUM_THREADS": 1, "DS_ACCELERATOR": accelerator}
+    environment = os.environ | {key: str(value) for key, value in alone.items()}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], env=environment, timeout=timeout, **pipes
+    )
+    return done.returncode, done.stdout

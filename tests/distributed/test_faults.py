@@ -6,11 +6,10 @@ Both run in processes of their own; what they assert is written there. ``make fa
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import run_forked
 from ranks import CONFIGS, HERE, run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -29,9 +28,8 @@ def test_a_save_that_fails_anywhere_says_so_and_loses_nothing(tmp_path: Path) ->
 
 def test_killed_runs_lose_nothing(tiny: Path, tmp_path: Path) -> None:
     options = ["--kills", str(KILLS), "--config", str(CONFIGS / "zero2.json"), "--method", "lora"]
-    command = [sys.executable, str(HERE / "kill_campaign.py"), str(tmp_path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    print(done.stdout)  # the seed, should a later assertion fail
-    assert f"{KILLS} kills" in done.stdout
-    assert "every newest checkpoint verified and was resumed bit-equal" in done.stdout
+    status, said = run_forked(HERE / "kill_campaign.py", str(tmp_path), *options, timeout=400)
+    assert status == 0, said[-6000:]
+    print(said)  # the seed, should a later assertion fail
+    assert f"{KILLS} kills" in said
+    assert "every newest checkpoint verified and was resumed bit-equal" in said

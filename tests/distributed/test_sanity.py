@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from forked import run_forked
 from ranks import HERE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -155,11 +156,9 @@ def tried(folder: Path, cases: list[dict[str, Any]]) -> Path:
     (folder / "jobs.json").write_text(json.dumps({"cases": cases, "folder": str(folder)}))
     scratch = folder / "scratch"
     scratch.mkdir()
-    done = subprocess.run(
-        [sys.executable, str(HERE / "sanity_worker.py"), str(folder / "jobs.json")],
-        env=os.environ | {"TMPDIR": str(scratch)}, capture_output=True, text=True, timeout=580,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    jobs = str(folder / "jobs.json")
+    status, said = run_forked(HERE / "sanity_worker.py", jobs, timeout=580, TMPDIR=str(scratch))
+    assert status == 0, said[-3000:]
     return folder
 
 

@@ -1,6 +1,5 @@
 """Train several small runs one after the other in one process group; one process a rank.
 
-Starting DeepSpeed takes ten seconds, a run of the tiny model one: so all runs of a test share a start.
 Called with a JSON file: a list of {"recipe", "config" (DeepSpeed JSON's path), "overrides"}. A run may stop
 early, as if killed: at the save of the step "stop_at", after it or ("saved" is false) before it. It may
 begin as a copy of another run up to the save of a step: "copy_of" (its folder), "copy_step". With "states" it
@@ -8,25 +7,20 @@ writes what DeepSpeed gathers from the engine below its folder: ``saved-N.pt`` a
 after a resume. "forged" (a step) doubles a loss in the log first; "forget" removes what is kept for replay;
 with "refused" (a file's name below its folder) it may end with an IntegrityError, whose text goes there. Its
 probe takes "slow_probe" seconds longer.
-
-Called outside a process group, it takes a list of {"ranks", "jobs"} and forks one group after the other.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-from ranks import free_port
 
 from rankdrift import files
 from rankdrift.cli.main import leave
@@ -153,37 +147,6 @@ def train(jobs: list[dict[str, Any]]) -> None:
                     (run.root / job["refused"]).write_text("\n".join(messages))
 
 
-def fork_ranks(ranks: int, jobs: list[dict[str, Any]]) -> None:
-    """Train every job's run on so many forked processes; exit where one fails."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    # LOCAL_SIZE as the launcher sets it: else DeepSpeed opens no shared memory
-    shared |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"), ranks)
-    for rank in range(ranks):
-        if os.fork() == 0:
-            here = shared | {"RANK": rank, "LOCAL_RANK": rank}
-            os.environ.update({key: str(value) for key, value in here.items()})
-            status = 1
-            try:
-                train(jobs)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-    statuses = [os.waitpid(-1, 0)[1] for _ in range(ranks)]  # the others leave when one does
-    if any(statuses):
-        raise SystemExit(1)
-
-
-def main() -> None:
-    listed = json.loads(Path(sys.argv[1]).read_text())
-    if "RANK" in os.environ:
-        train(listed)
-        leave(0)
-    else:
-        for group in listed:
-            fork_ranks(group["ranks"], group["jobs"])
-
-
 if __name__ == "__main__":
-    main()
+    train(json.loads(Path(sys.argv[1]).read_text()))
+    leave(0)

@@ -8,8 +8,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forked import run_command
 
 pytestmark = pytest.mark.e2e
 
@@ -59,7 +61,7 @@ def test_make_knows_the_target(target: str) -> None:
 
 def test_every_other_command_runs_in_the_order_it_stands(folder: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    ran = 0
+    ran, started = 0, set[str]()
     for written in commands():
         command = written
         if command.startswith(ELSEWHERE):
@@ -68,8 +70,14 @@ def test_every_other_command_runs_in_the_order_it_stands(folder: Path) -> None:
             command = command.replace(named, small)
         words = shlex.split(command) + (SMALL if command.startswith(TRAINING) else [])
         words += LEARNABLE.get(command, [])
-        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+        if words[0] == "rankdrift" and words[1] in started:  # as the first of its name was, from nothing
+            status, said = run_command(*words[1:], folder=folder)
+        else:
+            both: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            done = subprocess.run(words, cwd=folder, env=environment, timeout=250, **both)
+            status, said = done.returncode, done.stdout
+            started.add(words[1])
+        assert status == 0, f"{command}\n{said[-4500:]}"
         ran += 1
     assert ran >= 6
     assert (folder / "outputs" / "demo" / "report.html").exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from forked import run_command
 
 from rankdrift import files, registry
 from rankdrift.layout import StudyLayout, steps_in
@@ -38,7 +39,7 @@ def run_study(output: Path) -> None:
 @pytest.fixture(scope="module")
 def study(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyLayout:
     output = tmp_path_factory.mktemp("study")
-    run_study(output)
+    subprocess.run(command(output), check=True, timeout=280)
     return StudyLayout(output / "demo")
 
 
@@ -155,11 +156,10 @@ def test_folders_from_anywhere_are_analysed(study: StudyLayout, tmp_path: Path) 
     assert sorted(found[found["run"] != "base"][key]) == pytest.approx(sorted(expected[key]))
 
 
-def rankdrift(*arguments: object, launcher: tuple[str, ...] = ("rankdrift",)) -> str:
-    command = [sys.executable, "-m", *launcher, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+def rankdrift(*arguments: object) -> str:
+    status, said = run_command(*arguments)
+    assert status == 0, said[-6000:]
+    return said
 
 
 def test_a_line_from_the_base_ends_in_the_step(study: StudyLayout) -> None:
@@ -195,11 +195,10 @@ def test_intruders_are_edited_beside_controls_of_equal_size(study: StudyLayout) 
 
 
 def refused(*arguments: object) -> str:
-    command = [sys.executable, "-m", "rankdrift", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
+    status, said = run_command(*arguments)
+    assert status == 2, said
+    assert "Traceback" not in said
+    return said
 
 
 def test_runs_are_compared(study: StudyLayout) -> None:
@@ -214,8 +213,9 @@ def test_ranks_share_an_analysis_and_change_no_number(study: StudyLayout, tmp_pa
     copy = StudyLayout(tmp_path / "copy")
     for part in ("runs", "base"):
         shutil.copytree(study.root / part, copy.root / part)
-    launcher = ("torch.distributed.run", "--nproc_per_node", "2", "-m", "rankdrift.cli.analyze")
-    rankdrift("--study", copy.root, "spectra", "checkpoint_gradients", "drift", launcher=launcher)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    shared = ["-m", "rankdrift.cli.analyze", "--study", str(copy.root)]
+    subprocess.run([*launcher, *shared, "spectra", "checkpoint_gradients", "drift"], check=True, timeout=280)
     for table in ("svd_analysis_results", "subspace_drift", "intruder_dimensions", "singular_values"):
         one, other = (files.read_table(layout.table(table)) for layout in (study, copy))
         pd.testing.assert_frame_equal(one, other, check_exact=True)

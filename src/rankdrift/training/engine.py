@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 
 import deepspeed
 import deepspeed.ops
+import deepspeed.utils.nvtx
 import torch
 import torch.distributed
 from deepspeed.constants import default_pg_timeout
@@ -139,6 +140,7 @@ def process_group() -> Iterator[None]:
     if not torch.cuda.is_available():
         heap.keep_freed_memory()
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.utils.nvtx.enable_nvtx = False  # ranges for a GPU's profiler, thousands a step at stage 3
         _share_cores()
     _take_device()
     try:

@@ -9,6 +9,7 @@ No torch here: a launcher may ask.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,11 +162,16 @@ def _checksum(tree: Any) -> str:
     return xxhash.xxh3_128(files.canonical_json(tree).encode()).hexdigest()
 
 
+@functools.cache  # it takes longer to make than to read a manifest by it
+def _schema(cls: type[Manifest]) -> pydantic.TypeAdapter[Manifest]:
+    return pydantic.TypeAdapter(cls)
+
+
 def _parse(cls: type[Manifest], path: Path) -> Manifest:
     try:
         tree = files.read_json(path)
         stated = tree.pop(CHECKSUM_KEY, None) if isinstance(tree, dict) else None
-        manifest = pydantic.TypeAdapter(cls).validate_json(files.canonical_json(tree))
+        manifest = _schema(cls).validate_json(files.canonical_json(tree))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
