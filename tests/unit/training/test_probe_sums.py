@@ -15,18 +15,18 @@ from rankdrift.training.loss import BatchLoss
 from rankdrift.training.probes._adapters import product_singular_values
 from rankdrift.training.probes._base_weights import largest_singular_value
 from rankdrift.training.probes._levels import Levels
-from rankdrift.training.probes._sums import squares
+from rankdrift.training.probes._sums import CHUNK, RUN, portions, squares_of
 from rankdrift.training.probes.conflict import agreement, products, stride_of
 from rankdrift.training.probes.noise import estimates
 from rankdrift.training.probes.updates import update_squares
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 4096, 4097, 3_000_001])
+@pytest.mark.parametrize("count", [0, 1, 5, RUN, RUN + 1, CHUNK, 3_000_001])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_squares_are_as_exact_as_in_fp64(count: int, dtype: torch.dtype) -> None:
     values = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = float((values.double().numpy() ** 2).sum())
-    assert float(squares(values)) == pytest.approx(expected, rel=2e-6)
+    assert float(squares_of([values])) == pytest.approx(expected, rel=2e-6)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -41,7 +41,7 @@ def test_an_update_is_told_from_the_moments_behind_it(decay: float) -> None:
     state = optimizer.state[weights]
     moments = state["exp_avg"], state["exp_avg_sq"], state["step"]
     shard = MasterShard("w", 0, weights.detach(), *moments, 0.01, decay, (0.8, 0.95), 1e-6)
-    update, size = update_squares(shard).sqrt().tolist()
+    update, size = update_squares([shard])[0].sqrt().tolist()
     assert update == pytest.approx(float((weights.detach().double() - before.double()).norm()), rel=1e-5)
     assert size == pytest.approx(float(weights.detach().double().norm()), rel=1e-6)
 

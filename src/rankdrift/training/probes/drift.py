@@ -24,9 +24,10 @@ from rankdrift.training.probes import Probe, Sums
 from rankdrift.training.probes._adapters import Adapter, adapters_of, spectra, whole_masters
 from rankdrift.training.probes._base_weights import BaseWeights, part, size
 from rankdrift.training.probes._levels import PARAMETER, Levels
-from rankdrift.training.probes._sums import chunks, squares
+from rankdrift.training.probes._sums import portions, row_squares, squares_of
 
 if TYPE_CHECKING:
+    from rankdrift.training.engine import MasterShard
     from rankdrift.training.trainer import Trainer
 
 UPDATE, BASE, *_ = COLUMNS = range(6)
@@ -50,7 +51,8 @@ class Drift(Probe):
         self.rows = {name: row for row, name in enumerate(names)}
         self.levels = Levels(names, single=True)
         self.sizes: dict[str, Tensor] = {}
-        """Tensor of the base -> what this rank has computed of it, which stays as it is."""
+        """Adapted matrix -> what this rank has computed of it, which stays as it is."""
+        self.base: tuple[Tensor, list[Tensor], Tensor] | None = None
 
     @staticmethod
     def applies(trainer: Trainer) -> bool:
@@ -71,16 +73,25 @@ class Drift(Probe):
 
     def _add_whole(self, own: Tensor) -> None:
         """Put in the squares of this rank's parts of W - W0 and W0."""
-        for shard in self.trainer.engine.master_shards():
-            stored = self.whole.get(shard.name)
-            if stored is None or not len(shard.weights):
-                continue
-            base = part(stored, shard.start, len(shard.weights)).to(shard.weights.device)
-            if stored.name not in self.sizes:
-                self.sizes[stored.name] = squares(base)
-            moved = [squares(now - then) for now, then in chunks(shard.weights, base)]
-            of_base = self.sizes[stored.name]
-            own[self.rows[stored.name], : BASE + 1] = torch.stack([torch.stack(moved).sum(), of_base])
+        held = [s for s in self.trainer.engine.master_shards() if s.name in self.whole and len(s.weights)]
+        if not held:
+            return
+        rows, parts, of_base = self._base_of(held)
+        moved = torch.zeros_like(of_base)
+        bases = (values.to(of_base.device) for values in parts)  # on a GPU never all of them at once
+        for owners, (now, base) in portions((shard.weights for shard in held), bases):
+            moved.index_add_(0, owners, row_squares(now - base))
+        own[:, : BASE + 1].index_add_(0, rows, torch.stack([moved, of_base], dim=1).to(own.device))
+
+    def _base_of(self, held: list[MasterShard]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return shards' rows, and of the base the same elements, mapped, and their squares; made once."""
+        if self.base is None:
+            stored = [self.whole[shard.name] for shard in held]
+            rows = engine.to_device(torch.tensor([self.rows[tensor.name] for tensor in stored]))
+            parts = [part(t, shard.start, len(shard.weights)) for t, shard in zip(stored, held, strict=True)]
+            of_base = torch.cat([squares_of([values.to(held[0].weights.device)]) for values in parts])
+            self.base = rows, parts, of_base
+        return self.base
 
     def _add_adapted(self, own: Tensor) -> None:
         """Put in the spectra of this rank's share of the adapters."""

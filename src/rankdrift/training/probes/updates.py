@@ -8,6 +8,7 @@ LoRA's B is zero before its first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,29 +17,43 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rankdrift.training.engine import MasterShard, device
+from rankdrift.training.engine import MasterShard, device, to_device
 from rankdrift.training.probes import Probe, Sums
 from rankdrift.training.probes._levels import Levels
-from rankdrift.training.probes._sums import chunks, squares
+from rankdrift.training.probes._sums import portions, row_squares
 
 if TYPE_CHECKING:
     from rankdrift.training.trainer import Trainer
 
 
-def update_squares(shard: MasterShard) -> Tensor:
-    """Return the squares of a shard's last update, and of its weights after it, fp64, shape (2,)."""
-    assert shard.updates is not None, "a shard has moments once it has been updated"
-    rate, decay, (beta1, beta2) = shard.rate, shard.rate * shard.weight_decay, shard.betas
-    size = rate / (1 - beta1**shard.updates)
-    root = (1 - beta2**shard.updates) ** 0.5
-    sums = []
-    for weights, first, second in chunks(shard.weights, shard.first, shard.second):
-        step = second.sqrt().div_(root).add_(shard.epsilon)
+def update_squares(shards: Sequence[MasterShard]) -> Tensor:
+    """Return the squares of shards' last updates, and of their weights after these, fp64, shape (shards, 2)."""
+    found = torch.zeros(len(shards), 2, dtype=torch.float64, device=shards[0].weights.device)
+    rules = _rules(shards)
+    decays = any(shard.rate * shard.weight_decay for shard in shards)
+    vectors = zip(*((shard.weights, shard.first, shard.second) for shard in shards), strict=True)
+    for owners, (weights, first, second) in portions(*vectors):
+        size, root, epsilon, decay = rules[:, owners, None]
+        step = second.sqrt().div_(root).add_(epsilon)
         torch.div(first, step, out=step).mul_(size)
-        if decay:  # which is of the weights before the update
-            step.add_((weights + step).div_(1 - decay), alpha=decay)
-        sums.append(torch.stack([squares(step), squares(weights)]))
-    return torch.stack(sums).sum(dim=0)
+        if decays:  # which is of the weights before the update
+            step.addcmul_(weights + step, decay)
+        found.index_add_(0, owners, torch.stack([row_squares(step), row_squares(weights)], dim=1))
+    return found
+
+
+def _rules(shards: Sequence[MasterShard]) -> Tensor:
+    """Return what AdamW's rule has beside moments: size, root, epsilon and decay, fp32, (4, shards)."""
+    options = [(s.rate, *s.betas, s.epsilon, s.rate * s.weight_decay) for s in shards]
+    rate, beta1, beta2, epsilon, decay = to_device(torch.tensor(options, dtype=torch.float64)).T
+    updates = torch.stack([_updates(shard) for shard in shards]).to(rate)
+    size, root = rate / (1 - beta1**updates), (1 - beta2**updates).sqrt()
+    return torch.stack([size, root, epsilon, decay / (1 - decay)]).to(shards[0].weights)
+
+
+def _updates(shard: MasterShard) -> Tensor:
+    assert shard.updates is not None, "a shard has moments once it has been updated"
+    return shard.updates.reshape(())
 
 
 class Updates(Probe):
@@ -56,9 +71,14 @@ class Updates(Probe):
         active = [name for name, _ in self.trainer.engine.active]
         numbers = {name: number for number, name in enumerate(active)}
         own = torch.zeros(len(active), 2, dtype=torch.float64, device=device())
-        for shard in self.trainer.engine.master_shards():
-            if shard.name in numbers and len(shard.weights) and shard.updates is not None:
-                own[numbers[shard.name]] = update_squares(shard)
+        shards = [
+            shard
+            for shard in self.trainer.engine.master_shards()
+            if shard.name in numbers and len(shard.weights) and shard.updates is not None
+        ]
+        if shards:
+            rows = to_device(torch.tensor([numbers[shard.name] for shard in shards]))
+            own.index_add_(0, rows, update_squares(shards).to(own.device))
         return Sums(own, partial(_table, Levels.of(tuple(active), single=True)), _scalars)
 
 
