@@ -216,6 +216,17 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
+def shares_of_ranks(values: Tensor) -> Tensor:
+    """Return what all ranks have of this rank's share of a matrix' columns, shape (ranks, rows, share).
+
+    Every rank must call it with the same shape, and as many columns as ranks can share evenly.
+    """
+    given = values.unflatten(1, (world_size(), -1)).transpose(0, 1).contiguous()
+    taken = torch.empty_like(given)
+    torch.distributed.all_to_all_single(taken, given)
+    return taken
+
+
 def whole_over_ranks(
     numels: Mapping[str, int], parts: Iterable[tuple[str, int, Tensor]]
 ) -> dict[str, Tensor]:

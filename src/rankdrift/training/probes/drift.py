@@ -13,14 +13,13 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from rankdrift.export.base_weights import BaseTensor
 from rankdrift.models.families import MODULES, in_block, roles
 from rankdrift.training import engine
-from rankdrift.training.probes import Probe, Sums
+from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._adapters import Adapter, adapters_of, spectra, whole_masters
 from rankdrift.training.probes._base_weights import BaseWeights, part, size
 from rankdrift.training.probes._levels import PARAMETER, Levels
@@ -127,20 +126,21 @@ def _columns(sigma: Tensor, base: Tensor) -> Tensor:
     return torch.stack([energy, base[:, 0], first, base[:, 1], stable, entropy], dim=1)
 
 
-def _table(levels: Levels, totals: np.ndarray) -> pd.DataFrame:
+def _table(levels: Levels, totals: np.ndarray) -> Columns:
     norms = np.sqrt(levels.sums(totals[:, : BASE + 1]))
-    single = (levels.index["level"] == PARAMETER).to_numpy()
+    single = levels.columns["level"] == PARAMETER
     # of one matrix alone; where it trains whole none were taken
     of_one = np.where(single[:, None], levels.sums(totals[:, BASE + 1 :]), np.nan)
     of_one[of_one[:, 1] == 0] = np.nan
-    return levels.index.drop(columns="factor").assign(
-        update_norm=norms[:, 0],
-        base_norm=norms[:, 1],
-        relative_update_norm=_over(norms[:, 0], norms[:, 1]),
-        sigma1_ratio=_over(of_one[:, 0], of_one[:, 1]),
-        stable_rank=of_one[:, 2],
-        entropy_rank=of_one[:, 3],
-    )
+    return {
+        **{title: values for title, values in levels.columns.items() if title != "factor"},
+        "update_norm": norms[:, 0],
+        "base_norm": norms[:, 1],
+        "relative_update_norm": _over(norms[:, 0], norms[:, 1]),
+        "sigma1_ratio": _over(of_one[:, 0], of_one[:, 1]),
+        "stable_rank": of_one[:, 2],
+        "entropy_rank": of_one[:, 3],
+    }
 
 
 def _over(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from rankdrift.training.engine import device, to_device
-from rankdrift.training.probes import Probe, Sums
+from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._levels import Levels
 from rankdrift.training.probes._sums import portions, row_squares
 
@@ -57,18 +56,19 @@ class Gradients(Probe):
         return Sums(own, partial(_statistics, levels, numels))
 
 
-def _statistics(levels: Levels, numels: np.ndarray, totals: np.ndarray) -> pd.DataFrame:
+def _statistics(levels: Levels, numels: np.ndarray, totals: np.ndarray) -> Columns:
     sums, count = levels.sums(totals), levels.sums(numels)
     mean = sums[:, VALUES] / count
     # rounding can leave a tiny negative
     variance = np.maximum(sums[:, SQUARES] / count - mean**2, 0.0)
-    return levels.index.assign(
-        numel=count,
-        l2_norm=np.sqrt(sums[:, SQUARES]),
-        mean_abs=sums[:, ABSOLUTES] / count,
-        std=np.sqrt(variance),
-        zero_fraction=sums[:, ZEROS] / count,
-    )
+    return {
+        **levels.columns,
+        "numel": count,
+        "l2_norm": np.sqrt(sums[:, SQUARES]),
+        "mean_abs": sums[:, ABSOLUTES] / count,
+        "std": np.sqrt(variance),
+        "zero_fraction": sums[:, ZEROS] / count,
+    }
 
 
 PROBE = Gradients

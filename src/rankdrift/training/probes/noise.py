@@ -19,13 +19,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from rankdrift.data.tokens import Row
 from rankdrift.training import engine
-from rankdrift.training.probes import Probe, Sums
+from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._levels import Levels
 from rankdrift.training.probes._sums import CHUNK, squares_of
 from rankdrift.training.probes.conflict import compares_tasks
@@ -129,17 +128,18 @@ def estimates(weighted: Array, observed: Array, batches: float, targets: float) 
     return trace, observed - trace / targets
 
 
-def _table(levels: Levels, totals: np.ndarray) -> pd.DataFrame:
+def _table(levels: Levels, totals: np.ndarray) -> Columns:
     batches, targets = totals[-1]
     weighted, observed = levels.sums(totals[:-1]).T
     trace, square = estimates(weighted, observed, batches, targets)
-    return levels.index.assign(
-        micro_batches=int(batches),
-        targets=int(targets),
-        observed_square=observed,
-        gradient_square=square,
-        noise_trace=trace,
-    )
+    return {
+        **levels.columns,
+        "micro_batches": int(batches),
+        "targets": int(targets),
+        "observed_square": observed,
+        "gradient_square": square,
+        "noise_trace": trace,
+    }
 
 
 PROBE = Noise

@@ -13,12 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from rankdrift.training.engine import MasterShard, device, to_device
-from rankdrift.training.probes import Probe, Sums
+from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._levels import Levels
 from rankdrift.training.probes._sums import portions, row_squares
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def update_squares(shards: Sequence[MasterShard]) -> Tensor:
-    """Return the squares of shards' last updates, and of their weights after these, fp64, shape (shards, 2)."""
+    """Return the squares of shards' last updates, and of the weights after them, fp64, (shards, 2)."""
     found = torch.zeros(len(shards), 2, dtype=torch.float64, device=shards[0].weights.device)
     rules = _rules(shards)
     decays = any(shard.rate * shard.weight_decay for shard in shards)
@@ -87,10 +86,11 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
         return np.sqrt(sums[..., 0] / sums[..., 1])
 
 
-def _table(levels: Levels, totals: np.ndarray) -> pd.DataFrame:
+def _table(levels: Levels, totals: np.ndarray) -> Columns:
     sums = levels.sums(totals)
     norms = np.sqrt(sums)
-    return levels.index.assign(update_norm=norms[:, 0], weight_norm=norms[:, 1], ratio=_ratio(sums))
+    found = {"update_norm": norms[:, 0], "weight_norm": norms[:, 1], "ratio": _ratio(sums)}
+    return {**levels.columns, **found}
 
 
 def _scalars(totals: np.ndarray) -> dict[str, float]:
