@@ -11,6 +11,8 @@ RUN = 1024
 """Elements that are added up in fp32: few enough that rounding stays below 1e-6 of their sum."""
 CHUNK = 2**18
 """Elements that go through several operations at once: those in between stay in the cache."""
+SMALL = 2**15
+"""Tensors of fewer are copied side by side: an operation on each takes longer than the copy."""
 
 Portion = tuple[Tensor, tuple[Tensor, ...]]
 """Which tensor each row is of, int64 (rows,), and matrices (rows, ``RUN``), one of each list."""
@@ -19,29 +21,28 @@ Portion = tuple[Tensor, tuple[Tensor, ...]]
 def portions(*lists: Iterable[Tensor], at_once: int = CHUNK) -> Iterator[Portion]:
     """Yield the elements of flat tensors in rows, each of which is of one tensor; its end may be zeros.
 
-    A small model has many small tensors, and an operation on each of them takes longer than the sums: they
-    are copied side by side. What is larger than ``CHUNK`` is taken as it lies, ``at_once`` elements a time.
+    Of what is not ``SMALL`` whole rows are taken as they lie, ``at_once`` elements a time.
 
     Parameters
     ----------
     *lists
         Tensors side by side: the n-th of every list have the same length, and go through together.
     at_once
-        A multiple of ``CHUNK``.
+        A multiple of ``RUN``.
 
     """
     small: list[tuple[int, Sequence[Tensor]]] = []
     held = 0
     for number, vectors in enumerate(zip(*lists, strict=True)):
         numel = vectors[0].numel()
-        whole = numel // CHUNK * CHUNK
+        whole = numel // RUN * RUN if numel >= SMALL else 0
         for begin in range(0, whole, at_once):
             part = slice(begin, min(begin + at_once, whole))
             rows = tuple(vector[part].view(-1, RUN) for vector in vectors)
             yield torch.full((len(rows[0]),), number, device=rows[0].device), rows
         if whole < numel:
             small.append((number, [vector[whole:] for vector in vectors] if whole else vectors))
-            held += numel - whole
+            held += -(-(numel - whole) // RUN) * RUN
         if held >= CHUNK:
             yield _side_by_side(small)
             small, held = [], 0
@@ -81,7 +82,6 @@ def row_squares(rows: Tensor) -> Tensor:
 def squares_of(vectors: Sequence[Tensor]) -> Tensor:
     """Return the sums of squares of flat tensors on one device, fp64, shape (tensors,)."""
     found = torch.zeros(len(vectors), dtype=torch.float64, device=vectors[0].device)
-    longest = max(vector.numel() for vector in vectors) + CHUNK
-    for owners, (rows,) in portions(vectors, at_once=longest):
+    for owners, (rows,) in portions(vectors, at_once=2**62):
         found.index_add_(0, owners, row_squares(rows))
     return found

@@ -81,7 +81,7 @@ class Places:
         self.sizes = [*itertools.chain.from_iterable(between), spare * RUN]
         """Of each parameter's elements and of what fills up its last run, by turns."""
         # the spare runs are zeros, wherever they are added
-        owners = torch.arange(len(numels)).repeat_interleave(torch.tensor(runs))
+        owners = torch.arange(len(numels)).repeat_interleave(torch.tensor(runs, dtype=torch.int64))
         self.owners = torch.cat([owners, owners.new_zeros(spare)]).view(ranks, -1)
         """Which parameter each run is of, by the rank that takes it."""
 
@@ -102,7 +102,7 @@ class Conflict(Probe):
         self.tasks = trainer.data.train.tasks
         self.alone = engine.world_size() == 1
         self.share = 1 / engine.world_size()
-        """A micro-batch's loss is its share of the step's, times the ranks: gradients are averaged over them."""
+        """A micro-batch's loss is its share of the step's, times the ranks: gradients are averaged."""
         self.watch = contextlib.ExitStack()
         self.gradients = torch.zeros(0)
         """Of each task what this rank has of its half of it, fp32, (tasks, elements); alone, of each half."""
