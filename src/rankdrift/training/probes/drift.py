@@ -1,13 +1,13 @@
 """How far the weights have come from the base, while they train.
 
 Of whole weights the norm of W - W0, from this rank's fp32 masters and the base's mapped files. Of LoRA's
-products B A the whole spectrum, from cores of r x r. Spectra of whole weights' updates would take longer than
-the steps between two measurements: the analysis of checkpoints has them.
+products B A, and AdaLoRA's, the whole spectrum, from cores of r x r. Spectra of whole weights' updates would
+take longer than the steps between two measurements, and so would DoRA's, whose lengths make them of full rank
+(m (W0 + s B A) / ||W0 + s B A|| - W0): the analysis of checkpoints has them.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -95,8 +95,8 @@ class Drift(Probe):
     def _add_adapted(self, own: Tensor) -> None:
         """Put in the spectra of this rank's share of the adapters."""
         adapters = [adapter for adapter, _ in self.adapted]
-        parts = [named for a in adapters for named in zip(a.names, map(math.prod, a.shapes), strict=True)]
-        masters = whole_masters(self.trainer, dict(parts))
+        numels = {name: numel for adapter in adapters for name, numel in adapter.numels.items()}
+        masters = whole_masters(self.trainer, numels)
         mine = slice(engine.rank(), None, engine.world_size())
         stored = {adapter.module: base for adapter, base in self.adapted[mine]}
         for group, sigma in spectra(adapters[mine], masters):

@@ -2,8 +2,8 @@
 
 The update is what AdamW's rule gives for the moments as they are after the step, from this rank's fp32
 masters and moments, so that no copy of the weights before it has to be kept, and no digit of a small update
-is lost in the difference of two large numbers. Weight decay is part of it. The weights are those after it:
-LoRA's B is zero before its first.
+is lost in the difference of two large numbers. Weight decay is part of it; what a method makes zero behind it
+(AdaLoRA's lambda) is not counted. The weights are those after it: LoRA's B is zero before its first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def update_squares(shards: Sequence[MasterShard]) -> Tensor:
     found = torch.zeros(len(shards), 2, dtype=torch.float64, device=shards[0].weights.device)
     rules = _rules(shards)
     decays = any(shard.rate * shard.weight_decay for shard in shards)
-    vectors = zip(*((shard.weights, shard.first, shard.second) for shard in shards), strict=True)
+    vectors = zip(*((shard.weights, _moved_by(shard), shard.second) for shard in shards), strict=True)
     for owners, (weights, first, second) in portions(*vectors):
         size, root, epsilon, decay = rules[:, owners, None]
         step = second.sqrt().div_(root).add_(epsilon)
@@ -48,6 +48,11 @@ def _rules(shards: Sequence[MasterShard]) -> Tensor:
     updates = torch.stack([_updates(shard) for shard in shards]).to(rate)
     size, root = rate / (1 - beta1**updates), (1 - beta2**updates).sqrt()
     return torch.stack([size, root, epsilon, decay / (1 - decay)]).to(shards[0].weights)
+
+
+def _moved_by(shard: MasterShard) -> Tensor:
+    """Return first moments, zero of what the update made zero: AdamW's step is not what that did."""
+    return shard.first if shard.left is None else shard.first * shard.left
 
 
 def _updates(shard: MasterShard) -> Tensor:
