@@ -21,6 +21,7 @@ from rankdrift.data.batches import rank_batches_apart
 from rankdrift.data.dataset import load_training_data
 from rankdrift.models.base import load_model
 from rankdrift.spec import parse_spec
+from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 STEPS, ROWS, RATE, DECAY = 3, 8, 2e-3, 0.1
 DATA = {"tasks": ["topic", "describe"], "train_limit": 40, "validation_limit": 2, "max_length": 40}
@@ -42,6 +43,15 @@ CASES = [
     for method, apart in itertools.product(METHODS, (False, True))
     for place in (FEW if apart or method == "olora" else PLACES)
 ]
+
+
+OTHERS = {
+    "adalora": ("method.rank=2", "method.initial_rank=4", "method.full_until=0.1", "method.fixed_from=0.9",
+                "method.every=1"),
+    "lora_fa": ("method.rank=4",),
+}  # fmt: skip
+"""Methods whose parameters after each step are read from checkpoints: they have no reference here."""
+OTHER_CASES = [(method, *place) for method in OTHERS for place in FEW]
 
 
 def arm(method: str, apart: bool, place: tuple[int | str, int]) -> str:
@@ -273,6 +283,65 @@ def test_tasks_apart_are_the_same_step(runs: Path, method: str) -> None:
             for apart in (False, True)
         ]  # fmt: skip
         np.testing.assert_allclose(*losses, rtol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def other_runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("others")
+    groups = []
+    for ranks in (2, 1):
+        cases = [case for case in OTHER_CASES if case[2] == ranks]
+        jobs = [
+            job(folder, f"{method}-z{stage}-r{ranks}", stage, f"method.name={method}", *OTHERS[method])
+            for method, stage, _ in cases
+        ]
+        groups.append((ranks, jobs))
+    train_jobs(folder, RECIPE | {"data": DATA, "training": {**TRAINING, "save_every": 1}}, groups)
+    return folder
+
+
+def weights_after(folder: Path, case: tuple[str, Any, int], step: int) -> dict[str, Tensor]:
+    checkpoint = open_checkpoint(run_of(folder, "{}-z{}-r{}".format(*case)).checkpoint(step))
+    return {name: tensor.load().double() for name, tensor in checkpoint.tensors.items()}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", OTHER_CASES, ids=["-".join(map(str, case)) for case in OTHER_CASES])
+def test_drift_is_that_of_the_checkpoints_factors(other_runs: Path, case: tuple[str, Any, int]) -> None:
+    path = run_of(other_runs, "{}-z{}-r{}".format(*case)).probe("drift")
+    found = files.read_table(path).query("level == 'parameter'").set_index(["step", "parameter"])
+    assert len(found) == STEPS * 21
+    for step in range(1, STEPS + 1):
+        now = weights_after(other_runs, case, step)
+        for name in (name for name in now if ".lora_B." in name):
+            right = now[name.replace("lora_B", "lora_A")]
+            scale = 2.0
+            if case[0] == "adalora":
+                right = right * now[name.replace("lora_B", "lora_E").removesuffix(".weight")]
+                scale = 8 / (4 + 1e-5)
+            sigma = np.linalg.svd((scale * now[name] @ right).numpy(), compute_uv=False)
+            module = name.removeprefix("base_model.model.").partition(".lora_B")[0]
+            row = found.loc[(step, f"{module}.weight")]
+            assert row["update_norm"] == pytest.approx(norm(torch.from_numpy(sigma)), rel=1e-4, abs=1e-9)
+            if sigma[0]:  # AdaLoRA may have left a module nothing
+                stable = (sigma**2).sum() / sigma[0] ** 2
+                assert row["stable_rank"] == pytest.approx(stable, rel=1e-3)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("place", FEW, ids=str)
+def test_what_adalora_takes_away_is_no_update(other_runs: Path, place: tuple[Any, int]) -> None:
+    case = ("adalora", *place)
+    path = run_of(other_runs, "{}-z{}-r{}".format(*case)).probe("updates")
+    found = files.read_table(path).query("level == 'parameter'").set_index(["step", "parameter"])
+    taken = 0
+    for step in range(2, STEPS + 1):
+        before, now = (weights_after(other_runs, case, number) for number in (step - 1, step))
+        for name in (name for name in now if ".lora_E." in name):
+            moved = (now[name] - before[name])[now[name] != 0]
+            taken += len(now[name]) - len(moved)
+            assert found.loc[(step, name), "update_norm"] == pytest.approx(norm(moved), rel=1e-3, abs=1e-9)
+    assert taken
 
 
 def documented(root: Path) -> set[str]:

@@ -88,6 +88,8 @@ class MasterShard:
     weight_decay: float
     betas: tuple[float, float]
     epsilon: float
+    left: Tensor | None = None
+    """1 where the last update left an element, 0 where it made it zero (``Engine.leave``); None left all."""
 
 
 def zero_keys() -> frozenset[str]:
@@ -218,6 +220,17 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
+def shares_of_ranks(values: Tensor) -> Tensor:
+    """Return what all ranks have of this rank's share of a matrix' columns, shape (ranks, rows, share).
+
+    Every rank must call it with the same shape, and as many columns as ranks can share evenly.
+    """
+    given = values.unflatten(1, (world_size(), -1)).transpose(0, 1).contiguous()
+    taken = torch.empty_like(given)
+    torch.distributed.all_to_all_single(taken, given)
+    return taken
+
+
 def whole_over_ranks(
     numels: Mapping[str, int], parts: Iterable[tuple[str, int, Tensor]]
 ) -> dict[str, Tensor]:
@@ -308,6 +321,8 @@ class Engine:
         self.shapes = {name: tuple(param.shape) for name, param in trainable}
         self.kept: dict[str, Tensor] = {}
         """What a method keeps beside weights and moments: it goes with the checkpoints."""
+        self._left: dict[str, Tensor] = {}
+        """Parameter -> which elements of this rank's part updates leave."""
         loaded = {name: param.data for name, param in trainable}
         # a divided parameter has no shape, by which groups are made
         self.groups = parameter_groups(trainable, rate, bool(training.weight_decay), phases)
@@ -416,11 +431,13 @@ class Engine:
     def leave(self, kept: Mapping[str, Tensor]) -> None:
         """Let the updates from now on leave these elements alone of some parameters; others become zero."""
         masks = []
+        self._left = {}
         for place in self._places:
             if place.name in kept and place.count:
                 values = place.vector.detach().view(-1)[place.offset : place.offset + place.count]
                 mask = kept[place.name].flatten()[place.start : place.start + place.count]
-                masks.append((values, mask.to(values)))
+                self._left[place.name] = mask.to(values)
+                masks.append((values, self._left[place.name]))
         self.own_optimizer.masks = masks
 
     def share_penalty(self, passes: int) -> None:
@@ -456,6 +473,7 @@ class Engine:
             state = self.deepspeed.optimizer.state[place.vector]
             master = place.vector.detach()
             first, second = (state.get(key, master).view(-1)[run] for key in MOMENTS)
+            left = self._left.get(place.name)
             yield MasterShard(
                 place.name,
                 place.start + start,
@@ -467,6 +485,7 @@ class Engine:
                 weight_decay=options["weight_decay"],
                 betas=options["betas"],
                 epsilon=options["eps"],
+                left=None if left is None else left[start : start + count],
             )
 
     def _own_part(self, place: Place) -> tuple[int, int]:

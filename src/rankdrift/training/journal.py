@@ -30,6 +30,10 @@ PARTS = ("data", "forward", "backward", "update", "exchange", "probe", "evaluati
 TIMES = tuple(f"seconds_{part}" for part in PARTS)
 SPEED = ("tokens_per_second", "teraflops", "mfu", "padding", "memory_gib", "seconds", *TIMES)
 STATUS_SECONDS = 1.0
+COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+"""Five of viridis', from dark to bright: matplotlib takes a third of a second to import."""
+Measured = tuple[int, int, Sums, np.ndarray]
+"""Step, phase, what a probe said, and its totals."""
 
 
 class Journal:
@@ -57,7 +61,7 @@ class Journal:
         self._probes = {path.stem: _rows_until(path, start) for path in run.probes.glob("*.parquet")}
         for name in [name for name, kept in self._probes.items() if not kept]:
             run.probe(name).unlink()  # of a run that began anew, and may have other probes
-        self._pending: dict[str, list[tuple[int, int, Sums, np.ndarray]]] = {}
+        self._pending: dict[str, list[Measured]] = {}
         self._bar = _progress_bar()
         self._task = self._bar.add_task(run.root.name, total=steps, completed=start, loss="")
         self._bar.start()
@@ -115,9 +119,8 @@ class Journal:
         for name, pending in self._pending.items():
             if pending:
                 self._picture(name, *pending[-1])
-            tables = self._probes.setdefault(name, [])
-            tables += [_rows(*measured) for measured in pending]
-            pending.clear()
+                self._probes.setdefault(name, []).append(_rows(pending))
+                pending.clear()
         for name, tables in self._probes.items():
             if tables:
                 files.write_parquet(self.run.probe(name), pd.concat(tables, ignore_index=True))
@@ -153,19 +156,25 @@ def log_to(path: Path | None) -> None:
 
 def coloured(values: np.ndarray, side: int = 12) -> np.ndarray:
     """Return a picture of a grid of values, a square each: uint8, (height, width, 3); NaN is white."""
-    from matplotlib import colormaps  # takes a while to import, on one rank
+    largest = float(np.nanmax(values, initial=0.0)) or 1.0
+    places = np.linspace(0, largest, len(COLOURS))
+    shades = np.stack([np.interp(values, places, shade) for shade in zip(*COLOURS, strict=True)], axis=-1)
+    shades[np.isnan(values)] = 255
+    return np.kron(shades, np.ones((side, side, 1))).astype(np.uint8)
 
-    largest = float(np.nanmax(values, initial=0.0))
-    shades = colormaps["viridis"](values / largest if largest > 0 else values)[..., :3]
-    shades[np.isnan(values)] = 1.0
-    return (np.kron(shades, np.ones((side, side, 1))) * 255).astype(np.uint8)
 
-
-def _rows(step: int, phase: int, sums: Sums, totals: np.ndarray) -> pd.DataFrame:
-    table = sums.table(totals)
-    table.insert(0, "step", step)
-    table.insert(1, "phase", phase)
-    return table
+def _rows(measured: Sequence[Measured]) -> pd.DataFrame:
+    """Return one table of several steps: made step by step, it would take as long as measuring."""
+    found = [{"step": step, "phase": phase, **sums.table(totals)} for step, phase, sums, totals in measured]
+    counts = [max(map(np.size, columns.values())) for columns in found]
+    return pd.DataFrame(
+        {
+            title: np.concatenate(
+                [np.broadcast_to(columns[title], count) for columns, count in zip(found, counts, strict=True)]
+            )
+            for title in found[0]
+        }
+    )
 
 
 def _keep_until(path: Path, step: int) -> None:

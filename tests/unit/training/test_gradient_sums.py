@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -40,9 +41,9 @@ def test_statistics_of_parts_add_up_to_numpys_of_the_whole() -> None:
     parts = [torch.randn(n, generator=generator) + 0.3 for n in (7, 50, 13)]
     parts[1][:20] = 0
     names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
-    totals = torch.stack([shard_sums(part) for part in parts]).numpy()
+    totals = shard_sums(parts).numpy()
     table = _statistics(Levels(names, single=True), np.array([7, 50, 13]), totals)
-    rows = table.set_index(["level", "layer", "group", "parameter"])
+    rows = pd.DataFrame(table).set_index(["level", "layer", "group", "parameter"])
     for key, members in {
         ("parameter", 0, "mlp", names[1]): parts[1:2],
         ("cell", 0, "mlp", ""): parts[1:2],
@@ -60,8 +61,9 @@ def test_statistics_of_parts_add_up_to_numpys_of_the_whole() -> None:
 
 
 def test_a_constant_gradient_has_no_spread() -> None:
-    sums = shard_sums(torch.full((3,), 0.1)).reshape(1, 4).numpy()
-    found = _statistics(Levels(["model.layers.0.mlp.up_proj.weight"]), np.array([3]), sums).iloc[0]
+    sums = shard_sums([torch.full((3,), 0.1)]).numpy()
+    columns = _statistics(Levels(["model.layers.0.mlp.up_proj.weight"]), np.array([3]), sums)
+    found = pd.DataFrame(columns).iloc[0]
     # the two terms of the variance cancel: the root of fp32's eps times the mean is left
     assert found["std"] == pytest.approx(0.0, abs=5e-4 * 0.1)
     assert math.isclose(found["l2_norm"], 0.1 * math.sqrt(3), rel_tol=1e-6)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,7 +28,7 @@ def logged(run: RunLayout, start: int, until: int) -> Journal:
     for step in range(start + 1, until + 1):
         journal.metrics(step, "train", values(step))
         journal.metrics(step, "validation", {"loss": float(step)})
-        sums = Sums(torch.zeros(1), lambda totals: pd.DataFrame({"layer": [0], "l2_norm": totals}))
+        sums = Sums(torch.zeros(1), lambda totals: {"layer": 0, "l2_norm": totals})
         journal.probe("gradients", step, 0, sums, np.array([float(step)]))
     journal.flush()
     return journal

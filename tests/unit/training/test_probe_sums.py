@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -15,18 +16,18 @@ from rankdrift.training.loss import BatchLoss
 from rankdrift.training.probes._adapters import product_singular_values
 from rankdrift.training.probes._base_weights import largest_singular_value
 from rankdrift.training.probes._levels import Levels
-from rankdrift.training.probes._sums import squares
+from rankdrift.training.probes._sums import CHUNK, RUN, portions, squares_of
 from rankdrift.training.probes.conflict import agreement, products, stride_of
 from rankdrift.training.probes.noise import estimates
 from rankdrift.training.probes.updates import update_squares
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 4096, 4097, 3_000_001])
+@pytest.mark.parametrize("count", [0, 1, 5, RUN, RUN + 1, CHUNK, 3_000_001])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_squares_are_as_exact_as_in_fp64(count: int, dtype: torch.dtype) -> None:
     values = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = float((values.double().numpy() ** 2).sum())
-    assert float(squares(values)) == pytest.approx(expected, rel=2e-6)
+    assert float(squares_of([values])) == pytest.approx(expected, rel=2e-6)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -41,7 +42,7 @@ def test_an_update_is_told_from_the_moments_behind_it(decay: float) -> None:
     state = optimizer.state[weights]
     moments = state["exp_avg"], state["exp_avg_sq"], state["step"]
     shard = MasterShard("w", 0, weights.detach(), *moments, 0.01, decay, (0.8, 0.95), 1e-6)
-    update, size = update_squares(shard).sqrt().tolist()
+    update, size = update_squares([shard])[0].sqrt().tolist()
     assert update == pytest.approx(float((weights.detach().double() - before.double()).norm()), rel=1e-5)
     assert size == pytest.approx(float(weights.detach().double().norm()), rel=1e-6)
 
@@ -81,7 +82,7 @@ def test_levels_add_up() -> None:
         "model.norm.weight",
     ]
     levels = Levels(names, single=True)
-    found = levels.index.assign(value=levels.sums(np.array([1.0, 2.0, 4.0])))
+    found = pd.DataFrame({**levels.columns, "value": levels.sums(np.array([1.0, 2.0, 4.0]))})
     assert found.query("level == 'global'")["value"].tolist() == [7]
     assert found.query("level == 'layer'")["value"].tolist() == [3]
     assert found.query("level == 'parameter'").set_index("parameter")["value"].to_dict() == {
@@ -159,3 +160,27 @@ def test_every_column_is_read(elements: int) -> None:
     stride = stride_of(elements)
     assert elements / stride <= 2**22
     assert all(math.gcd(stride, width) == 1 for width in (576, 768, 1024, 2048, 4096)) or stride == 2
+
+
+def test_rows_hold_every_element_of_one_tensor_each() -> None:
+    generator = torch.Generator().manual_seed(8)
+    sizes = [3, 0, RUN, CHUNK - 1, 2 * CHUNK + 5, 700, CHUNK]
+    lists = [[torch.randn(size, generator=generator).double() for size in sizes] for _ in range(2)]
+    found = torch.zeros(len(sizes), dtype=torch.float64)
+    for owners, (first, second) in portions(*lists):
+        assert first.shape == second.shape == (len(owners), RUN)
+        found.index_add_(0, owners, (first * second).sum(dim=1))
+    expected = [float(first @ second) for first, second in zip(*lists, strict=True)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_updates_of_shards_with_rules_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(9)
+    shards = []
+    for updates, decay, size in [(1, 0.0, 50), (7, 0.1, 3000), (7, 0.0, 1)]:
+        moments = torch.randn(size, generator=generator), torch.rand(size, generator=generator)
+        weights = torch.randn(size, generator=generator)
+        count = torch.tensor(float(updates))
+        shards.append(MasterShard("w", 0, weights, *moments, count, 0.01 * updates, decay, (0.8, 0.95), 1e-6))
+    together, alone = update_squares(shards), [update_squares([shard])[0] for shard in shards]
+    np.testing.assert_allclose(together.numpy(), torch.stack(alone).numpy(), rtol=1e-6)

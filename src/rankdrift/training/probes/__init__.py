@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
 
 if TYPE_CHECKING:
     from rankdrift.data.tokens import Row
     from rankdrift.training.trainer import Trainer
+
+
+Columns = dict[str, Any]
+"""Some rows of a table: arrays of one length by name, or single values that are in all of them."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Sums:
 
     own: Tensor
     """What is added up over the ranks: fp64, of any shape, the same on every rank."""
-    table: Callable[[np.ndarray], pd.DataFrame]
+    table: Callable[[np.ndarray], Columns]
     """Totals, in the shape of ``own`` -> rows of the probe's table; called on rank 0, when it has time."""
     scalars: Callable[[np.ndarray], dict[str, float]] = lambda totals: {}
     """Totals -> what TensorBoard shows, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,16 @@ from rankdrift.training.engine import device, whole_over_ranks
 if TYPE_CHECKING:
     from rankdrift.training.trainer import Trainer
 
-FURTHER = ("magnitude", "E.")
-"""What DoRA and AdaLoRA train beside A and B, without which their product is not the update."""
-_FACTOR = re.compile(r"^(.*)\.lora_(?:embedding_)?([AB])\.default(?:\.weight)?$")
+LENGTHS = "lora_magnitude"
+"""What DoRA trains beside A and B: its update is no product of them, and of full rank."""
+OFFSET = 1e-5
+"""PEFT divides by r and as much in AdaLoRA."""
+_FACTOR = re.compile(r"^(.*)\.lora_(?:embedding_)?([ABE])\.default(?:\.weight)?$")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapted matrix; its update is ``scale`` (B A - B0 A0)."""
+    """One adapted matrix; its update is ``scale`` (B A - B0 A0), or ``scale`` B diag(lambda) A."""
 
     module: str
     names: tuple[str, str]
@@ -35,18 +38,25 @@ class Adapter:
     scale: float
     start: tuple[Tensor, Tensor] | None
     """A0 and B0 in fp32, where they do not cancel out; None is zero."""
+    values: str | None = None
+    """Of lambda, (r, 1), where there is one."""
+
+    @property
+    def numels(self) -> dict[str, int]:
+        """Elements of its parameters."""
+        numels = dict(zip(self.names, map(math.prod, self.shapes), strict=True))
+        return numels | ({self.values: self.shapes[0][0]} if self.values else {})
 
 
 def adapters_of(trainer: Trainer) -> list[Adapter]:
-    """Return a run's adapted matrices whose updates are products of two factors alone."""
+    """Return a run's adapted matrices whose updates are products of their factors: all but DoRA's."""
     model: Any = trainer.engine.module
     params = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
     factors: dict[str, dict[str, str]] = {}
     for name in params:
         if found := _FACTOR.match(name):
             factors.setdefault(found[1], {})[found[2]] = name
-    more = tuple(f"{module}.lora_{kind}" for module in factors for kind in FURTHER)
-    scaled = {name.partition(".lora_")[0] for name in params if name.startswith(more)}
+    scaled = {name.partition(f".{LENGTHS}")[0] for name in params if f".{LENGTHS}" in name}
     kept = trainer.run.initial_adapter / "adapter_model.safetensors"
     starts = load_file(kept) if trainer.setup.method.take_up else {}
     return [
@@ -54,8 +64,10 @@ def adapters_of(trainer: Trainer) -> list[Adapter]:
             module,
             (named["A"], named["B"]),
             (params[named["A"]], params[named["B"]]),
-            float(model.get_submodule(module).scaling["default"]),
+            float(model.get_submodule(module).scaling["default"])
+            / (params[named["A"]][0] + OFFSET if "E" in named else 1),
             _start(starts, named),
+            named.get("E"),
         )
         for module, named in factors.items()
         if module not in scaled
@@ -90,6 +102,8 @@ def spectra(
 
 def _factor(adapter: Adapter, masters: Mapping[str, Tensor], side: int) -> Tensor:
     trained = masters[adapter.names[side]].view(adapter.shapes[side])
+    if adapter.values and not side:
+        trained = trained * masters[adapter.values][:, None]
     if adapter.start is None:
         return trained
     return torch.cat([trained, -adapter.start[side] if side else adapter.start[side]], dim=side)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rankdrift.export.base_weights import BaseTensor, open_base
 from rankdrift.training.engine import device
-from rankdrift.training.probes._sums import squares
+from rankdrift.training.probes._sums import squares_of
 
 if TYPE_CHECKING:
     from rankdrift.training.trainer import Trainer
@@ -54,7 +54,7 @@ def part(tensor: BaseTensor, start: int, count: int) -> Tensor:
 def size(tensor: BaseTensor) -> Tensor:
     """Return the square of a matrix' Frobenius norm and its largest singular value, fp64, shape (2,)."""
     matrix = tensor.file.get_tensor(tensor.name).to(device()).float()
-    return torch.stack([squares(matrix.flatten()), largest_singular_value(matrix)])
+    return torch.cat([squares_of([matrix.flatten()]), largest_singular_value(matrix).reshape(1)])
 
 
 def largest_singular_value(matrix: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from rankdrift.models.families import Cell, Level, cell_of, levels_of
 
@@ -32,14 +31,15 @@ class Levels:
             keys: list[tuple[Level | str, Cell, str]] = [(*key, "") for key in levels_of(cell)]
             for key in [*keys, *([(PARAMETER, cell, name)] if single else [])]:
                 members.setdefault(key, []).append(number)
-        self.members = [np.array(numbers) for numbers in members.values()]
-        self.index = pd.DataFrame(
-            [(level, cell.layer, cell.group, cell.factor, name) for level, cell, name in members],
-            columns=["level", "layer", "group", "factor", "parameter"],
-        )
+        self.order = np.concatenate([*members.values()])
+        """The parameters of all rows, one row after the other."""
+        sizes = [len(numbers) for numbers in members.values()]
+        self.starts = np.cumsum([0, *sizes[:-1]])
+        of_rows = [(level, cell.layer, cell.group, cell.factor, name) for level, cell, name in members]
+        columns = zip(*of_rows, strict=True)
+        titles = ["level", "layer", "group", "factor", *(["parameter"] if single else [])]
+        self.columns = {title: _column(values) for title, values in zip(titles, columns, strict=False)}
         """What each row is of."""
-        if not single:
-            del self.index["parameter"]
 
     @staticmethod
     @functools.lru_cache(maxsize=64)
@@ -49,4 +49,8 @@ class Levels:
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Return the sums over each row's parameters, shape (rows, ...), of (parameters, ...)."""
-        return np.stack([values[numbers].sum(axis=0) for numbers in self.members])
+        return np.add.reduceat(values[self.order], self.starts)
+
+
+def _column(values: Sequence[int | str]) -> np.ndarray:
+    return np.array(values, dtype=np.int64 if isinstance(values[0], int) else object)

@@ -15,20 +15,22 @@ at every n-th element, which leaves cosines right to about one over the root of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from rankdrift.data.tokens import Row
 from rankdrift.training import engine
-from rankdrift.training.probes import Probe, Sums
+from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._levels import Levels
+from rankdrift.training.probes._sums import RUN
 
 if TYPE_CHECKING:
     from rankdrift.training.trainer import Trainer
@@ -57,6 +59,39 @@ def compares_tasks(trainer: Trainer) -> bool:
     return several and getattr(trainer.engine.module, "penalty", None) is None
 
 
+class Places:
+    """Where the elements that are read lie in a rank's vector: each parameter's in runs of its own.
+
+    Parameters
+    ----------
+    numels
+        Elements of the parameters.
+    ranks
+        How many ranks the runs are shared out to, in equal parts.
+
+    """
+
+    def __init__(self, numels: Sequence[int], ranks: int) -> None:
+        self.stride = stride_of(sum(numels))
+        read = [-(-numel // self.stride) for numel in numels]
+        runs = [-(-count // RUN) for count in read]
+        spare = -sum(runs) % ranks
+        self.length = (sum(runs) + spare) * RUN
+        between = [(count, -count % RUN) for count in read]
+        self.sizes = [*itertools.chain.from_iterable(between), spare * RUN]
+        """Of each parameter's elements and of what fills up its last run, by turns."""
+        # the spare runs are zeros, wherever they are added
+        owners = torch.arange(len(numels)).repeat_interleave(torch.tensor(runs, dtype=torch.int64))
+        self.owners = torch.cat([owners, owners.new_zeros(spare)]).view(ranks, -1)
+        """Which parameter each run is of, by the rank that takes it."""
+
+    @staticmethod
+    @functools.lru_cache(maxsize=16)
+    def of(numels: tuple[int, ...], ranks: int) -> Places:
+        """Return the same for the same parameters."""
+        return Places(numels, ranks)
+
+
 class Conflict(Probe):
     """Inner products between the gradients of the halves of all tasks, parameter by parameter."""
 
@@ -65,14 +100,19 @@ class Conflict(Probe):
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
         self.tasks = trainer.data.train.tasks
+        self.alone = engine.world_size() == 1
+        self.share = 1 / engine.world_size()
+        """A micro-batch's loss is its share of the step's, times the ranks: gradients are averaged."""
         self.watch = contextlib.ExitStack()
         self.gradients = torch.zeros(0)
-        """Of each half of each task, what this rank has of it: fp32, (2 tasks, elements)."""
+        """Of each task what this rank has of its half of it, fp32, (tasks, elements); alone, of each half."""
+        self.parts: list[tuple[Tensor, ...]] = []
+        """The same by parameter."""
         self.targets = np.zeros(0)
+        """Of each half of each task, (2 tasks,)."""
         self.batches = np.zeros(0, np.int64)
         """Micro-batches of each task so far."""
-        self.ends: list[int] = []
-        self.stride, self.half = 1, 0
+        self.places, self.row = Places((), 1), 0
 
     @staticmethod
     def applies(trainer: Trainer) -> bool:
@@ -81,13 +121,13 @@ class Conflict(Probe):
 
     def before_forward(self) -> None:
         """Make room for the gradients of this step."""
-        under = self.trainer.engine
-        numels = [under.numels[name] for name, _ in under.active]
-        self.stride = stride_of(sum(numels))
-        self.ends = [0, *itertools.accumulate(-(-numel // self.stride) for numel in numels)]
-        rows = HALVES * len(self.tasks)
-        self.gradients = torch.zeros(rows, self.ends[-1], device=engine.device())
-        self.targets, self.batches = np.zeros(rows), np.zeros(len(self.tasks), np.int64)
+        under, tasks = self.trainer.engine, len(self.tasks)
+        numels = tuple(under.numels[name] for name, _ in under.active)
+        self.places = Places.of(numels, engine.world_size())
+        rows = HALVES * tasks if self.alone else tasks
+        self.gradients = torch.zeros(rows, self.places.length, device=engine.device())
+        self.parts = [row.split(self.places.sizes)[:-1:2] for row in self.gradients]
+        self.targets, self.batches = np.zeros(HALVES * tasks), np.zeros(tasks, np.int64)
         self.watch = under.watch_gradients(self._see)
 
     def before_micro_batch(self, rows: list[Row]) -> None:
@@ -95,33 +135,35 @@ class Conflict(Probe):
         if not rows:  # another rank has rows of this task: zeros come
             return
         task = self.tasks.index(rows[0].task)
-        alone = engine.world_size() == 1
-        half = int(self.batches[task] if alone else engine.rank()) % HALVES
+        number = HALVES * task + int(self.batches[task] if self.alone else engine.rank()) % HALVES
         self.batches[task] += 1
-        self.half = HALVES * task + half
-        self.targets[self.half] += sum(map(self.trainer.loss.targets, rows))
+        self.row = number if self.alone else task
+        self.targets[number] += sum(map(self.trainer.loss.targets, rows))
 
     def _see(self, number: int, gradient: Tensor) -> None:
-        own = self.gradients[self.half, self.ends[number] : self.ends[number + 1]]
-        # a micro-batch's loss is its share of the step's, times the ranks, over which gradients are averaged
-        own.add_(gradient.reshape(-1)[:: self.stride], alpha=1 / engine.world_size())
+        self.parts[self.row][number].add_(gradient.reshape(-1)[:: self.places.stride], alpha=self.share)
 
     def before_update(self) -> Sums:
-        """Return the products of this rank's share of the parameters, and the halves' targets below."""
+        """Return the products of this rank's share of the elements, and the halves' targets below."""
         self.watch.close()
         names = [name for name, _ in self.trainer.engine.active]
-        gradients = engine.sum_over_ranks(self.gradients)
-        self.gradients = torch.zeros(0)
-        rows = len(gradients)
-        own = torch.zeros(len(names) + 1, rows, rows, dtype=torch.float64, device=gradients.device)
-        for number in range(engine.rank(), len(names), engine.world_size()):
-            part = gradients[:, self.ends[number] : self.ends[number + 1]]
-            own[number] = part @ part.T
+        halves = self._halves()
+        rows = len(halves)
+        own = torch.zeros(len(names) + 1, rows, rows, dtype=torch.float64, device=halves.device)
+        runs = halves.view(rows, -1, RUN)
+        products = torch.bmm(runs.transpose(0, 1), runs.permute(1, 2, 0))
+        own.index_add_(0, engine.to_device(self.places.owners[engine.rank()]), products.double())
         own[-1, 0] = engine.to_device(torch.from_numpy(self.targets))
-        share = 1 / self.stride
-        return Sums(
-            own, partial(_table, Levels.of(tuple(names)), self.tasks, share), partial(_scalars, self.tasks)
-        )
+        table = partial(_table, Levels.of(tuple(names)), self.tasks, 1 / self.places.stride)
+        return Sums(own, table, partial(_scalars, self.tasks))
+
+    def _halves(self) -> Tensor:
+        """Return this rank's share of the elements of the halves of all tasks, (2 tasks, elements)."""
+        own, self.gradients, self.parts = self.gradients, torch.zeros(0), []
+        if self.alone:
+            return own
+        of_ranks = engine.shares_of_ranks(own)
+        return torch.stack([of_ranks[half::HALVES].sum(dim=0) for half in range(HALVES)], dim=1).flatten(0, 1)
 
 
 def products(grams: np.ndarray, targets: np.ndarray, step_targets: float) -> np.ndarray:
@@ -143,19 +185,15 @@ def agreement(gram: np.ndarray, first: int, second: int) -> tuple[np.ndarray, ..
     return (inner, *squares, *observed)
 
 
-def _table(levels: Levels, tasks: tuple[str, ...], share: float, totals: np.ndarray) -> pd.DataFrame:
+def _table(levels: Levels, tasks: tuple[str, ...], share: float, totals: np.ndarray) -> Columns:
     targets = totals[-1, 0]
     gram = products(levels.sums(totals[:-1]), targets, targets.sum())
-    pairs = [
-        levels.index.assign(
-            **dict(zip(COLUMNS, agreement(gram, i, j), strict=True)),
-            task=tasks[i],
-            other_task=tasks[j],
-            share=share,
-        )
-        for i, j in itertools.combinations(range(len(tasks)), 2)
-    ]
-    return pd.concat(pairs, ignore_index=True)
+    count, pairs = len(gram), [*itertools.combinations(range(len(tasks)), 2)]
+    found = [np.stack(agreement(gram, i, j)) for i, j in pairs]
+    columns = {title: np.tile(values, len(pairs)) for title, values in levels.columns.items()}
+    columns |= dict(zip(COLUMNS, np.concatenate(found, axis=1), strict=True))
+    first, second = (np.repeat([tasks[pair[side]] for pair in pairs], count) for side in (0, 1))
+    return {**columns, "task": first, "other_task": second, "share": share}
 
 
 COLUMNS = ("inner_product", "square", "other_square", "observed_square", "other_observed_square")

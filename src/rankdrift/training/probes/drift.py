@@ -1,32 +1,32 @@
 """How far the weights have come from the base, while they train.
 
 Of whole weights the norm of W - W0, from this rank's fp32 masters and the base's mapped files. Of LoRA's
-products B A the whole spectrum, from cores of r x r. Spectra of whole weights' updates would take longer than
-the steps between two measurements: the analysis of checkpoints has them.
+products B A, and AdaLoRA's, the whole spectrum, from cores of r x r. Spectra of whole weights' updates would
+take longer than the steps between two measurements, and so would DoRA's, whose lengths make them of full rank
+(m (W0 + s B A) / ||W0 + s B A|| - W0): the analysis of checkpoints has them.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from rankdrift.export.base_weights import BaseTensor
 from rankdrift.models.families import MODULES, in_block, roles
 from rankdrift.training import engine
-from rankdrift.training.probes import Probe, Sums
+from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._adapters import Adapter, adapters_of, spectra, whole_masters
 from rankdrift.training.probes._base_weights import BaseWeights, part, size
 from rankdrift.training.probes._levels import PARAMETER, Levels
-from rankdrift.training.probes._sums import chunks, squares
+from rankdrift.training.probes._sums import portions, row_squares, squares_of
 
 if TYPE_CHECKING:
+    from rankdrift.training.engine import MasterShard
     from rankdrift.training.trainer import Trainer
 
 UPDATE, BASE, *_ = COLUMNS = range(6)
@@ -50,7 +50,8 @@ class Drift(Probe):
         self.rows = {name: row for row, name in enumerate(names)}
         self.levels = Levels(names, single=True)
         self.sizes: dict[str, Tensor] = {}
-        """Tensor of the base -> what this rank has computed of it, which stays as it is."""
+        """Adapted matrix -> what this rank has computed of it, which stays as it is."""
+        self.base: tuple[Tensor, list[Tensor], Tensor] | None = None
 
     @staticmethod
     def applies(trainer: Trainer) -> bool:
@@ -71,22 +72,31 @@ class Drift(Probe):
 
     def _add_whole(self, own: Tensor) -> None:
         """Put in the squares of this rank's parts of W - W0 and W0."""
-        for shard in self.trainer.engine.master_shards():
-            stored = self.whole.get(shard.name)
-            if stored is None or not len(shard.weights):
-                continue
-            base = part(stored, shard.start, len(shard.weights)).to(shard.weights.device)
-            if stored.name not in self.sizes:
-                self.sizes[stored.name] = squares(base)
-            moved = [squares(now - then) for now, then in chunks(shard.weights, base)]
-            of_base = self.sizes[stored.name]
-            own[self.rows[stored.name], : BASE + 1] = torch.stack([torch.stack(moved).sum(), of_base])
+        held = [s for s in self.trainer.engine.master_shards() if s.name in self.whole and len(s.weights)]
+        if not held:
+            return
+        rows, parts, of_base = self._base_of(held)
+        moved = torch.zeros_like(of_base)
+        bases = (values.to(of_base.device) for values in parts)  # on a GPU never all of them at once
+        for owners, (now, base) in portions((shard.weights for shard in held), bases):
+            moved.index_add_(0, owners, row_squares(now - base))
+        own[:, : BASE + 1].index_add_(0, rows, torch.stack([moved, of_base], dim=1).to(own.device))
+
+    def _base_of(self, held: list[MasterShard]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return shards' rows, and of the base the same elements, mapped, and their squares; made once."""
+        if self.base is None:
+            stored = [self.whole[shard.name] for shard in held]
+            rows = engine.to_device(torch.tensor([self.rows[tensor.name] for tensor in stored]))
+            parts = [part(t, shard.start, len(shard.weights)) for t, shard in zip(stored, held, strict=True)]
+            of_base = torch.cat([squares_of([values.to(held[0].weights.device)]) for values in parts])
+            self.base = rows, parts, of_base
+        return self.base
 
     def _add_adapted(self, own: Tensor) -> None:
         """Put in the spectra of this rank's share of the adapters."""
         adapters = [adapter for adapter, _ in self.adapted]
-        parts = [named for a in adapters for named in zip(a.names, map(math.prod, a.shapes), strict=True)]
-        masters = whole_masters(self.trainer, dict(parts))
+        numels = {name: numel for adapter in adapters for name, numel in adapter.numels.items()}
+        masters = whole_masters(self.trainer, numels)
         mine = slice(engine.rank(), None, engine.world_size())
         stored = {adapter.module: base for adapter, base in self.adapted[mine]}
         for group, sigma in spectra(adapters[mine], masters):
@@ -116,20 +126,21 @@ def _columns(sigma: Tensor, base: Tensor) -> Tensor:
     return torch.stack([energy, base[:, 0], first, base[:, 1], stable, entropy], dim=1)
 
 
-def _table(levels: Levels, totals: np.ndarray) -> pd.DataFrame:
+def _table(levels: Levels, totals: np.ndarray) -> Columns:
     norms = np.sqrt(levels.sums(totals[:, : BASE + 1]))
-    single = (levels.index["level"] == PARAMETER).to_numpy()
+    single = levels.columns["level"] == PARAMETER
     # of one matrix alone; where it trains whole none were taken
     of_one = np.where(single[:, None], levels.sums(totals[:, BASE + 1 :]), np.nan)
     of_one[of_one[:, 1] == 0] = np.nan
-    return levels.index.drop(columns="factor").assign(
-        update_norm=norms[:, 0],
-        base_norm=norms[:, 1],
-        relative_update_norm=_over(norms[:, 0], norms[:, 1]),
-        sigma1_ratio=_over(of_one[:, 0], of_one[:, 1]),
-        stable_rank=of_one[:, 2],
-        entropy_rank=of_one[:, 3],
-    )
+    return {
+        **{title: values for title, values in levels.columns.items() if title != "factor"},
+        "update_norm": norms[:, 0],
+        "base_norm": norms[:, 1],
+        "relative_update_norm": _over(norms[:, 0], norms[:, 1]),
+        "sigma1_ratio": _over(of_one[:, 0], of_one[:, 1]),
+        "stable_rank": of_one[:, 2],
+        "entropy_rank": of_one[:, 3],
+    }
 
 
 def _over(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -14,22 +14,23 @@ are taken before the ratio is.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from rankdrift.data.tokens import Row
 from rankdrift.training import engine
-from rankdrift.training.probes import Probe, Sums
+from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._levels import Levels
-from rankdrift.training.probes._sums import squares
+from rankdrift.training.probes._sums import CHUNK, squares_of
 from rankdrift.training.probes.conflict import compares_tasks
 
 if TYPE_CHECKING:
+    from rankdrift.training.engine import GradientShard
     from rankdrift.training.trainer import Trainer
 
 Array = np.ndarray | float
@@ -49,8 +50,11 @@ class Noise(Probe):
         super().__init__(trainer)
         self.targets: list[int] = []
         """Of each of this rank's micro-batches."""
-        self.seen: list[tuple[int, int, Tensor]] = []
-        """Parameter, micro-batch and the square of its gradient."""
+        self.weighted = torch.zeros(0)
+        """Of each parameter, the squares of its gradients over their micro-batches' targets, fp64."""
+        self.seen: list[tuple[int, Tensor]] = []
+        """Parameter and gradient, of the micro-batch under way, not yet added: up to ``CHUNK`` elements."""
+        self.held = 0
         self.watch = contextlib.ExitStack()
         self.course = np.zeros(2)
         """Sums over the steps measured so far of S and |G|²."""
@@ -58,40 +62,48 @@ class Noise(Probe):
     def before_forward(self) -> None:
         """Look at the gradients of this step's micro-batches."""
         self.targets.clear()
-        self.seen.clear()
+        parameters = len(self.trainer.engine.active)
+        self.weighted = torch.zeros(parameters, dtype=torch.float64, device=engine.device())
         self.watch = self.trainer.engine.watch_gradients(self._see)
 
     def before_micro_batch(self, rows: list[Row]) -> None:
         """Note how many targets the next gradients are of."""
+        self._add_seen()
         self.targets.append(sum(map(self.trainer.loss.targets, rows)))
 
     def _see(self, number: int, gradient: Tensor) -> None:
-        self.seen.append((number, len(self.targets) - 1, squares(gradient.flatten())))
+        self.seen.append((number, gradient.reshape(-1)))
+        self.held += gradient.numel()
+        if self.held >= CHUNK:
+            self._add_seen()
+
+    def _add_seen(self) -> None:
+        if not self.seen:
+            return
+        numbers, gradients = zip(*self.seen, strict=True)
+        self.seen, self.held = [], 0
+        # a micro-batch's loss is its share of the step's, times the ranks, over which gradients are averaged
+        weight = 1 / (max(self.targets[-1], 1) * engine.world_size() ** 2)
+        rows = engine.to_device(torch.tensor(numbers))
+        self.weighted.index_add_(0, rows, squares_of(gradients), alpha=weight)
 
     def before_update(self) -> Sums:
         """Return sum_k |s_k|² / t_k / T² and |g|² of every parameter; in a last row K and T."""
         self.watch.close()
+        self._add_seen()
         shards = list(self.trainer.engine.gradient_shards())
-        nothing = torch.zeros((), dtype=torch.float64, device=engine.device())
-        # offloaded gradients lie on the CPU
-        held = [nothing if shard.values is None else squares(shard.values) for shard in shards]
-        whole = [square.to(nothing.device) for square in held]
-        own = torch.stack([self._weighted(len(shards)), torch.stack(whole)], dim=1)
+        own = torch.stack([self.weighted, self._observed(shards)], dim=1)
         terms = torch.tensor([[np.count_nonzero(self.targets), sum(self.targets)]], dtype=torch.float64)
         levels = Levels.of(tuple(shard.name for shard in shards))
         return Sums(torch.cat([own, engine.to_device(terms)]), partial(_table, levels), self._scalars)
 
-    def _weighted(self, parameters: int) -> Tensor:
-        """Return each parameter's squares over its micro-batches' targets, summed."""
-        sums = torch.zeros(parameters, dtype=torch.float64, device=engine.device())
-        if not self.seen:
-            return sums
-        numbers, batches, found = zip(*self.seen, strict=True)
-        self.seen.clear()
-        # a micro-batch's loss is its share of the step's, times the ranks, over which gradients are averaged
-        weights = [1 / (max(self.targets[batch], 1) * engine.world_size() ** 2) for batch in batches]
-        weighted = torch.stack(found) * engine.to_device(torch.tensor(weights, dtype=torch.float64))
-        return sums.index_add_(0, engine.to_device(torch.tensor(numbers)), weighted)
+    def _observed(self, shards: Sequence[GradientShard]) -> Tensor:
+        found = torch.zeros_like(self.weighted)
+        held = {number: s.values for number, s in enumerate(shards) if s.values is not None}
+        if held:  # offloaded gradients lie on the CPU
+            rows = engine.to_device(torch.tensor([*held]))
+            found.index_add_(0, rows, squares_of([*held.values()]).to(found.device))
+        return found
 
     def _scalars(self, totals: np.ndarray) -> dict[str, float]:
         trace, square = estimates(*totals[:-1].sum(axis=0), *totals[-1])
@@ -116,17 +128,18 @@ def estimates(weighted: Array, observed: Array, batches: float, targets: float) 
     return trace, observed - trace / targets
 
 
-def _table(levels: Levels, totals: np.ndarray) -> pd.DataFrame:
+def _table(levels: Levels, totals: np.ndarray) -> Columns:
     batches, targets = totals[-1]
     weighted, observed = levels.sums(totals[:-1]).T
     trace, square = estimates(weighted, observed, batches, targets)
-    return levels.index.assign(
-        micro_batches=int(batches),
-        targets=int(targets),
-        observed_square=observed,
-        gradient_square=square,
-        noise_trace=trace,
-    )
+    return {
+        **levels.columns,
+        "micro_batches": int(batches),
+        "targets": int(targets),
+        "observed_square": observed,
+        "gradient_square": square,
+        "noise_trace": trace,
+    }
 
 
 PROBE = Noise
