@@ -154,7 +154,7 @@ def _gradients(size: ModelSize, zero: Zero, ranks: int, weight: int) -> int:
 
 
 def _in_backward(size: ModelSize, zero: Zero, machine: Machine, weight: int, accumulates: bool) -> list[Part]:
-    bucket = min(zero.bucket, size.trained) if not machine.is_gpu else zero.bucket
+    bucket = min(zero.bucket, size.trained)  # as the engine tells DeepSpeed
     buckets = bucket * weight * (2 if zero.overlap else 1)
     part = -(-size.trained * FP32 // machine.ranks)
     twice = 2 if accumulates and weight == FP32 and zero.stage == 2 else 1
