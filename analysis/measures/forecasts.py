@@ -20,8 +20,8 @@ COLUMNS = {
     "memory_least": "what a rank has in use at the fullest moment of a step, predicted, GiB",
     "memory_in_use": "the most that a rank had in use, measured, GiB; NaN of a run that is not done, and "
     "where the C library does not count it",
-    "memory_predicted": "peak of a rank, predicted, GiB: of a GPU's tensors; on a CPU what the resident set "
-    "may come to, whose heap keeps what was freed",
+    "memory_predicted": "peak of a rank, predicted, GiB: of a GPU's tensors; resident on a CPU, whose heap "
+    "keeps some of what was freed",
     "memory_measured": "the largest of a rank, GiB, resident on a CPU; NaN of a run that is not done",
     "checkpoint_predicted": "one checkpoint, GiB",
     "checkpoint_measured": "the last one's files, GiB; NaN of a run that is not done",
@@ -54,7 +54,8 @@ def _compared(table: pd.DataFrame) -> pd.DataFrame:
     """Return the runs with what was predicted over what was measured of the same, less one."""
     rows = table.dropna(subset=["memory_measured"])
     return rows.assign(
-        memory_error=rows["memory_least"] / rows["memory_in_use"] - 1,
+        in_use_error=rows["memory_least"] / rows["memory_in_use"] - 1,
+        memory_error=rows["memory_predicted"] / rows["memory_measured"] - 1,
         checkpoint_error=rows["checkpoint_predicted"] / rows["checkpoint_measured"] - 1,
     )
 
@@ -66,9 +67,10 @@ COMPARED = Listing(
         "ranks": "{ranks:count}",
         "memory in use at once, predicted (GiB)": "{memory_least:number}",
         "measured": "{memory_in_use:number}",
-        "off by": "{memory_error:percent}",
-        "resident, between that and": "{memory_predicted:number}",
-        "resident, measured": "{memory_measured:number}",
+        "off by": "{in_use_error:percent}",
+        "peak, predicted (GiB)": "{memory_predicted:number}",
+        "peak, measured": "{memory_measured:number}",
+        "peak is off by": "{memory_error:percent}",
         "checkpoint predicted (GiB)": "{checkpoint_predicted:number}",
         "its files": "{checkpoint_measured:number}",
         "is off by": "{checkpoint_error:percent}",
@@ -76,10 +78,9 @@ COMPARED = Listing(
     "Peak memory of a rank and size of a checkpoint, as predicted before the run trained and as measured",
 )
 HOW_TO_READ = Sentence(
-    "In use at once is what was asked for and not given back at the fullest moment; what was predicted is "
-    "compared with this. The resident set of a process on a CPU is larger by what its heap keeps of what was "
-    "freed, which differs between runs of the same model: it lies between what is in use and what is said "
-    "here. On a GPU both are what tensors take.",
+    "In use at once is what was asked for and not given back at the fullest moment. The peak on a CPU is that "
+    "of the process's resident set, which is larger by what its heap keeps of what was freed; on a GPU it is "
+    "that of tensors, as is what is in use.",
 )
 ANALYSIS = Analysis(
     name="forecasts",

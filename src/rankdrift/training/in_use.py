@@ -1,4 +1,4 @@
-"""What a CPU rank has in use: the blocks of its heap that nobody gave back, at the fullest moment.
+"""What a CPU rank has in use at the fullest moment: blocks of its heap that nobody gave back, mapped files.
 
 The resident set tells another thing: a heap that keeps what was freed has holes, into which a page-aligned
 block of the same size does not fit where something small lies beside them. How many differs from one start
@@ -13,6 +13,8 @@ import ctypes
 import threading
 import time
 from collections.abc import Iterator
+
+import psutil
 
 from rankdrift.training.memory import resident
 
@@ -34,35 +36,38 @@ class _Mallinfo2(ctypes.Structure):
     )
 
 
-def heap_in_use() -> int | None:
-    """Return the bytes of all blocks that were asked for and not given back; None if nobody counts."""
+def bytes_in_use() -> int | None:
+    """Return the bytes of blocks that were asked for and not given back, and of files that are in memory.
+
+    Weights that do not train are a file's pages. None where nobody counts the blocks.
+    """
     mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo2 is None:
         return None
     mallinfo2.restype = _Mallinfo2
     found = mallinfo2()
-    return int(found.uordblks + found.hblkhd)
+    return int(found.uordblks + found.hblkhd + psutil.Process().memory_info().shared)
 
 
 class Watch:
-    """Looks again and again at what the heap has in use; ``baseline`` is the process at the beginning."""
+    """Looks again and again at what is in use."""
 
     def __init__(self) -> None:
         self.baseline = resident()
         """Bytes of the process that were resident when it began, mapped files included."""
-        self.before = self.most = heap_in_use()
+        self.before = self.most = bytes_in_use()
         self._ended = threading.Event()
 
     @property
     def peak(self) -> int | None:
-        """The process at the beginning and the most that its heap has had in use more since then, bytes."""
+        """The process at the beginning and the most that has been in use more since then, bytes."""
         if self.before is None or self.most is None:
             return None
         return self.baseline + self.most - self.before
 
     def look(self) -> None:
         """Look once."""
-        found = heap_in_use()
+        found = bytes_in_use()
         if found is not None and self.most is not None:
             self.most = max(self.most, found)
 
@@ -76,12 +81,12 @@ class Watch:
 
 @contextlib.contextmanager
 def watching() -> Iterator[Watch]:
-    """Watch the heap in a thread until the block ends."""
+    """Watch this process in a thread until the block ends."""
     watch = Watch()
     if watch.before is None:
         yield watch
         return
-    thread = threading.Thread(target=watch._keep_looking, name="heap", daemon=True)
+    thread = threading.Thread(target=watch._keep_looking, name="in-use", daemon=True)
     thread.start()
     try:
         yield watch

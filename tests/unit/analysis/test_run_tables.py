@@ -235,7 +235,8 @@ def test_what_was_predicted_stands_beside_what_was_measured(run: RunLayout):
     assert (row["checkpoint_predicted"], row["checkpoint_measured"]) == (0.5, 1.0)
     (finding,) = registry.load("analysis", "forecasts").findings
     compared = finding.rows(table("forecasts", run)).iloc[0]
-    assert compared["memory_error"] == pytest.approx(-0.2)  # of what is in use, with what was in use
+    assert compared["in_use_error"] == pytest.approx(-0.2)  # each beside what was measured of the same
+    assert compared["memory_error"] == pytest.approx(0.2)
     assert compared["checkpoint_error"] == pytest.approx(-0.5)
 
 

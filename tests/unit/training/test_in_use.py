@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rankdrift.training import in_use
@@ -44,8 +46,18 @@ def test_a_block_is_seen_while_it_is_there() -> None:
     assert len(block) == 2 * SIZE
 
 
+def test_pages_of_a_mapped_file_are_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(SIZE))
+    watch = Watch()
+    mapped = np.memmap(path, mode="r")
+    assert mapped.sum() == 0  # which reads it
+    watch.look()
+    assert SIZE <= grown(watch) < SIZE + 4 * MIB
+
+
 def test_without_a_count_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_use, "heap_in_use", lambda: None)
+    monkeypatch.setattr(in_use, "bytes_in_use", lambda: None)
     with watching() as watch:
         watch.look()
     assert watch.peak is None

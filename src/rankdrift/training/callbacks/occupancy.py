@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Occupancy(Callback):
-    """Of a CPU rank what its heap has in use, which ``watch`` looks at; of a GPU what its tensors take."""
+    """Of a CPU rank what ``watch`` has seen; of a GPU what its tensors take."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
