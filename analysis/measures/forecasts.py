@@ -78,9 +78,9 @@ COMPARED = Listing(
     "Peak memory of a rank and size of a checkpoint, as predicted before the run trained and as measured",
 )
 HOW_TO_READ = Sentence(
-    "In use at once is what was asked for and not given back at the fullest moment. The peak on a CPU is that "
-    "of the process's resident set, which is larger by what its heap keeps of what was freed; on a GPU it is "
-    "that of tensors, as is what is in use.",
+    "In use at once is what was asked for and not given back at the fullest moment. The peak on a CPU is "
+    "that of the process's resident set, larger by what its heap keeps of what was freed; on a GPU it is "
+    "that of tensors, as is what is in use."
 )
 ANALYSIS = Analysis(
     name="forecasts",
