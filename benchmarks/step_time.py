@@ -17,6 +17,7 @@ from pathlib import Path
 from rank_processes import CPU, PLAIN_HEAP, median_ratio, medians, run_ranks
 
 from rankdrift import files
+from rankdrift.studies.launcher import WHOLE_HOLES
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "ds_configs" / "zero2.json"
@@ -44,7 +45,8 @@ def run_once(arguments: argparse.Namespace, method: str, kept: bool) -> dict[str
         ]
         code = TRAIN if kept else PLAIN_HEAP + TRAIN
         command = ["-c", code, "--config", str(CONFIG), *overrides]
-        run_ranks(command, arguments.ranks, arguments.port, CPU)
+        environment = CPU | ({"GLIBC_TUNABLES": WHOLE_HOLES} if kept else {})
+        run_ranks(command, arguments.ranks, arguments.port, environment)
         rows = files.read_jsonl(Path(output) / "s" / "runs" / "a-seed42" / "metrics.jsonl")
     steps = [row for row in rows if row["split"] == "train"][WARM_UP:]
     return {

@@ -18,9 +18,11 @@ COLUMNS = {
     "stage": "ZeRO stage",
     "ranks": "processes that the run was planned for",
     "memory_least": "what a rank has in use at the fullest moment of a step, predicted, GiB",
-    "memory_predicted": "peak of a rank, predicted, GiB: of a GPU's tensors, or of a process on a CPU, "
-    "whose heap keeps what was freed",
-    "memory_measured": "the largest of a rank, GiB; NaN of a run that is not done",
+    "memory_in_use": "the most that a rank had in use, measured, GiB; NaN of a run that is not done, and "
+    "where the C library does not count it",
+    "memory_predicted": "peak of a rank, predicted, GiB: of a GPU's tensors; resident on a CPU, whose heap "
+    "keeps some of what was freed",
+    "memory_measured": "the largest of a rank, GiB, resident on a CPU; NaN of a run that is not done",
     "checkpoint_predicted": "one checkpoint, GiB",
     "checkpoint_measured": "the last one's files, GiB; NaN of a run that is not done",
 }
@@ -39,6 +41,7 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
         "stage": stage,
         "ranks": predicted["batches"]["ranks"],
         "memory_least": predicted["least"][str(stage)] / GIB,
+        "memory_in_use": measured.get("in_use_gib", math.nan),
         "memory_predicted": predicted["peaks"][str(stage)] / GIB,
         "memory_measured": measured.get("memory_gib", math.nan),
         "checkpoint_predicted": predicted["disk"]["checkpoint"] / GIB,
@@ -48,9 +51,10 @@ def compute(subject: Subject, params: Params) -> dict[str, pd.DataFrame]:
 
 
 def _compared(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs with what was predicted over what was measured, less one."""
+    """Return the runs with what was predicted over what was measured of the same, less one."""
     rows = table.dropna(subset=["memory_measured"])
     return rows.assign(
+        in_use_error=rows["memory_least"] / rows["memory_in_use"] - 1,
         memory_error=rows["memory_predicted"] / rows["memory_measured"] - 1,
         checkpoint_error=rows["checkpoint_predicted"] / rows["checkpoint_measured"] - 1,
     )
@@ -61,10 +65,12 @@ COMPARED = Listing(
         "run": "{run}",
         "ZeRO": "{stage:count}",
         "ranks": "{ranks:count}",
-        "memory in use at once (GiB)": "{memory_least:number}",
-        "predicted peak": "{memory_predicted:number}",
-        "measured": "{memory_measured:number}",
-        "off by": "{memory_error:percent}",
+        "memory in use at once, predicted (GiB)": "{memory_least:number}",
+        "measured": "{memory_in_use:number}",
+        "off by": "{in_use_error:percent}",
+        "peak, predicted (GiB)": "{memory_predicted:number}",
+        "peak, measured": "{memory_measured:number}",
+        "peak is off by": "{memory_error:percent}",
         "checkpoint predicted (GiB)": "{checkpoint_predicted:number}",
         "its files": "{checkpoint_measured:number}",
         "is off by": "{checkpoint_error:percent}",
@@ -72,9 +78,9 @@ COMPARED = Listing(
     "Peak memory of a rank and size of a checkpoint, as predicted before the run trained and as measured",
 )
 HOW_TO_READ = Sentence(
-    "Memory on a CPU is the peak of a process's resident set, between what is in use at once and the "
-    "predicted peak, to which a heap may come that keeps what was freed: full fine-tuning's has differed by "
-    "30 % between runs of the same model. On a GPU it is that of tensors.",
+    "In use at once is what was asked for and not given back at the fullest moment. The peak on a CPU is "
+    "that of the process's resident set, larger by what its heap keeps of what was freed; on a GPU it is "
+    "that of tensors, as is what is in use."
 )
 ANALYSIS = Analysis(
     name="forecasts",

@@ -17,7 +17,9 @@ class Trial(NamedTuple):
     seconds: float
     """Of a step, the median."""
     memory: int
-    """Bytes: the peak of a rank."""
+    """Bytes: the peak of a rank, resident on a CPU."""
+    in_use: int | None = None
+    """Bytes that a rank has in use at the fullest moment; None where nobody counts them."""
 
 
 @dataclass(frozen=True)

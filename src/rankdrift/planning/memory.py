@@ -28,11 +28,9 @@ WHOLE_BUCKET = 500_000_000
 """Elements of gradients that are exchanged at once at stage 0, DeepSpeed's default for buckets elsewhere."""
 LIVE_PARAMETERS = 1_000_000_000
 """``stage3_max_live_parameters`` where nobody sets it."""
-HOLE = "holes in the heap"
-HOLES = 1 / 3
-"""Of a CPU rank's activations, what its heap has in holes between them: aligned blocks do not fit where
-others of their size were. Beside these, what gloo gathers weights into takes a second place: between two
-updates its first one is broken up. Both are measured, and differ from run to run (docs/planning.md)."""
+STAYS = 1 / 2
+"""Of what the less full of backward pass and update has in use, what a CPU rank's heap keeps beside the
+fuller one's: half of it lies where the other's blocks were. Measured, not derived (docs/planning.md)."""
 BOOKKEEPING = 64 * 2**20
 """What a CPU rank's process grows by beside the model: modules that are imported later, DeepSpeed's and
 autograd's objects, evaluation, TensorBoard; measured on models of 30 and of 272 tensors."""
@@ -79,9 +77,9 @@ class RankMemory:
 
     parts: tuple[Part, ...]
     peak: int
-    """Bytes: of the device, or of the process on a CPU."""
+    """Bytes: of the device, or resident of the process on a CPU."""
     at_once: int
-    """Bytes that are in use at the fullest moment of a step: on a GPU the peak, below which no heap stays."""
+    """Bytes that are in use at the fullest moment of a step: on a GPU the peak."""
     host: int
     """Bytes that are offloaded from a device."""
 
@@ -91,9 +89,8 @@ def rank_memory(
 ) -> RankMemory:
     """Return what a rank takes.
 
-    On a GPU the peak is that of tensors. A CPU rank's heap keeps what was freed (``training/heap.py``), and a
-    block seldom fits where another one was: there each buffer of a step has a place of its own in the end,
-    and there are holes (``HOLES``). Whether and when it comes to that differs from run to run.
+    On a GPU the peak is that of tensors. A CPU rank's heap keeps what was freed (``training/heap.py``), and
+    not every block fits where another one was: its resident set is larger (``STAYS``).
 
     Parameters
     ----------
@@ -118,16 +115,15 @@ def rank_memory(
             Part("activations", activations, "backward"),
             *_in_backward(size, zero, machine, weight, accumulates),
             *_in_update(size, zero, machine, weight),
-            Part(HOLE, _holes(size, zero, machine, weight, activations), "update"),
         )
         if part.size
     )
     on_device = [part for part in parts if not (part.on_host and machine.is_gpu)]
-    used = [part for part in on_device if part.name != HOLE]
-    at_once = _sum(used, "always") + max(_sum(used, "backward"), _sum(used, "update"))
-    kept = sum(part.size for part in on_device)
-    peak = at_once if machine.is_gpu else kept
-    return RankMemory(parts, peak, at_once, sum(part.size for part in parts) - kept)
+    less, more = sorted(_sum(on_device, moment) for moment in ("backward", "update"))
+    at_once = _sum(on_device, "always") + more
+    peak = at_once if machine.is_gpu else at_once + round(STAYS * less)
+    host = sum(part.size for part in parts) - sum(part.size for part in on_device)
+    return RankMemory(parts, peak, at_once, host)
 
 
 def _always(size: ModelSize, zero: Zero, machine: Machine, weight: int) -> list[Part]:
@@ -154,7 +150,7 @@ def _gradients(size: ModelSize, zero: Zero, ranks: int, weight: int) -> int:
 
 
 def _in_backward(size: ModelSize, zero: Zero, machine: Machine, weight: int, accumulates: bool) -> list[Part]:
-    bucket = min(zero.bucket, size.trained) if not machine.is_gpu else zero.bucket
+    bucket = min(zero.bucket, size.trained)  # as the engine tells DeepSpeed
     buckets = bucket * weight * (2 if zero.overlap else 1)
     part = -(-size.trained * FP32 // machine.ranks)
     twice = 2 if accumulates and weight == FP32 and zero.stage == 2 else 1
@@ -183,12 +179,6 @@ def _gathered(size: ModelSize, zero: Zero, machine: Machine, weight: int) -> int
     if machine.is_gpu or machine.ranks == 1 or zero.stage == 0:
         return 0
     return (size.total if zero.stage == 3 else size.trained) * weight
-
-
-def _holes(size: ModelSize, zero: Zero, machine: Machine, weight: int, activations: int) -> int:
-    if machine.is_gpu:
-        return 0
-    return _gathered(size, zero, machine, weight) + round(HOLES * activations)
 
 
 def _sum(parts: Sequence[Part], moment: Moment) -> int:

@@ -125,11 +125,15 @@ def _of_trial(one: Forecast, found: Trial | None) -> Iterator[tuple[str, str]]:
         yield "hours", UNKNOWN
         return
     yield "hours", f"{one.hours(found):.3g}, of steps alone ({found.seconds:.3g} s each, measured)"
-    predicted = one.peak(one.stage)
-    yield (
-        "peak of a rank",
-        f"{gibibytes(found.memory)} measured in a few steps, {gibibytes(predicted)} "
-        f"predicted ({predicted / found.memory - 1:+.1%})",
+    if found.in_use:
+        yield "in use at once", _beside(found.in_use, one.least(one.stage))
+    yield "peak of a rank" if one.is_gpu else "resident peak", _beside(found.memory, one.peak(one.stage))
+
+
+def _beside(measured: int, predicted: int) -> str:
+    return (
+        f"{gibibytes(measured)} measured in a few steps, {gibibytes(predicted)} "
+        f"predicted ({predicted / measured - 1:+.1%})"
     )
 
 
@@ -144,7 +148,8 @@ def _stages(one: Forecast) -> Table:
     if not one.is_gpu:
         table.add_row("process without a model", *(gibibytes(one.baseline) for _ in one.stages))
         table.add_row("in use at once", *(gibibytes(one.least(stage)) for stage in one.stages), style="bold")
-    table.add_row("predicted peak", *(gibibytes(one.peak(stage)) for stage in one.stages), style="bold")
+    peak = "predicted peak" if one.is_gpu else "resident peak"
+    table.add_row(peak, *(gibibytes(one.peak(stage)) for stage in one.stages), style="bold")
     if any(memory.host for memory in one.stages.values()):
         table.add_row("of the host", *(gibibytes(memory.host) for memory in one.stages.values()))
     return table

@@ -18,6 +18,13 @@ from rankdrift.errors import INTERRUPTED, IntegrityError, Preempted, RankError, 
 
 GRACE = 15.0  # seconds
 POLL = 0.05  # seconds
+WHOLE_HOLES = "glibc.malloc.tcache_count=0"
+"""What the heap of a CPU rank is told (glibc reads it when a program begins, so that a rank cannot tell it).
+
+A page-aligned block leaves up to a page over at either end. Small rests go into the thread's cache of small
+blocks, which keeps them from joining: once freed, the block is no hole any more that has room for one of its
+size and the rests, and the heap grows instead (``training/heap.py`` says of which blocks).
+"""
 
 Rank = subprocess.Popen[bytes]
 
@@ -94,10 +101,19 @@ def _start(command: Sequence[str], variables: Mapping[str, Any]) -> Rank:
         signal.signal(signals.SAVE, signal.SIG_IGN)  # there is nothing to save until Python runs
         signals.end_with_parent(parent)
 
-    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    environment = _environment(variables)
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=before_exec
     )
+
+
+def _environment(variables: Mapping[str, Any]) -> dict[str, str]:
+    """Return a rank's environment: this one's, with more, and on CPUs with ``WHOLE_HOLES``."""
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    given = environment.get("GLIBC_TUNABLES", "")
+    if environment.get("DS_ACCELERATOR") == "cpu" and "tcache_count" not in given:
+        environment["GLIBC_TUNABLES"] = ":".join(filter(None, (given, WHOLE_HOLES)))
+    return environment
 
 
 def _wait(processes: Sequence[Rank], asked: deque[int]) -> int:

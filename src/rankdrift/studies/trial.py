@@ -31,10 +31,16 @@ def trial(spec: Spec, config: Path, ranks: int) -> Trial:
         recipe.write_text(json.dumps(short.as_dict()), encoding="utf-8")  # JSON is YAML
         with _output_on_error_stream():
             launch(ranks, ["--config", str(config), "--experiment", str(recipe)])
-        rows = files.read_jsonl(StudyLayout(short.study_root).run(short.run_name).metrics)
+        run = StudyLayout(short.study_root).run(short.run_name)
+        rows, measured = files.read_jsonl(run.metrics), files.read_json(run.forecast)["measured"]
     steps = [row for row in rows if row["split"] == "train"]
     seconds = statistics.median(row["seconds"] for row in steps[SETTLED:])
-    return Trial(seconds, round(max(row["memory_gib"] for row in steps) * 2**30))
+    in_use = measured.get("in_use_gib")
+    return Trial(seconds, _bytes(measured["memory_gib"]), None if in_use is None else _bytes(in_use))
+
+
+def _bytes(gibibytes: float) -> int:
+    return round(gibibytes * 2**30)
 
 
 def shortened(spec: Spec, folder: Path) -> Spec:

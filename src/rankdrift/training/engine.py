@@ -327,6 +327,7 @@ class Engine:
         # a divided parameter has no shape, by which groups are made
         self.groups = parameter_groups(trainable, rate, bool(training.weight_decay), phases)
         self.own_optimizer = optimizer = AdamW(self.groups, training)
+        config = with_fitting_bucket(config, self.trained)
         with _standard_output_muted():
             if divides(config):
                 divide(model, deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config), device())
@@ -613,6 +614,16 @@ class _Writer(TorchCheckpointEngine):
             self.failure = self.failure or f"rank {rank()}: {Path(path).name}: {error}"
         else:
             self.files[Path(path).name] = writer.stored()
+
+
+def with_fitting_bucket(config: dict[str, Any], trained: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration with a bucket of gradients no larger than all of them are.
+
+    It is allocated whole, whatever comes into it: an adapter's would have a hundred times its elements.
+    """
+    zero = config.get("zero_optimization") or {}
+    bucket = int(zero.get("reduce_bucket_size", DeepSpeedZeroConfig().reduce_bucket_size))
+    return config | {"zero_optimization": zero | {"reduce_bucket_size": min(bucket, trained)}}
 
 
 def divides(config: dict[str, Any]) -> bool:

@@ -116,14 +116,19 @@ def keep(run: RunLayout, found: Forecast) -> None:
     files.write_json(run.forecast, {"predicted": predicted, "measured": None})
 
 
-def add_measured(run: RunLayout, step: int, memory_gib: float) -> None:
-    """Add what a run that is done took: the peak of its ranks' memory, and its last checkpoint's bytes."""
+def add_measured(run: RunLayout, **took: float | None) -> None:
+    """Add to what a run that is done took: ``took`` by name, GiB, beside what is there already."""
     if not run.forecast.exists():
         return
+    kept = files.read_json(run.forecast)
+    files.write_json(run.forecast, {**kept, "measured": {**(kept["measured"] or {}), **took}})
+
+
+def stored_bytes(run: RunLayout) -> int | None:
+    """Return the bytes of a run's last checkpoint; None without one."""
     last = newest(run.checkpoints)
     stored = Manifest.read(run.checkpoint(last)).files.values() if last else ()
-    took = {"memory_gib": memory_gib, "checkpoint": sum(file.size for file in stored) or None}
-    files.write_json(run.forecast, {**files.read_json(run.forecast), "measured": {"step": step, **took}})
+    return sum(file.size for file in stored) or None
 
 
 def _batches(setup: Setup) -> Batches:

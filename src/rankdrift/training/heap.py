@@ -6,6 +6,12 @@ step; and a thread's own heap holds no block above 64 MiB at all, so that of glo
 in turn, one gave the parameters' buffer back every time. On two cores full fine-tuning steps of a 135 M model
 took 3 s and 5 s by turns so.
 
+Blocks of torch are page-aligned, for which glibc takes a page more and gives back what is left over at either
+end. Rests below 1 KiB go into the thread's cache of small blocks and never join what is free around them, so
+that a block's own place is too small for the next one of its size: what the heap had beyond what was in use
+grew from step to step, and differed between the ranks and starts of one run. Ranks on CPUs begin without that
+cache (``studies/launcher.py``); it cannot be switched off later.
+
 Where the C library is another one, or the kernel has no huge pages, nothing changes.
 """
 

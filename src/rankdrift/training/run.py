@@ -30,6 +30,7 @@ from rankdrift.training.callbacks.allocation import Allocation
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.fitting import Fitting
 from rankdrift.training.callbacks.guarding import Guarding
+from rankdrift.training.callbacks.occupancy import Occupancy
 from rankdrift.training.callbacks.probing import Probing
 from rankdrift.training.callbacks.profiling import Profiling
 from rankdrift.training.callbacks.recording import Recording
@@ -41,8 +42,9 @@ from rankdrift.training.callbacks.utilisation import Utilisation
 from rankdrift.training.description import describe
 from rankdrift.training.determinism import deterministic
 from rankdrift.training.ds_config import stage_of
+from rankdrift.training.in_use import Watch, watching
 from rankdrift.training.journal import Journal, log_to
-from rankdrift.training.memory import memory_of_device, resident
+from rankdrift.training.memory import memory_of_device
 from rankdrift.training.mirrors import kinds
 from rankdrift.training.out_of_memory import explained
 from rankdrift.training.setup import Setup, set_up
@@ -67,18 +69,18 @@ def train(
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
         checkpointing.require_resumable(run, setup.identity)
-        with explained(setup.spec, stage_of(setup.config), engine.world_size()):
-            _fit(setup, requests or Requests(), further)
+        with explained(setup.spec, stage_of(setup.config), engine.world_size()), watching() as watch:
+            _fit(setup, requests or Requests(), further, watch)
     return run
 
 
-def _fit(setup: Setup, requests: Requests, further: Sequence[Callback]) -> None:
+def _fit(setup: Setup, requests: Requests, further: Sequence[Callback], watch: Watch) -> None:
     """Train what can be trained, from where it stands."""
-    run, spec, baseline = setup.run, setup.spec, resident()
+    run, spec = setup.run, setup.spec
     model = prepared_model(setup)
     describe(setup, model)
     if engine.rank() == 0 and newest(run.checkpoints) is None:
-        _foretell(setup, model, baseline)
+        _foretell(setup, model, watch.baseline)
     phases = _phases(setup, model)
     under = engine.Engine(
         model, spec.training, setup.config, lambda name: setup.method.rate(name, spec.method), phases.of
@@ -88,7 +90,7 @@ def _fit(setup: Setup, requests: Requests, further: Sequence[Callback]) -> None:
     journal = _journal(setup, start) if engine.rank() == 0 else None
     asked = Asked(requests)
     watching = (Guarding(), Profiling(), Probing(), Replay(), Utilisation(), Allocation())
-    recording = (Recording(), Accounting(), Evaluation(), *further, Stopping())
+    recording = (Occupancy(watch), Recording(), Accounting(), Evaluation(), *further, Stopping())
     callbacks = (asked, Fitting(memory_of_device()), *watching, *recording, Saving(asked))
     try:
         Trainer(setup, under, callbacks, start, journal, phases).fit()

@@ -36,7 +36,7 @@ FORECAST = {
         "least": {"1": 3 * 2**30, "2": 2**30},
         "disk": {"checkpoint": 2**29},
     },
-    "measured": {"step": 20, "memory_gib": 2.5, "checkpoint": 2**30},
+    "measured": {"step": 20, "memory_gib": 2.5, "in_use_gib": 1.25, "checkpoint": 2**30},
 }
 
 
@@ -230,10 +230,12 @@ def test_damaged_files_are_named(name: str, damage, message: str, run: RunLayout
 def test_what_was_predicted_stands_beside_what_was_measured(run: RunLayout):
     row = table("forecasts", run).iloc[0]
     # of the stage in force
-    assert (row["memory_least"], row["memory_predicted"], row["memory_measured"]) == (1.0, 3.0, 2.5)
+    assert (row["memory_least"], row["memory_in_use"]) == (1.0, 1.25)
+    assert (row["memory_predicted"], row["memory_measured"]) == (3.0, 2.5)
     assert (row["checkpoint_predicted"], row["checkpoint_measured"]) == (0.5, 1.0)
     (finding,) = registry.load("analysis", "forecasts").findings
     compared = finding.rows(table("forecasts", run)).iloc[0]
+    assert compared["in_use_error"] == pytest.approx(-0.2)  # each beside what was measured of the same
     assert compared["memory_error"] == pytest.approx(0.2)
     assert compared["checkpoint_error"] == pytest.approx(-0.5)
 
@@ -242,6 +244,6 @@ def test_a_run_that_is_not_done_has_its_prediction_alone(run: RunLayout):
     run.forecast.write_text(json.dumps(FORECAST | {"measured": None}))
     found = table("forecasts", run)
     assert found["memory_predicted"].item() == 3.0
-    assert found[["memory_measured", "checkpoint_measured"]].isna().all(axis=None)
+    assert found[["memory_in_use", "memory_measured", "checkpoint_measured"]].isna().all(axis=None)
     (finding,) = registry.load("analysis", "forecasts").findings
     assert finding.rows(found).empty

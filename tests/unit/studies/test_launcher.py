@@ -52,6 +52,28 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
+    ("device", "given", "told"),
+    [
+        ("cpu", None, launcher.WHOLE_HOLES),
+        ("cpu", "glibc.malloc.check=0", f"glibc.malloc.check=0:{launcher.WHOLE_HOLES}"),
+        ("cpu", "glibc.malloc.tcache_count=3", "glibc.malloc.tcache_count=3"),  # as the user says
+        ("cuda", None, "None"),
+    ],
+)
+def test_heaps_of_cpu_ranks_keep_holes_whole(
+    device: str, given: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", device)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if given:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    monkeypatch.chdir(tmp_path)
+    program = "Path(f'{rank}.told').write_text(str(os.environ.get('GLIBC_TUNABLES')))"
+    assert launcher.run_ranks(2, python(program)) == 0
+    assert [Path(f"{rank}.told").read_text() for rank in range(2)] == [told, told]
+
+
+@pytest.mark.parametrize(
     ("program", "status"),
     [
         ("sys.exit(0)", 0),

@@ -10,7 +10,7 @@ import torch
 from rankdrift import files
 from rankdrift.layout import RunLayout
 from rankdrift.training.callbacks import Callback, Step, is_due
-from rankdrift.training.forecast import add_measured
+from rankdrift.training.forecast import add_measured, stored_bytes
 from rankdrift.training.memory import peak_resident
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Recording(Callback):
         """Close the journal and say that the run is finished, and what it took."""
         if journal := trainer.journal:
             if self.memory:  # a run that was done already has taken nothing
-                add_measured(trainer.run, trainer.last, self.memory)
+                took = {"memory_gib": self.memory, "checkpoint": stored_bytes(trainer.run)}
+                add_measured(trainer.run, step=trainer.last, **took)
             journal.close()
             journal.status(
                 "finished",
