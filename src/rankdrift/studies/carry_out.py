@@ -1,0 +1,154 @@
+"""One cell of a study from training to the tables of its checkpoints; it says in its folder how far it is.
+
+All that it does is done once: a cell that was killed, or has failed, goes on where it was. What is measured
+of its checkpoints is measured here, where they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rankdrift import files, registry
+from rankdrift.analysis.engine import measure_checkpoints
+from rankdrift.errors import Preempted, RankError, UserError
+from rankdrift.export.consolidate import consolidate_run
+from rankdrift.layout import RunLayout
+from rankdrift.models.base import resolve
+from rankdrift.progress import Say, progress_lines
+from rankdrift.scoring.run import score_run
+from rankdrift.spec import read_spec
+from rankdrift.studies.cells import Cell
+from rankdrift.studies.driver import MOMENT
+from rankdrift.studies.executors.local import node
+from rankdrift.studies.launcher import launch
+from rankdrift.studies.study_checkpoints import run_subjects, study_params
+from rankdrift.zero_checkpoint.manifest import complete_steps
+
+STAGES = ("train", "consolidate", "score", "measure")
+
+
+def carry_out(cell: Cell, scores_base: bool, say: Say = print) -> None:
+    """Train, consolidate and score a cell, and measure its checkpoints.
+
+    Parameters
+    ----------
+    cell
+        The cell.
+    scores_base
+        Score the base model as well: the first of a group does, with its own.
+    say
+        Takes a line for each thing done.
+
+    Raises
+    ------
+    UserError, RankError, Preempted
+        As training raises them; UserError where another process carries out the same cell.
+
+    """
+    with _record(cell) as record:
+        with record.stage("train", say):
+            _train(cell, _indented(say))
+        with record.stage("consolidate", say):
+            if complete_steps(cell.run.checkpoints):
+                consolidate_run(cell.run, progress=_indented(say))
+        with record.stage("score", say):
+            score_run(cell.run, steps=[], base=scores_base, progress=_indented(say))
+        with record.stage("measure", say):
+            _measure(cell, record, _indented(say))
+
+
+def is_finished(run: RunLayout) -> bool:
+    """Return whether a run is trained to its end."""
+    return run.status.exists() and files.read_json(run.status)["state"] == "finished"
+
+
+def read_record(run: RunLayout) -> dict[str, Any]:
+    """Return what a cell has said of itself, empty where it has not begun."""
+    return dict(files.read_json(run.cell)) if run.cell.exists() else {}
+
+
+def is_carried_out(run: RunLayout) -> bool:
+    """Return whether a process of this machine carries out the cell now."""
+    return files.is_held(run.cell_lock)
+
+
+def _train(cell: Cell, say: Say) -> None:
+    """Train the run unless it is finished; how it is scored and analysed may have changed since."""
+    run = cell.run
+    if is_finished(run):
+        if read_spec(run.spec) != cell.spec:
+            files.write_json(run.spec, cell.spec.as_dict())
+        say("finished before")
+        return
+    files.write_json(run.experiment, cell.spec.as_dict())  # JSON is YAML
+    launch(cell.ranks, ["--config", str(cell.config), "--experiment", str(run.experiment)])
+
+
+def _measure(cell: Cell, record: _Record, say: Say) -> None:
+    """Measure the cell's checkpoints, unless they were measured so: the parts may have been cleaned away."""
+    base = resolve(cell.spec.model.name, cell.spec.model.revision)
+    subjects = run_subjects(cell.spec, cell.run, base)
+    versions = {name: registry.load("analysis", name).version for name in registry.names("analysis")}
+    steps = [subject.step for subject in subjects]
+    measured = files.digest_json([cell.spec.analysis.model_dump(mode="json"), versions, steps])
+    if record.tree.get("measured") == measured:
+        say("measured before")
+        return
+    params = study_params(cell.study, cell.spec, base)
+    measure_checkpoints(registry.names("analysis"), subjects, cell.study.tables, params, progress_lines(say))
+    record.tree["measured"] = measured
+
+
+@dataclass
+class _Record:
+    """What a cell says of itself, written at each change."""
+
+    run: RunLayout
+    tree: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, state: str, **facts: Any) -> None:
+        self.tree |= {"state": state, "time": files.timestamp(), **facts}
+        files.write_json(self.run.cell, self.tree)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, say: Say) -> Iterator[None]:
+        """Say what is done, and how long it took."""
+        say(f"  {name}")
+        self.write("running", stage=name)
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        self.tree["seconds"] = self.tree.get("seconds", {}) | {name: round(seconds, 1)}
+        say(f"    {seconds:.0f} s")
+
+
+@contextlib.contextmanager
+def _record(cell: Cell) -> Iterator[_Record]:
+    """Keep a cell to this process, and say what becomes of it."""
+    with files.held(cell.run.cell_lock, wait=MOMENT) as free:
+        if not free:
+            raise UserError(f"{cell.run.root}: another process carries out this cell; wait for it or stop it")
+        before = read_record(cell.run)
+        record = _Record(cell.run, {"attempts": 0} | before)
+        record.tree |= {"digest": cell.digest, "ranks": cell.ranks, "config": cell.config.name}
+        record.tree |= {"node": node(), "pid": os.getpid(), "attempts": record.tree["attempts"] + 1}
+        record.write("running", stage=STAGES[0], error=None, began=files.timestamp())
+        try:
+            yield record
+        except (Preempted, KeyboardInterrupt):
+            record.write("stopped")
+            raise
+        except Exception as error:
+            known = isinstance(error, UserError | RankError)
+            record.write("failed", error=str(error) if known else f"{type(error).__name__}: {error}")
+            raise
+        record.write("done", stage="")
+
+
+def _indented(say: Say) -> Say:
+    return lambda line: say(f"    {line}")
