@@ -31,7 +31,7 @@ $(READY): requirements/lock.txt requirements/install.sh setup.cfg
 	@touch $@
 
 demo: $(READY)  ## full fine-tuning against LoRA on a small real model, to a report (DATA=folder: real SST-2)
-	@rankdrift study --lean --experiment launch/recipes/demo.yaml $(if $(RANKS),--ranks $(RANKS)) \
+	@rankdrift study run --lean --experiment launch/recipes/demo.yaml $(if $(RANKS),--ranks $(RANKS)) \
 		$(if $(DATA),study=demo-sst2 data.root=$(DATA) 'data.tasks=[sst2]',study=$(STUDY))
 
 data: $(READY)  ## prepare a recipe's data and say what they are like (EXPERIMENT=recipe, DATA=folder: real SST-2)

@@ -246,7 +246,7 @@ class StudyLayout:
 
     @property
     def driver(self) -> Path:
-        """The process that carries out the study, or did so last."""
+        """The process that carries out the study; left behind by one that was killed."""
         return self.root / "driver.json"
 
     @property

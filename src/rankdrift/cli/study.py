@@ -24,6 +24,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rankdrift import signals
+from rankdrift.cli.plan import cells_from, tell
 from rankdrift.errors import Preempted, UserError
 from rankdrift.layout import StudyLayout
 from rankdrift.spec import Recipe, load_recipe, read_recipe
@@ -102,13 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def carry_out_recipe(recipe: Recipe, arguments: argparse.Namespace) -> int:
     """Carry out all cells of a recipe."""
-    if arguments.ranks is not None and arguments.ranks < 1:
-        raise UserError(f"{arguments.ranks} ranks: a run has at least one rank; give 1 or more")
-    from rankdrift.studies.cells import cells_of, root_of
-    from rankdrift.studies.launcher import default_ranks
+    cells = cells_from(recipe, arguments)
+    from rankdrift.studies.cells import root_of
     from rankdrift.studies.pipeline import run_study
 
-    cells = cells_of(recipe, arguments.config, arguments.ranks or default_ranks())
     executor = _executor(arguments.slots, cells)
     with signals.answered_by(_stop):  # while it trains, the launcher answers
         run_study(root_of(recipe), recipe, cells, executor, lean=arguments.lean)
@@ -116,18 +114,14 @@ def carry_out_recipe(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    recipe = load_recipe(arguments.experiment, arguments.overrides)
-    from rankdrift.cli.plan import show
-    from rankdrift.studies.cells import cells_of
-    from rankdrift.studies.launcher import default_ranks
-    from rankdrift.studies.study_plan import cells_table, foreseen, tried
-
-    cells = cells_of(recipe, arguments.config, arguments.ranks or default_ranks())
+    cells = cells_from(load_recipe(arguments.experiment, arguments.overrides), arguments)
     if not arguments.json:
         from rich.console import Console
 
+        from rankdrift.studies.study_plan import cells_table
+
         Console().print(cells_table(cells))
-    show(foreseen(cells), tried(cells) if arguments.measure else {}, arguments.json)
+    tell(cells, arguments.measure, arguments.json)
     return 0
 
 

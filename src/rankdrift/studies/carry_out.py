@@ -110,6 +110,8 @@ class _Record:
 
     run: RunLayout
     tree: dict[str, Any] = field(default_factory=dict)
+    was_done: bool = False
+    """Whether there may be nothing to do: then nothing is written until there is something to say."""
 
     def write(self, state: str, **facts: Any) -> None:
         self.tree |= {"state": state, "time": files.timestamp(), **facts}
@@ -119,11 +121,13 @@ class _Record:
     def stage(self, name: str, say: Say) -> Iterator[None]:
         """Say what is done, and how long it took."""
         say(f"  {name}")
-        self.write("running", stage=name)
+        if not self.was_done:
+            self.write("running", stage=name)
         began = time.monotonic()
         yield
         seconds = time.monotonic() - began
-        self.tree["seconds"] = self.tree.get("seconds", {}) | {name: round(seconds, 1)}
+        if not self.was_done:
+            self.tree["seconds"] = self.tree.get("seconds", {}) | {name: round(seconds, 1)}
         say(f"    {seconds:.0f} s")
 
 
@@ -135,9 +139,11 @@ def _record(cell: Cell) -> Iterator[_Record]:
             raise UserError(f"{cell.run.root}: another process carries out this cell; wait for it or stop it")
         before = read_record(cell.run)
         record = _Record(cell.run, {"attempts": 0} | before)
-        record.tree |= {"digest": cell.digest, "ranks": cell.ranks, "config": cell.config.name}
-        record.tree |= {"node": node(), "pid": os.getpid(), "attempts": record.tree["attempts"] + 1}
-        record.write("running", stage=STAGES[0], error=None, began=files.timestamp())
+        record.was_done = (before.get("state"), before.get("digest")) == ("done", cell.digest)
+        if not record.was_done:
+            record.tree |= {"digest": cell.digest, "ranks": cell.ranks, "config": cell.config.name}
+            record.tree |= {"node": node(), "pid": os.getpid(), "attempts": record.tree["attempts"] + 1}
+            record.write("running", stage=STAGES[0], error=None, began=files.timestamp())
         try:
             yield record
         except (Preempted, KeyboardInterrupt):
@@ -147,7 +153,8 @@ def _record(cell: Cell) -> Iterator[_Record]:
             known = isinstance(error, UserError | RankError)
             record.write("failed", error=str(error) if known else f"{type(error).__name__}: {error}")
             raise
-        record.write("done", stage="")
+        if not record.was_done or record.tree != before:
+            record.write("done", stage="")
 
 
 def _indented(say: Say) -> Say:

@@ -56,6 +56,7 @@ class Cell:
         return {
             "name": self.name,
             "group": self.group,
+            "run": self.spec.run_name,
             "digest": self.digest,
             "config": str(self.config),
             "ranks": self.ranks,

@@ -23,7 +23,10 @@ def alone(root: StudyLayout) -> Iterator[None]:
         if not free:
             raise UserError(f"{root.root}: is being carried out {_by(root)}; wait for it, or stop it first")
         files.write_json(root.driver, {"node": node(), "pid": os.getpid(), "began": files.timestamp()})
-        yield
+        try:
+            yield
+        finally:
+            root.driver.unlink(missing_ok=True)
 
 
 def is_at_work(root: StudyLayout) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rankdrift import files, registry
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.report.build import build_report
+from rankdrift.analysis.report.overview import build_overview
 from rankdrift.analysis.worklist import Share
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.identity import run_identity
@@ -76,9 +77,16 @@ def run_study(
                 write_cells(group[0].study, recipe, group)
         chosen = list(cells if only is None else only)
         failed = _carried_out(root, cells, chosen, executor, say)
-        reports = [_compared(group, lean and not failed, say) for group in groups_of(cells).values()]
+        reports = {
+            name: report
+            for name, group in groups_of(cells).items()
+            if (report := _compared(group, lean and not failed, say))
+        }
+        if "" not in reports and reports:
+            studies = {name: group[0].study for name, group in groups_of(cells).items() if name in reports}
+            say(f"report over all groups: {build_overview(root, studies)}")
     _raise_first(root, failed, len(chosen))
-    return [report for report in reports if report]
+    return list(reports.values())
 
 
 def _prepare(group: Sequence[Cell], say: Say) -> None:

@@ -49,8 +49,8 @@ def status_of(cell: Cell) -> CellStatus:
         return CellStatus(cell.name, "waiting", steps=_steps(cell))
     told = files.read_json(run.status) if run.status.exists() else {}
     state, step, steps = record["state"], told.get("step", 0), told.get("steps", _steps(cell))
-    if state == "running" and record["node"] == node() and not is_carried_out(run):
-        state = "lost"
+    if record["node"] == node():
+        state = _seen(run, state)
     training = state == "running" and record["stage"] == "train"
     return CellStatus(
         name=cell.name,
@@ -112,6 +112,13 @@ def table(found: Sequence[CellStatus]) -> Table:
             each.error,
         )
     return rows
+
+
+def _seen(run: RunLayout, state: str) -> str:
+    """Return the state of a cell of this machine: what is done is looked at again now and then."""
+    if is_carried_out(run):
+        return "running"
+    return "lost" if state == "running" else state
 
 
 def _steps(cell: Cell) -> int:
