@@ -239,6 +239,8 @@ def test_of_many_ranks_the_first_one_speaks(
 
 def test_a_model_is_made_before_the_ranks_form_a_group(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inside a group, transformers' save_pretrained would write nothing on any rank but 0."""
+    import rankdrift.training.run  # noqa: F401 - what it imports keeps the functions that it finds
+
     in_group = []
 
     def resolve(name: str, revision: str | None = None) -> Path:
