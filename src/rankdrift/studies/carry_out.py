@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +29,13 @@ from rankdrift.studies.launcher import launch
 from rankdrift.studies.study_checkpoints import run_subjects, study_params
 from rankdrift.zero_checkpoint.manifest import complete_steps
 
-STAGES = ("train", "consolidate", "score", "measure")
+STAGES = ("train", "consolidate", "score", "represent", "measure")
+"""In their order; ``represent`` measures hidden states, ``measure`` all else of the checkpoints too."""
+REPRESENTATIONS = ("drift",)
 
 
-def carry_out(cell: Cell, scores_base: bool, say: Say = print) -> None:
-    """Train, consolidate and score a cell, and measure its checkpoints.
+def carry_out(cell: Cell, scores_base: bool, stages: Sequence[str] = STAGES, say: Say = print) -> None:
+    """Train, consolidate and score a cell, and measure its checkpoints, or do some of these.
 
     Parameters
     ----------
@@ -41,6 +43,8 @@ def carry_out(cell: Cell, scores_base: bool, say: Say = print) -> None:
         The cell.
     scores_base
         Score the base model as well: the first of a group does, with its own.
+    stages
+        Some of ``STAGES``; those before them are done.
     say
         Takes a line for each thing done.
 
@@ -50,16 +54,18 @@ def carry_out(cell: Cell, scores_base: bool, say: Say = print) -> None:
         As training raises them; UserError where another process carries out the same cell.
 
     """
-    with _record(cell) as record:
-        with record.stage("train", say):
-            _train(cell, _indented(say))
-        with record.stage("consolidate", say):
-            if complete_steps(cell.run.checkpoints):
-                consolidate_run(cell.run, progress=_indented(say))
-        with record.stage("score", say):
-            score_run(cell.run, steps=[], base=scores_base, progress=_indented(say))
-        with record.stage("measure", say):
-            _measure(cell, record, _indented(say))
+    inner = _indented(say)
+    with _record(cell, stages) as record:
+        ways: dict[str, Callable[[], object]] = {
+            "train": lambda: _train(cell, inner),
+            "consolidate": lambda: _consolidate(cell, inner),
+            "score": lambda: score_run(cell.run, steps=[], base=scores_base, progress=inner),
+            "represent": lambda: _measure(cell, REPRESENTATIONS, record, inner),
+            "measure": lambda: _measure(cell, registry.names("analysis"), record, inner),
+        }
+        for name in (stage for stage in STAGES if stage in stages):
+            with record.stage(name, say):
+                ways[name]()
 
 
 def is_finished(run: RunLayout) -> bool:
@@ -89,19 +95,25 @@ def _train(cell: Cell, say: Say) -> None:
     launch(cell.ranks, ["--config", str(cell.config), "--experiment", str(run.experiment)])
 
 
-def _measure(cell: Cell, record: _Record, say: Say) -> None:
+def _consolidate(cell: Cell, say: Say) -> None:
+    if complete_steps(cell.run.checkpoints):  # a lean study has exports alone of what it needs
+        consolidate_run(cell.run, progress=say)
+
+
+def _measure(cell: Cell, names: Sequence[str], record: _Record, say: Say) -> None:
     """Measure the cell's checkpoints, unless they were measured so: the parts may have been cleaned away."""
     base = resolve(cell.spec.model.name, cell.spec.model.revision)
     subjects = run_subjects(cell.spec, cell.run, base)
-    versions = {name: registry.load("analysis", name).version for name in registry.names("analysis")}
-    steps = [subject.step for subject in subjects]
-    measured = files.digest_json([cell.spec.analysis.model_dump(mode="json"), versions, steps])
-    if record.tree.get("measured") == measured:
-        say("measured before")
-        return
-    params = study_params(cell.study, cell.spec, base)
-    measure_checkpoints(registry.names("analysis"), subjects, cell.study.tables, params, progress_lines(say))
-    record.tree["measured"] = measured
+    steps, settings = [subject.step for subject in subjects], cell.spec.analysis.model_dump(mode="json")
+    wanted = {
+        name: files.digest_json([settings, registry.load("analysis", name).version, steps]) for name in names
+    }
+    measured: dict[str, str] = record.tree.get("measured", {})
+    left = [name for name in names if measured.get(name) != wanted[name]]
+    if left:
+        params = study_params(cell.study, cell.spec, base)
+        measure_checkpoints(left, subjects, cell.study.tables, params, progress_lines(say))
+        record.tree["measured"] = measured | {name: wanted[name] for name in left}
 
 
 @dataclass
@@ -132,8 +144,8 @@ class _Record:
 
 
 @contextlib.contextmanager
-def _record(cell: Cell) -> Iterator[_Record]:
-    """Keep a cell to this process, and say what becomes of it."""
+def _record(cell: Cell, stages: Sequence[str]) -> Iterator[_Record]:
+    """Keep a cell to this process, and say what becomes of it; it is done when its last stage is."""
     with files.held(cell.run.cell_lock, wait=MOMENT) as free:
         if not free:
             raise UserError(f"{cell.run.root}: another process carries out this cell; wait for it or stop it")
@@ -143,7 +155,7 @@ def _record(cell: Cell) -> Iterator[_Record]:
         if not record.was_done:
             record.tree |= {"digest": cell.digest, "ranks": cell.ranks, "config": cell.config.name}
             record.tree |= {"node": node(), "pid": os.getpid(), "attempts": record.tree["attempts"] + 1}
-            record.write("running", stage=STAGES[0], error=None, began=files.timestamp())
+            record.write("running", stage=stages[0], error=None, began=files.timestamp())
         try:
             yield record
         except (Preempted, KeyboardInterrupt):
@@ -153,7 +165,9 @@ def _record(cell: Cell) -> Iterator[_Record]:
             known = isinstance(error, UserError | RankError)
             record.write("failed", error=str(error) if known else f"{type(error).__name__}: {error}")
             raise
-        if not record.was_done or record.tree != before:
+        if STAGES[-1] not in stages and not record.was_done:
+            record.write("waiting", stage=STAGES[STAGES.index(stages[-1]) + 1])
+        elif not record.was_done or record.tree != before:
             record.write("done", stage="")
 
 
