@@ -107,8 +107,8 @@ def carry_out_recipe(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from rankdrift.studies.cells import root_of
     from rankdrift.studies.pipeline import run_study
 
-    executor = _executor(arguments.slots, cells)
-    with signals.answered_by(_stop):  # while it trains, the launcher answers
+    executor = executor_of(arguments.slots, cells)
+    with signals.answered_by(stop):  # while it trains, the launcher answers
         run_study(root_of(recipe), recipe, cells, executor, lean=arguments.lean)
     return 0
 
@@ -167,8 +167,8 @@ def _retry(arguments: argparse.Namespace) -> int:
             raise UserError(
                 f"{root.root}: no cell has failed; 'rankdrift study run' carries out what is left"
             )
-    with signals.answered_by(_stop):
-        executor = _executor(arguments.slots, chosen)
+    with signals.answered_by(stop):
+        executor = executor_of(arguments.slots, chosen)
         run_study(root, read_recipe(root.spec), cells, executor, chosen, arguments.lean)
     return 0
 
@@ -202,7 +202,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _executor(slots: int | None, cells: list[Cell]) -> Executor:
+def executor_of(slots: int | None, cells: list[Cell]) -> Executor:
     """Return what carries cells out: this machine's GPUs, or on a CPU the ranks of the largest cell."""
     import torch
 
@@ -230,6 +230,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, metavar="STUDY", help="the study's folder")
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def stop(number: int, frame: FrameType | None) -> None:
+    """Answer a signal that asks to stop, while nothing trains."""
     if number in signals.STOP:
         raise Preempted("run the same command again to go on")

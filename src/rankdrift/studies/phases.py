@@ -30,7 +30,7 @@ class Phase(Section):
 
     title: str
     does: tuple[Deed, ...]
-    on: Literal["every machine", "the first machine"] = "every machine"
+    where: Literal["every machine", "the first machine"] = "every machine"
 
 
 class Allocation(Section):
@@ -58,16 +58,15 @@ def read_allocation(path: Path) -> Allocation:
 
 
 def cells_on(allocation: Allocation, machine: str | None, cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells of a machine, all of no machine; raise UserError unless each cell is on exactly one."""
-    where = {
-        cell.name: [name for name in allocation.machines if _has(allocation, name, cell)] for cell in cells
-    }
-    for cell, machines in where.items():
+    """Return the cells of a machine, or of all; raise UserError unless each cell is on exactly one."""
+    names = list(allocation.machines)
+    where = {cell.name: [name for name in names if _has(allocation, name, cell)] for cell in cells}
+    for given, machines in where.items():
         if len(machines) != 1:
             found = " and ".join(machines) or "none"
-            raise UserError(f"phases: cell '{cell}' is on {found}: give it to one of the machines")
-    if machine is not None and machine not in allocation.machines:
-        raise UserError(f"unknown machine '{machine}': {did_you_mean(machine, allocation.machines)}")
+            raise UserError(f"phases: cell '{given}' is on {found}: give it to one of the machines")
+    if machine is not None and machine not in names:
+        raise UserError(f"unknown machine '{machine}': {did_you_mean(machine, names)}")
     return [cell for cell in cells if machine is None or where[cell.name] == [machine]]
 
 
@@ -88,7 +87,7 @@ def what_is_next(allocation: Allocation, name: str, machine: str | None) -> Iter
     following = allocation.phases[after[0]]
     here = f"phase{after[0]}" + (f"-{machine}" if machine else "")
     first = next(iter(allocation.machines))
-    if following.on == "the first machine" and machine is not None:
+    if following.where == "the first machine" and machine is not None:
         others = [other for other in allocation.machines if other != first]
         yield f"next, when phase {name} is done on {', '.join(allocation.machines)}: on {first}"
         yield f"  rankdrift gather, of the study's folders on {', '.join(others)} (docs/launching.md)"

@@ -25,7 +25,7 @@ from rankdrift.scoring.run import score_base
 from rankdrift.spec import Recipe, Spec, read_spec
 from rankdrift.spec.identity import differences, recorded
 from rankdrift.studies import driver
-from rankdrift.studies.carry_out import carry_out, is_finished
+from rankdrift.studies.carry_out import STAGES, carry_out, is_finished
 from rankdrift.studies.cells import Cell, groups_of, write_cells
 from rankdrift.studies.clean import clean
 from rankdrift.studies.executors import Executor, Outcome, Task
@@ -68,6 +68,25 @@ def run_study(
         RankError that names them.
 
     """
+    failed = run_part(root, recipe, cells, executor, cells if only is None else only, STAGES, say)
+    reports = compare_study(root, cells, lean and not failed, say)
+    raise_first(root, failed, len(cells if only is None else only))
+    return reports
+
+
+def run_part(
+    root: StudyLayout,
+    recipe: Recipe,
+    cells: Sequence[Cell],
+    executor: Executor,
+    chosen: Sequence[Cell],
+    stages: Sequence[str],
+    say: Say = print,
+) -> list[Outcome]:
+    """Carry out some stages of some cells; return what became of those that failed.
+
+    Raises UserError, before anything is written, where a run's folder holds another experiment.
+    """
     for group in groups_of(cells).values():
         _prepare(group, say)
     with driver.alone(root):
@@ -75,17 +94,24 @@ def run_study(
         for group in groups_of(cells).values():
             if group[0].study != root:
                 write_cells(group[0].study, recipe, group)
-        chosen = list(cells if only is None else only)
-        failed = _carried_out(root, cells, chosen, executor, say)
-        reports = {
-            name: report
-            for name, group in groups_of(cells).items()
-            if (report := _compared(group, lean and not failed, say))
-        }
-        if "" not in reports and reports:
-            studies = {name: group[0].study for name, group in groups_of(cells).items() if name in reports}
+        return _carried_out(root, cells, chosen, stages, executor, say)
+
+
+def score_bases(cells: Sequence[Cell], say: Say = print) -> None:
+    """Score the base model of each group that has some of these cells."""
+    for group in groups_of(cells).values():
+        with _stage(f"base model of {group[0].study.root}", say):
+            score_base(group[0].spec, progress=_indented(say))
+
+
+def compare_study(root: StudyLayout, cells: Sequence[Cell], lean: bool, say: Say = print) -> list[Path]:
+    """Compare what there is of each group; return their reports."""
+    with driver.alone(root):
+        groups = groups_of(cells)
+        reports = {name: report for name, group in groups.items() if (report := _compared(group, lean, say))}
+        if reports and "" not in reports:
+            studies = {name: groups[name][0].study for name in reports}
             say(f"report over all groups: {build_overview(root, studies)}")
-    _raise_first(root, failed, len(chosen))
     return list(reports.values())
 
 
@@ -99,12 +125,17 @@ def _prepare(group: Sequence[Cell], say: Say) -> None:
 
 
 def _carried_out(
-    root: StudyLayout, cells: Sequence[Cell], chosen: Sequence[Cell], executor: Executor, say: Say
+    root: StudyLayout,
+    cells: Sequence[Cell],
+    chosen: Sequence[Cell],
+    stages: Sequence[str],
+    executor: Executor,
+    say: Say,
 ) -> list[Outcome]:
     """Carry out the chosen cells; return what became of those that failed."""
     first = {group[0].name for group in groups_of(cells).values()}
     tasks = [
-        Task(cell.name, carry_out, (cell, cell.name in first), cell.ranks, log=cell.run.cell_log)
+        Task(cell.name, carry_out, (cell, cell.name in first, stages), cell.ranks, log=cell.run.cell_log)
         for cell in chosen
     ]
     place = {task.name: f"[{number}/{len(tasks)}] {task.name}" for number, task in enumerate(tasks, start=1)}
@@ -137,7 +168,7 @@ def _compared(group: Sequence[Cell], lean: bool, say: Say) -> Path | None:
     return report
 
 
-def _raise_first(root: StudyLayout, failed: Sequence[Outcome], count: int) -> None:
+def raise_first(root: StudyLayout, failed: Sequence[Outcome], count: int) -> None:
     """Raise what the first failed cell raised, as its own error where all failed alike."""
     if not failed:
         return

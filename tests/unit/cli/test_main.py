@@ -33,6 +33,7 @@ def test_commands_are_found_by_file_name() -> None:
         "consolidate",
         "data",
         "doctor",
+        "phase",
         "plan",
         "report",
         "run",
