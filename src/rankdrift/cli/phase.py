@@ -1,7 +1,7 @@
 """Do one phase of a study on this machine: rankdrift phase 2 --machine vm1 (make phase2-vm1).
 
-A file says which machine does which cells, and what each phase does (launch/phases/three_vms.yaml is an example
-to edit). What is done is not done again; each phase says what comes next, and where.
+A file says which machine does which cells, and what each phase does; launch/phases/three_vms.yaml is an
+example to edit. What is done is not done again; each phase says what comes next, and where.
 """
 
 from __future__ import annotations

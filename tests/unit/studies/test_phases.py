@@ -57,7 +57,7 @@ def test_a_cell_of_no_machine_or_of_two_is_refused(
 
 def test_unknown_names_are_said(tmp_path: Path) -> None:
     allocation = read_allocation(written(tmp_path))
-    with pytest.raises(UserError, match="unknown machine 'vm9': did you mean 'vm[12]'"):
+    with pytest.raises(UserError, match=r"unknown machine 'vm9': did you mean 'vm[12]'"):
         cells_on(allocation, "vm9", cells_for(allocation))
     with pytest.raises(UserError, match="unknown phase '1'"):
         phase_of(allocation, "1")
