@@ -11,6 +11,7 @@ MINUTES ?= 7
 CONFIG ?= ds_configs/zero2.json
 METHOD ?= full
 EXPERIMENT ?= launch/recipes/demo.yaml
+PHASES ?= launch/phases/three_vms.yaml
 REAL := $(if $(DATA),data.root=$(DATA) 'data.tasks=[sst2]')
 
 # one set of tools everywhere: DeepSpeed starts ninja and its launcher by name
@@ -19,10 +20,10 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo sanity test test-unit faults gpu check format report clean
+.PHONY: help install data demo sanity validate status tensorboard test test-unit faults gpu check format report clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
+	@grep -E '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
 
 install: $(READY)  ## make .venv with the tested packages (the other targets do it when it is missing)
 
@@ -31,7 +32,7 @@ $(READY): requirements/lock.txt requirements/install.sh setup.cfg
 	@touch $@
 
 demo: $(READY)  ## full fine-tuning against LoRA on a small real model, to a report (DATA=folder: real SST-2)
-	@rankdrift study --lean --experiment launch/recipes/demo.yaml $(if $(RANKS),--ranks $(RANKS)) \
+	@rankdrift study run --lean --experiment launch/recipes/demo.yaml $(if $(RANKS),--ranks $(RANKS)) \
 		$(if $(DATA),study=demo-sst2 data.root=$(DATA) 'data.tasks=[sst2]',study=$(STUDY))
 
 data: $(READY)  ## prepare a recipe's data and say what they are like (EXPERIMENT=recipe, DATA=folder: real SST-2)
@@ -40,6 +41,21 @@ data: $(READY)  ## prepare a recipe's data and say what they are like (EXPERIMEN
 
 sanity: $(READY)  ## try a recipe's arms before launching it: gradients, overfitting, seeds, reload (EXPERIMENT=, DATA=, RANKS=)
 	@rankdrift check --experiment $(EXPERIMENT) $(if $(RANKS),--ranks $(RANKS)) $(REAL)
+
+phase%: $(READY)  ## one phase of a study, of all its cells or a machine's: make phase2, make phase2-vm1 (PHASES=, DATA=folder)
+	@rankdrift phase $(firstword $(subst -, ,$*)) $(if $(findstring -,$*),--machine $(lastword $(subst -, ,$*))) \
+		--phases $(PHASES) $(if $(DATA),data.root=$(DATA))
+
+validate: $(READY)  ## all phases end to end on the tiny model
+	@for phase in 0 2 3 4; do for machine in vm1 vm2; do \
+		rankdrift phase $$phase --machine $$machine --phases launch/phases/tiny.yaml || exit; done; done
+	@rankdrift phase 5 --phases launch/phases/tiny.yaml
+
+status: $(READY)  ## how far a study is (STUDY=demo)
+	@rankdrift study status outputs/$(STUDY)
+
+tensorboard: $(READY)  ## show all runs of a study (STUDY=demo)
+	@tensorboard --logdir outputs/$(STUDY)
 
 test: $(READY)  ## run all tests, two files at a time (files of long tests come first)
 	@HF_HUB_OFFLINE=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15

@@ -66,6 +66,16 @@ def run_analyses(
     return written
 
 
+def measure_checkpoints(
+    names: Sequence[str], subjects: Sequence[Subject], tables: Path, params: Params, progress: Progress
+) -> None:
+    """Bring up to date what the named analyses have of some checkpoints, for tables that are joined later."""
+    for analysis in (registry.load("analysis", name) for name in names):
+        if analysis.per == "checkpoint":
+            parts = _parts(analysis, subjects, tables / PARTS / analysis.name)
+            bring_up_to_date(analysis, parts, params, progress, Share())
+
+
 def _parts(analysis: Analysis, subjects: Sequence[Subject], folder: Path) -> list[Part]:
     """Return the parts to have, in order; of a run with several checkpoints, one per-run part."""
     parts: dict[str, Part] = {}

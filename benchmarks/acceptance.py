@@ -403,7 +403,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float | bool]:
     places = [f"data.root={arguments.data}", f"output={arguments.output}"]
     for recipe in ("sst2_methods", "sst2_batches"):
         experiment = str(RECIPES / f"{recipe}.yaml")
-        subprocess.run([*rankdrift, "study", "--experiment", experiment, *places], check=True)
+        subprocess.run([*rankdrift, "study", "run", "--experiment", experiment, *places], check=True)
     edit = ["analyze", "intervene", str(study.run(EDITED).root), "--first-only"]
     edit += [word for name, value in EDIT.items() for word in (f"--{name}", f"{value:g}")]
     subprocess.run([*rankdrift, *edit], check=False)  # it may say that there is no intruder

@@ -5,4 +5,4 @@ import sys
 from rankdrift.cli.main import program
 
 if __name__ == "__main__":
-    program(["study", *sys.argv[1:]])
+    program(["study", "run", *sys.argv[1:]])

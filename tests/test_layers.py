@@ -38,7 +38,9 @@ ALLOWED: dict[str, set[str]] = {
     | STORED
     | {"signals", "tasks", "metrics", "methods", "data", "models", "scoring", "planning"},
     "scoring": GROUND | {"tasks", "metrics", "methods", "data", "models"},
-    "studies": GROUND | STORED | {"signals", "progress", "data", "models", "scoring", "analysis", "planning"},
+    "studies": GROUND
+    | STORED
+    | {"signals", "progress", "data", "models", "scoring", "analysis", "planning", "training"},
     "analysis": BASE | {"files", "progress"},
     "doctor": BASE | {"files"},
     "sanity": GROUND | STORED | {"methods", "data", "models", "training", "studies", "tasks"},

@@ -41,15 +41,20 @@ def build_report(study: StudyLayout, progress: Progress, again: bool = False) ->
 
 def as_html(content: Content) -> str:
     """Return the report as one HTML page that needs no other file."""
-    environment = Environment(
+    return environment().get_template("report.html.j2").render(content=content)
+
+
+def environment() -> Environment:
+    """Return what fills in the pages' templates."""
+    found = Environment(
         loader=PackageLoader("rankdrift.analysis.report", package_path="."),
         autoescape=select_autoescape(["html", "j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["embedded"] = _embedded
-    return environment.get_template("report.html.j2").render(content=content)
+    found.filters["embedded"] = _embedded
+    return found
 
 
 def _compose(study: StudyLayout, progress: Progress) -> Content:

@@ -78,6 +78,19 @@ class Study:
         return pd.DataFrame(found, columns=["run", "arm", "seed"])
 
 
+def missing_cells(layout: StudyLayout) -> list[str]:
+    """Return the cells that are planned and not done, each with what became of it; none without a plan."""
+    planned = files.read_json(layout.cells) if layout.cells.exists() else []
+    found = []
+    for tree in planned:
+        run = layout.run(tree["run"])
+        record = _read_if_there(run.cell)
+        if record.get("state") != "done":
+            why = f": {record['error']}" if record.get("error") else ""
+            found.append(f"{tree['name']} ({record.get('state', 'not begun')}{why})")
+    return found
+
+
 def read_study(layout: StudyLayout) -> Study:
     """Read a study's folder; raise UserError where it has no tables or an incomplete one."""
     names = [path.stem for path in table_files(layout)]
@@ -113,7 +126,9 @@ def fact_files(layout: StudyLayout) -> list[Path]:
     runs = [layout.run(name) for name in layout.run_names()]
     files = [
         layout.spec,
+        layout.cells,
         *(file for run in runs for file in _fact_files(run)),
+        *(run.cell for run in runs),
     ]
     return [file for file in files if file.exists()]
 

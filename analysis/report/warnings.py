@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from rankdrift.analysis.report.study import Study
+from rankdrift.analysis.report.study import Study, missing_cells
 
 ENVIRONMENTS = "scoring_environments"
 MOST_NAMED = 6
@@ -16,7 +16,15 @@ MOST_NAMED = 6
 def warnings(study: Study) -> list[str]:
     """Return sentences that stand at the top of the report; none where all was scored as it should be."""
     table = study.table(ENVIRONMENTS)
-    return [] if table is None else [*_moved(table), *_different_versions(table)]
+    scored = [] if table is None else [*_moved(table), *_different_versions(table)]
+    return [*missing_sentence(missing_cells(study.layout)), *scored]
+
+
+def missing_sentence(cells: list[str]) -> Iterator[str]:
+    """Yield which runs are missing, and so in no number."""
+    if cells:
+        named = "; ".join(cells[:MOST_NAMED]) + ("; ..." if len(cells) > MOST_NAMED else "")
+        yield f"Cells of this study are not done, and in no number below: {len(cells)}: {named}."
 
 
 def _moved(table: pd.DataFrame) -> Iterator[str]:

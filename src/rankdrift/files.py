@@ -50,13 +50,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def held(lock: Path, wait: bool = True) -> Iterator[bool]:
+def held(lock: Path, wait: bool | float = True) -> Iterator[bool]:
     """Hold a lock file, which is left behind empty; the system releases it if the process dies.
 
-    Yields whether it is held: without ``wait`` another process may hold it.
+    Yields whether it is held: without ``wait``, or after so many seconds, another process may hold it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    mine = FileLock(lock, timeout=-1 if wait else 0)
+    mine = FileLock(lock, timeout=-1 if wait is True else float(wait))
     try:
         mine.acquire()
     except Timeout:

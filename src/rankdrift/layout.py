@@ -62,6 +62,26 @@ class RunLayout:
         return self.root / "best.json"
 
     @property
+    def cell(self) -> Path:
+        """How far a study is with the run: stage, state, times, and why it failed."""
+        return self.root / "cell.json"
+
+    @property
+    def cell_lock(self) -> Path:
+        """Held by the process that carries out the run for a study."""
+        return self.root / ".cell.lock"
+
+    @property
+    def cell_log(self) -> Path:
+        """What was said meanwhile, of a run that is not alone on its machine."""
+        return self.root / "cell.log"
+
+    @property
+    def experiment(self) -> Path:
+        """The experiment as training is to read it."""
+        return self.root / "experiment.json"
+
+    @property
     def environment(self) -> Path:
         """Versions, machine, command."""
         return self.root / "env.json"
@@ -218,6 +238,21 @@ class StudyLayout:
     def spec(self) -> Path:
         """The recipe as it was expanded: arms, seeds."""
         return self.root / "study.json"
+
+    @property
+    def cells(self) -> Path:
+        """Its runs, what each is started with, and their digests."""
+        return self.root / "cells.json"
+
+    @property
+    def driver(self) -> Path:
+        """The process that carries out the study; left behind by one that was killed."""
+        return self.root / "driver.json"
+
+    @property
+    def driver_lock(self) -> Path:
+        """Held by that process."""
+        return self.root / ".driver.lock"
 
     @property
     def runs(self) -> Path:

@@ -27,7 +27,7 @@ def progress_lines(say: Say, pause: float = 5.0, clock: Clock = time.monotonic) 
             return
         said[what] = now
         left = (now - started) / (done - before) * (total - done) if before < done < total else None
-        say(f"  {what} {done}/{total}" + (f", about {_duration(left)} left" if left is not None else ""))
+        say(f"  {what} {done}/{total}" + (f", about {duration(left)} left" if left is not None else ""))
 
     return progress
 
@@ -50,7 +50,7 @@ def byte_lines(
     return progress
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time as 5 s, 3 min or 2 h 05 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"

@@ -21,7 +21,7 @@ SMALL = [
     *("training.save_every=2", "training.warmup_steps=1", "scoring.text_limit=4", "analysis.workers=1"),
 ]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
-TRAINING = ("deepspeed", *(f"rankdrift {name}" for name in ("study", "data", "plan", "check")))
+TRAINING = ("deepspeed", *(f"rankdrift {name}" for name in ("study run", "run", "data", "plan", "check")))
 # whose own head gives no token much probability, so that LoRA could learn no row by heart
 LEARNABLE = {"rankdrift check": ["model.head=classifier"]}
 # what the demo has, and what SMALL makes
@@ -48,7 +48,7 @@ def folder(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_has_commands_of_every_kind() -> None:
     words = {" ".join(command.split()[:2]) for command in commands()}
-    assert {"make demo", "make test", "rankdrift study", "rankdrift consolidate"} <= words
+    assert {"make demo", "make test", "rankdrift study", "rankdrift run", "rankdrift consolidate"} <= words
     assert {"rankdrift score", "rankdrift analyze", "rankdrift report"} <= words
     assert any(command.startswith("deepspeed launch/train.py") for command in commands())
 

@@ -29,7 +29,18 @@ SMALL = [
 
 
 def command(output: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "rankdrift", "study", "--ranks", "2", f"output={output}", *SMALL, *more]
+    return [
+        sys.executable,
+        "-m",
+        "rankdrift",
+        "study",
+        "run",
+        "--ranks",
+        "2",
+        f"output={output}",
+        *SMALL,
+        *more,
+    ]
 
 
 def run_study(output: Path) -> None:
@@ -129,7 +140,7 @@ def wait_until_no_process_names(folder: Path, seconds: float = 30) -> None:
 
 def names(process: psutil.Process, folder: Path) -> bool:
     try:
-        return process.pid != os.getpid() and f"output={folder}" in process.cmdline()
+        return process.pid != os.getpid() and any(str(folder) in part for part in process.cmdline())
     except psutil.Error:
         return False
 

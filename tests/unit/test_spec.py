@@ -49,7 +49,9 @@ def test_overrides_come_last(recipe: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_that_come_with_rankdrift_are_valid_and_distinct(path: Path) -> None:
     specs = load_recipe(path).runs()
-    identities = {digest(identity(spec, "fp32", {}, "rows", "base")) for spec in specs}
+    identities = {
+        digest(identity(spec, "fp32", {}, spec.data.model_dump_json(), spec.model.name)) for spec in specs
+    }
     assert len(identities) == len(specs)
 
 

@@ -1,7 +1,7 @@
 """Remove from a study what can be made again: caches, exports of stored checkpoints, edited models.
 
-Tables, scores, figures, the report and everything a run was trained to stay. The next 'rankdrift study' or
-'consolidate' makes again what it needs.
+Tables, scores, figures, the report and everything a run was trained to stay. The next 'rankdrift study run'
+or 'consolidate' makes again what it needs.
 """
 
 from __future__ import annotations

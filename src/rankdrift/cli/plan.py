@@ -8,15 +8,18 @@ a few steps of each arm on this machine, in a folder that is removed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankdrift.spec import Spec, analysis_settings, load_recipe
+from rankdrift.errors import UserError, did_you_mean
+from rankdrift.spec import Recipe, load_recipe, parse_spec
 
 if TYPE_CHECKING:
     from rankdrift.planning.forecast import Forecast, Trial
+    from rankdrift.studies.cells import Cell
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
 
@@ -30,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, help="processes a run (default: the GPUs, or 2 on a CPU)")
     parser.add_argument("--arm", help="one of the recipe's arms, in full (default: all, a row each)")
     parser.add_argument("--seed", type=int, help="one of the seeds (default: all; of one arm the first)")
+    parser.add_argument("--group", help="one of the recipe's groups (default: all)")
     parser.add_argument(
         "--measure", action="store_true", help="train a few steps of each arm here, for seconds and memory"
     )
@@ -39,25 +43,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Say it."""
-    from rankdrift.errors import UserError
-
     recipe = load_recipe(arguments.experiment, arguments.overrides)
+    cells = cells_from(recipe, arguments)
+    if arguments.group is not None:
+        cells = [cell for cell in cells if cell.group == _known(arguments.group, recipe.groups, "group")]
+    if arguments.seed is not None or arguments.arm is not None:
+        seed = arguments.seed if arguments.seed is not None else recipe.seeds[0]
+        arms = recipe.arms if arguments.arm is None else [_known(arguments.arm, recipe.arms, "arm")]
+        cells = [_with_seed(cell, seed) for cell in cells if cell.spec.arm in arms]
+        cells = list({cell.name: cell for cell in cells}.values())
+    tell(cells, arguments.measure, arguments.json)
+    return 0
+
+
+def cells_from(recipe: Recipe, arguments: argparse.Namespace) -> list[Cell]:
+    """Return the cells of a recipe on the ranks that are asked for, or that this machine has."""
     if arguments.ranks is not None and arguments.ranks < 1:
         raise UserError(f"--ranks {arguments.ranks}: a run has at least one rank; give 1 or more")
-    specs = recipe.runs()
-    if arguments.arm is not None or len(specs) == 1:
-        specs = [recipe.spec(arguments.arm, arguments.seed)]
-    elif arguments.seed is not None:
-        specs = [recipe.spec(arm, arguments.seed) for arm in recipe.arms]
-    for spec in specs:
-        analysis_settings(spec.analysis)
+    from rankdrift.studies.cells import cells_of
     from rankdrift.studies.launcher import default_ranks  # torch takes seconds to import: check first
 
-    ranks = arguments.ranks or default_ranks()
-    forecasts = _foreseen(specs, arguments.config, ranks)
-    trials = _tried(specs, arguments.config, ranks) if arguments.measure else {}
-    show(forecasts, trials, arguments.json)
-    return 0
+    return cells_of(recipe, arguments.config, arguments.ranks or default_ranks())
+
+
+def tell(cells: Sequence[Cell], measure: bool, as_text_of_json: bool) -> None:
+    """Print what cells will take; the first of each arm stands for its seeds."""
+    from rankdrift.studies.study_plan import foreseen, tried
+
+    forecasts = foreseen(cells)
+    show(forecasts, tried(cells) if measure else {}, as_text_of_json)
+
+
+def _with_seed(cell: Cell, seed: int) -> Cell:
+    spec = parse_spec(cell.spec.as_dict() | {"seed": seed})
+    return dataclasses.replace(cell, spec=spec)
+
+
+def _known(name: str, names: Iterable[str], what: str) -> str:
+    if name not in names:
+        raise UserError(f"unknown {what} '{name}': {did_you_mean(name, names)}")
+    return name
 
 
 def show(forecasts: Sequence[Forecast], trials: dict[str, Trial], as_text_of_json: bool = False) -> None:
@@ -78,23 +103,3 @@ def show(forecasts: Sequence[Forecast], trials: dict[str, Trial], as_text_of_jso
         console.print(f"Note: {note}.", markup=False)
     if len(forecasts) > 1 and untimed(forecasts, trials):
         console.print("Hours are told by --measure; --arm NAME tells of one arm in full.")
-
-
-def _foreseen(specs: Sequence[Spec], config: Path, ranks: int) -> list[Forecast]:
-    from rankdrift.training.forecast import foresee
-
-    found: list[Forecast] = []
-    for spec in specs:
-        found.append(foresee(spec, config, ranks, found[0].baseline if found else None))
-    return found
-
-
-def _tried(specs: Sequence[Spec], config: Path, ranks: int) -> dict[str, Trial]:
-    """Try the first run of each arm; the others differ in the seed alone."""
-    from rankdrift.studies.trial import trial
-
-    of_arms: dict[str, Trial] = {}
-    for spec in specs:
-        if spec.arm not in of_arms:
-            of_arms[spec.arm] = trial(spec, config, ranks)
-    return {spec.run_name: of_arms[spec.arm] for spec in specs}

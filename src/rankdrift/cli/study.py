@@ -1,49 +1,236 @@
-"""Run a whole study: train, consolidate, score, analyse and report every arm of a recipe.
+"""Plan, carry out and watch a whole study: every arm, group and seed of a recipe, to its report.
+
+  rankdrift study plan   [--experiment RECIPE]   its cells, their memory, disk, tokens and, measured, hours
+  rankdrift study run    [--experiment RECIPE]   train, consolidate, score, analyse, report
+  rankdrift study status STUDY [--watch]         which cells are done, running, waiting, failed, and why
+  rankdrift study retry  STUDY [CELL ...]        carry out those that failed, or these
+  rankdrift study cancel STUDY                   save what trains, and stop
+  rankdrift study export STUDY                   tables, scores, figures, report, settings as one archive
 
 What is done is not done again: a study that was interrupted goes on when the same command is run again.
-SIGTERM or Ctrl-C saves the training under way and stops (exit code 75), SIGUSR1 saves it and goes on.
+SIGTERM or Ctrl-C saves the training under way and stops (exit code 75), SIGUSR1 saves it and goes on. A cell
+that fails stops no other.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from rankdrift import signals
-from rankdrift.errors import Preempted
-from rankdrift.spec import load_recipe
+from rankdrift.cli.plan import cells_from, tell
+from rankdrift.errors import Preempted, UserError
+from rankdrift.layout import StudyLayout
+from rankdrift.spec import Recipe, load_recipe, read_recipe
+
+if TYPE_CHECKING:  # torch takes seconds to import: check first
+    from rankdrift.studies.cells import Cell
+    from rankdrift.studies.executors import Executor
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
+PAUSE = 2.0
+"""Seconds between two looks of ``--watch``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    plan = _action(actions, "plan", "say what the cells are, and what they will take")
+    add_experiment(plan)
+    plan.add_argument("--measure", action="store_true", help="train a few steps of each arm, for hours")
+    plan.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    run = _action(actions, "run", "carry out what is not done, and report")
+    add_experiment(run)
+    add_carrying_out(run)
+    status = _action(actions, "status", "say how far each cell is")
+    _add_study(status)
+    status.add_argument("--watch", action="store_true", help="go on showing it, until all is done")
+    status.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    retry = _action(actions, "retry", "carry out the cells that failed, or those that are named, and report")
+    _add_study(retry)
+    retry.add_argument(
+        "cells", nargs="*", metavar="CELL", help="as 'status' names them (default: failed ones)"
+    )
+    add_carrying_out(retry)
+    _add_study(_action(actions, "cancel", "ask whoever carries it out to save and stop"))
+    export = _action(actions, "export", "pack all but weights into one archive")
+    _add_study(export)
+    export.add_argument("--output", type=Path, metavar="FILE", help="the archive (default: STUDY.tar.gz)")
+
+
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Declare what says which study it is."""
     parser.add_argument("--experiment", type=Path, help="recipe, as in launch/recipes/ (default: the demo's)")
+    add_machine(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change any setting")
+
+
+def add_machine(parser: argparse.ArgumentParser, ranks: str = "--ranks") -> None:
+    """Declare what cells that do not say so themselves are started with."""
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_CONFIG, help="DeepSpeed JSON (default: ZeRO-2)"
     )
-    parser.add_argument("--ranks", type=int, help="processes a run (default: the GPUs, or 2 on a CPU)")
+    parser.add_argument(
+        ranks, dest="ranks", type=int, metavar="N", help="processes a run (default: the GPUs, or 2 on a CPU)"
+    )
+
+
+def add_carrying_out(parser: argparse.ArgumentParser) -> None:
+    """Declare how cells are carried out."""
+    parser.add_argument(
+        "--slots",
+        type=int,
+        metavar="N",
+        help="ranks at a time on this machine (default: its GPUs; on a CPU one cell's)",
+    )
     parser.add_argument(
         "--lean",
         action="store_true",
         help="at the end remove caches, and checkpoints of exported steps before each run's last",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change any setting")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the study."""
-    recipe = load_recipe(arguments.experiment, arguments.overrides)
-    from rankdrift.studies.launcher import default_ranks  # torch takes seconds to import: check first
-    from rankdrift.studies.pipeline import Launch, run_study
+    """Do what is asked."""
+    return ACTIONS[arguments.action](arguments)
 
-    start = Launch(arguments.config, arguments.ranks or default_ranks(), arguments.experiment, arguments.lean)
-    with signals.answered_by(_stop):  # while it trains, the launcher answers
-        run_study(recipe, start)
+
+def carry_out_recipe(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    """Carry out all cells of a recipe."""
+    cells = cells_from(recipe, arguments)
+    from rankdrift.studies.cells import root_of
+    from rankdrift.studies.pipeline import run_study
+
+    executor = executor_of(arguments.slots, cells)
+    with signals.answered_by(stop):  # while it trains, the launcher answers
+        run_study(root_of(recipe), recipe, cells, executor, lean=arguments.lean)
     return 0
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _plan(arguments: argparse.Namespace) -> int:
+    cells = cells_from(load_recipe(arguments.experiment, arguments.overrides), arguments)
+    if not arguments.json:
+        from rich.console import Console
+
+        from rankdrift.studies.study_plan import cells_table
+
+        Console().print(cells_table(cells))
+    tell(cells, arguments.measure, arguments.json)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return carry_out_recipe(load_recipe(arguments.experiment, arguments.overrides), arguments)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.live import Live
+
+    from rankdrift.studies.cells import read_cells
+    from rankdrift.studies.status import as_json, status_of, table
+
+    cells = read_cells(StudyLayout(arguments.study))
+    if arguments.json:
+        print(json.dumps(as_json([status_of(cell) for cell in cells]), indent=2))
+        return 0
+    found = [status_of(cell) for cell in cells]
+    console = Console()
+    if not arguments.watch:
+        console.print(table(found))
+        return 0
+    with Live(table(found), console=console, auto_refresh=False) as live:
+        while any(each.state in ("running", "waiting") for each in found):
+            time.sleep(PAUSE)
+            found = [status_of(cell) for cell in cells]
+            live.update(table(found), refresh=True)
+    return 0
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    from rankdrift.studies.cells import named, read_cells
+    from rankdrift.studies.pipeline import run_study
+    from rankdrift.studies.status import status_of
+
+    root = StudyLayout(arguments.study)
+    cells = read_cells(root)
+    chosen = named(cells, arguments.cells)
+    if not arguments.cells:
+        chosen = [cell for cell in cells if status_of(cell).state in ("failed", "lost")]
+        if not chosen:
+            raise UserError(
+                f"{root.root}: no cell has failed; 'rankdrift study run' carries out what is left"
+            )
+    with signals.answered_by(stop):
+        executor = executor_of(arguments.slots, chosen)
+        run_study(root, read_recipe(root.spec), cells, executor, chosen, arguments.lean)
+    return 0
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from rankdrift.studies.driver import stop
+
+    where = stop(StudyLayout(arguments.study))
+    print(f"asked to save and stop what is carried out {where}; 'rankdrift study run' goes on from there")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from rankdrift.studies.cells import read_cells
+    from rankdrift.studies.study_export import export
+
+    root = StudyLayout(arguments.study)
+    archive = arguments.output or root.root.with_name(root.root.resolve().name + ".tar.gz")
+    packed = export(root, read_cells(root), archive)
+    print(f"{archive}: {len(packed)} files, {archive.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "plan": _plan,
+    "run": _run,
+    "status": _status,
+    "retry": _retry,
+    "cancel": _cancel,
+    "export": _export,
+}
+
+
+def executor_of(slots: int | None, cells: list[Cell]) -> Executor:
+    """Return what carries cells out: this machine's GPUs, or on a CPU the ranks of the largest cell."""
+    import torch
+
+    from rankdrift.studies.executors.local import VISIBLE, Local
+
+    if slots is not None and slots < 1:
+        raise UserError(f"--slots {slots}: give 1 or more, or leave it out")
+    if not torch.cuda.is_available():
+        return Local(slots or max(cell.ranks for cell in cells))
+    count = torch.cuda.device_count()
+    if slots is not None and slots > count:
+        raise UserError(f"--slots {slots}: this machine shows {count} GPUs; give at most as many")
+    visible = os.environ.get(VISIBLE)
+    gpus = visible.split(",") if visible else [str(number) for number in range(count)]
+    return Local(slots or count, gpus)
+
+
+def _action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}."
+    added: argparse.ArgumentParser = actions.add_parser(name, help=summary, description=description)
+    return added
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=Path, metavar="STUDY", help="the study's folder")
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Answer a signal that asks to stop, while nothing trains."""
     if number in signals.STOP:
         raise Preempted("run the same command again to go on")

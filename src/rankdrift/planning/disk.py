@@ -22,7 +22,7 @@ class Disk:
     export: int
     """One export, of a step."""
     exports: int
-    """Exports that ``rankdrift study`` makes: of every checkpoint that stays."""
+    """Exports that ``rankdrift study run`` makes: of every checkpoint that stays."""
 
     @property
     def total(self) -> int:

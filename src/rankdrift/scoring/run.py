@@ -62,6 +62,17 @@ def score_run(
     return score_targets(spec, base_folder, targets, progress, shares)
 
 
+def score_base(spec: Spec, progress: Progress) -> list[Path]:
+    """Score the base model of a study as one of its runs is scored; return the paths of its scores."""
+    base = resolve(spec.model.name, spec.model.revision)
+    out = RunLayout(StudyLayout(spec.study_root).base)
+    targets = [
+        Target(out, BASE_STEP, base, scoring_inputs(spec, base, base, split), split)
+        for split in spec.scoring.splits
+    ]
+    return score_targets(spec, base, targets, progress)
+
+
 def score_targets(
     spec: Spec,
     base_folder: Path,

@@ -8,7 +8,10 @@ from rankdrift.spec.recipe import (
     apply_overrides,
     load_recipe,
     parse_spec,
+    read_recipe,
     read_spec,
+    read_tree,
+    recipe_of,
 )
 from rankdrift.spec.sections import (
     AnalysisSpec,
@@ -37,5 +40,8 @@ __all__ = [
     "apply_overrides",
     "load_recipe",
     "parse_spec",
+    "read_recipe",
     "read_spec",
+    "read_tree",
+    "recipe_of",
 ]

@@ -1,9 +1,11 @@
 """Recipes: settings read from YAML, with arms and seeds, changed by dotted overrides.
 
 A recipe (``launch/recipes/*.yaml``) holds the settings of :mod:`rankdrift.spec.sections`, and may hold
-``arms`` (named sets of overrides: the methods that are compared) and ``seeds``. One run is one arm at one
-seed. What DeepSpeed does with memory and communication is not here but in ``ds_configs/`` (see
-``training/ds_config.py``).
+``arms`` (named sets of overrides: the methods that are compared), ``seeds``, and a ``grid`` of settings that
+take several values (:mod:`rankdrift.spec.grid`), its own or an arm's. One run is one arm at one seed. Runs on
+one base model and the same data are a group, and compared with each other. What DeepSpeed does with memory
+and communication is not here but in ``ds_configs/`` (see ``training/ds_config.py``); an arm may name its own
+(``config``), and how many ranks it takes (``ranks``).
 """
 
 from __future__ import annotations
@@ -13,45 +15,68 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from rankdrift import files, registry
 from rankdrift.errors import UserError, did_you_mean
-from rankdrift.settings import Section, problems
+from rankdrift.settings import PositiveInt, Section, problems
+from rankdrift.spec import grid
+from rankdrift.spec.grid import merged
 from rankdrift.spec.sections import AnalysisSpec, Spec, method_name, method_section
 
-LENGTHS = ("steps", "epochs", "tokens")
-"""Settings of which a later one takes the place of an earlier one, whatever its name."""
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DEFAULT_RECIPE = RECIPES / "demo.yaml"
 
 
+class Systems(Section):
+    """What an arm says of the machines it trains on, which is no part of the experiment."""
+
+    config: str | None = None
+    """DeepSpeed JSON: a path, from the recipe's folder, or the name of one that comes with rankdrift."""
+    ranks: PositiveInt | None = None
+    """Ranks it trains on."""
+
+
 class Recipe(Section):
-    """A recipe as it was read: shared settings, arms and seeds."""
+    """A recipe as it was read: shared settings, arms, groups and seeds; every grid is expanded."""
 
     shared: dict[str, Any]
     arms: dict[str, dict[str, Any]]
     seeds: tuple[int, ...]
+    groups: dict[str, dict[str, Any]] = Field(default_factory=lambda: dict[str, dict[str, Any]]({"": {}}))
+    """Name -> base model and data; of a study that is one group, without a name."""
+    systems: dict[str, Systems] = Field(default_factory=dict)
+    """Arm -> what it says of the machines, where it says anything."""
     overrides: tuple[str, ...] = ()
 
-    def spec(self, arm: str | None = None, seed: int | None = None) -> Spec:
-        """Return one run's settings; the first arm and seed unless named. Overrides come last."""
+    def spec(self, arm: str | None = None, seed: int | None = None, group: str | None = None) -> Spec:
+        """Return one run's settings; the first arm, seed and group unless named. Overrides come last."""
         arm = arm if arm is not None else next(iter(self.arms))
         if arm not in self.arms:
             raise UserError(f"unknown arm '{arm}': {did_you_mean(arm, self.arms)}")
-        tree = _merged(self.shared, self.arms[arm])
-        tree = _merged(tree, {"arm": arm, "seed": seed if seed is not None else self.seeds[0]})
-        return parse_spec(apply_overrides(tree, self.overrides))
+        group = group if group is not None else next(iter(self.groups))
+        if group not in self.groups:
+            raise UserError(f"unknown group '{group}': {did_you_mean(group, self.groups)}")
+        tree = merged(merged(self.shared, self.groups[group]), self.arms[arm])
+        tree = merged(tree, {"arm": arm, "seed": seed if seed is not None else self.seeds[0]})
+        tree = apply_overrides(tree, self.overrides)
+        if group:
+            tree["study"] = f"{tree.get('study', Spec.model_fields['study'].default)}/{group}"
+        return parse_spec(tree)
 
-    def runs(self) -> list[Spec]:
-        """Return every arm at every seed; they must share the base model and the data to be compared."""
-        runs = [self.spec(arm, seed) for seed in self.seeds for arm in self.arms]
+    def runs(self, group: str | None = None) -> list[Spec]:
+        """Return every arm at every seed, of all groups or one; those of a group are comparable."""
+        groups = self.groups if group is None else [group]
+        return [spec for name in groups for spec in self._of_group(name)]
+
+    def _of_group(self, group: str) -> list[Spec]:
+        runs = [self.spec(arm, seed, group) for seed in self.seeds for arm in self.arms]
         for other in runs[1:]:
-            for section in ("model", "data"):
+            for section in grid.COMPARED:
                 if getattr(other, section) != getattr(runs[0], section):
                     raise UserError(
-                        f"arms '{runs[0].arm}' and '{other.arm}' differ in '{section}': a study compares "
-                        "methods on one base model and the same data; make two studies"
+                        f"arms '{runs[0].arm}' and '{other.arm}' differ in '{section}': methods are compared "
+                        f"on one base model and the same data; make it an axis of the grid, not of an arm"
                     )
         return runs
 
@@ -59,21 +84,100 @@ class Recipe(Section):
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe (the demo's by default); raise UserError naming the path and key that is wrong."""
     path = path or DEFAULT_RECIPE
-    tree = _read_yaml(path)
-    arms = tree.pop("arms", None) or {tree.get("arm", Spec.model_fields["arm"].default): {}}
-    seeds = tree.pop("seeds", None) or [tree.get("seed", Spec.model_fields["seed"].default)]
-    if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
-        raise UserError(f"{path}: 'arms' must map each arm's name to its settings, got {arms!r}")
-    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
-        raise UserError(f"{path}: 'seeds' must be a list of whole numbers, got {seeds!r}")
-    if any(override.startswith("seed=") for override in overrides):
-        seeds = seeds[:1]
-    recipe = Recipe(shared=tree, arms=arms, seeds=tuple(seeds), overrides=tuple(overrides))
     try:
-        recipe.runs()
+        return recipe_of(read_tree(path), path.parent, overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def recipe_of(tree: Mapping[str, Any], folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a tree as a file has it, in a folder; raise UserError for what is wrong in it."""
+    recipe = _expanded(dict(tree), folder, tuple(overrides))
+    recipe.runs()
     return recipe
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe that was written expanded, as a study's folder has it."""
+    try:
+        return Recipe.model_validate(files.read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: not a recipe of this version ({error.errors()[0]['msg']})") from None
+
+
+def _expanded(tree: dict[str, Any], folder: Path, overrides: tuple[str, ...]) -> Recipe:
+    """Return the recipe of a tree, which it takes apart, with every grid expanded."""
+    given = tree.pop("arms", None) or {tree.get("arm", Spec.model_fields["arm"].default): {}}
+    seeds = tree.pop("seeds", None) or [tree.get("seed", Spec.model_fields["seed"].default)]
+    axes = _grid(tree)
+    if not isinstance(given, dict) or not all(isinstance(arm, dict) for arm in given.values()):
+        raise UserError(f"'arms' must map each arm's name to its settings, got {given!r}")
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        raise UserError(f"'seeds' must be a list of whole numbers, got {seeds!r}")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"'seeds' has one twice: {seeds!r}; give each once")
+    if any(override.startswith("seed=") for override in overrides):
+        seeds = seeds[:1]
+    compared = {key: values for key, values in axes.items() if grid.is_of_group(key)}
+    others = {key: values for key, values in axes.items() if key not in compared}
+    shared = _systems(tree, folder)
+    arms, systems = _arms(given, others, folder)
+    return Recipe(
+        shared=tree,
+        arms=arms,
+        seeds=tuple(seeds),
+        groups=dict(grid.points(compared)),
+        systems={arm: _first_of(systems[arm], shared) for arm in arms},
+        overrides=overrides,
+    )
+
+
+def _arms(
+    given: Mapping[str, dict[str, Any]], axes: Mapping[str, Any], folder: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, Systems]]:
+    """Return every arm, and every point of its grid and of the study's, by name."""
+    arms: dict[str, dict[str, Any]] = {}
+    systems: dict[str, Systems] = {}
+    for arm, written in given.items():
+        settings = dict(written)
+        of_arm, own = _systems(settings, folder), _grid(settings)
+        for key in own:
+            if grid.is_of_group(key):
+                raise UserError(
+                    f"arms.{arm}.grid: '{key}' is of what all arms have in common; put it in the study's grid"
+                )
+        for point, changes in grid.points({**own, **axes}):
+            name = grid.require_name(grid.joined([str(arm), point]), "arm")
+            if name in arms:
+                raise UserError(f"two arms have the name '{name}'; give one another")
+            arms[name], systems[name] = merged(settings, changes), of_arm
+    return arms, systems
+
+
+def _grid(tree: dict[str, Any]) -> dict[str, Any]:
+    """Take the axes out of a tree."""
+    axes = tree.pop("grid", None) or {}
+    if not isinstance(axes, dict):
+        raise UserError(f"'grid' must map dotted keys to their values, got {axes!r}")
+    return {str(key): values for key, values in axes.items()}
+
+
+def _systems(tree: dict[str, Any], folder: Path) -> Systems:
+    """Take what is said of the machines out of a tree."""
+    given = {key: tree.pop(key) for key in Systems.model_fields if key in tree}
+    try:
+        found = Systems.model_validate(given)
+    except ValidationError as error:
+        raise _invalid(problems(error, lambda _: list(Systems.model_fields))) from None
+    if found.config is None:
+        return found
+    beside = folder / found.config
+    return Systems(config=str(beside if beside.exists() else found.config), ranks=found.ranks)
+
+
+def _first_of(own: Systems, shared: Systems) -> Systems:
+    """Return what an arm says, and where it says nothing, what the recipe says."""
+    return Systems(config=own.config or shared.config, ranks=own.ranks or shared.ranks)
 
 
 def read_spec(path: Path) -> Spec:
@@ -118,15 +222,12 @@ def _invalid(lines: Sequence[str]) -> UserError:
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return the tree with ``key.path=value`` overrides applied; values are read as YAML."""
-    result = _merged(tree, {})
+    result = merged(tree, {})
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key:
             raise UserError(f"override '{override}' is not of the form key.path=value")
-        nested: Any = _parse_value(override, value)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        result = _merged(result, nested)
+        result = merged(result, grid.nested(key, _parse_value(override, value)))
     return result
 
 
@@ -137,7 +238,8 @@ def _parse_value(override: str, value: str) -> Any:
         raise UserError(f"override '{override}': the value is not valid YAML ({error})") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
+    """Return what a recipe's file says; raise UserError where there is none, or it is no mapping."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -148,15 +250,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, got {type(tree).__name__}")
     return tree
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    lengths = [key for key in LENGTHS if changes.get(key) is not None]  # another way to say how long a run is
-    result = {key: value for key, value in base.items() if not lengths or key not in LENGTHS}
-    for key, value in changes.items():
-        below = result.get(key)
-        result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return result
 
 
 def _known_keys(tree: Mapping[str, Any], path: Sequence[Any]) -> list[str]:

@@ -1,92 +1,185 @@
-"""A study from recipe to report. Each stage skips what is done, so a killed study continues where it was."""
+"""A study from recipe to report, by whatever carries out its cells. What is done is not done again."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rankdrift import files, registry
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.report.build import build_report
+from rankdrift.analysis.report.overview import build_overview
 from rankdrift.analysis.worklist import Share
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.identity import run_identity
 from rankdrift.data.length import with_steps
 from rankdrift.data.mixture import Mixture
-from rankdrift.errors import UserError
-from rankdrift.export.consolidate import consolidate_run
-from rankdrift.layout import RunLayout, StudyLayout
+from rankdrift.errors import RankError, UserError
+from rankdrift.layout import StudyLayout
 from rankdrift.models.base import load_tokenizer, resolve
 from rankdrift.progress import Say, progress_lines
-from rankdrift.scoring.run import score_run
-from rankdrift.spec import DEFAULT_RECIPE, Recipe, Spec, analysis_settings, read_spec
+from rankdrift.scoring.run import score_base
+from rankdrift.spec import Recipe, Spec, read_spec
 from rankdrift.spec.identity import differences, recorded
+from rankdrift.studies import driver
+from rankdrift.studies.carry_out import STAGES, carry_out, is_finished
+from rankdrift.studies.cells import Cell, groups_of, write_cells
 from rankdrift.studies.clean import clean
-from rankdrift.studies.launcher import launch
+from rankdrift.studies.executors import Executor, Outcome, Task
 from rankdrift.studies.study_checkpoints import Source, study_params, study_subjects
-from rankdrift.zero_checkpoint.manifest import complete_steps
 
 REMEDY = "choose another study (study=NAME), or delete it"
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How the runs of a study are started."""
+def run_study(
+    root: StudyLayout,
+    recipe: Recipe,
+    cells: Sequence[Cell],
+    executor: Executor,
+    only: Sequence[Cell] | None = None,
+    lean: bool = False,
+    say: Say = print,
+) -> list[Path]:
+    """Carry out cells, then compare all that there are; return the report of each group.
 
-    config: Path
-    """DeepSpeed JSON."""
-    ranks: int
-    recipe: Path | None
-    """The recipe's file; None is the demo's."""
-    lean: bool = False
-    """Whether what a finished study needs no more is removed."""
+    Parameters
+    ----------
+    root
+        The study's folder.
+    recipe, cells
+        What it was expanded from, and all its cells.
+    executor
+        Who carries them out.
+    only
+        The cells to carry out, all by default.
+    lean
+        Whether what a finished study needs no more is removed.
+    say
+        Takes a line for each thing done.
+
+    Raises
+    ------
+    UserError
+        Before anything is written, where a run's folder holds another experiment. After all other cells are
+        done and reported, the first cell's error where some failed: as it was where all failed alike, else a
+        RankError that names them.
+
+    """
+    failed = run_part(root, recipe, cells, executor, cells if only is None else only, STAGES, say)
+    reports = compare_study(root, cells, lean and not failed, say)
+    raise_first(root, failed, len(cells if only is None else only))
+    return reports
 
 
-def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
-    """Train, consolidate and score every run, analyse them together, and return the report's path."""
-    specs = recipe.runs()
-    _refuse_one_name(specs)
-    for spec in specs:
-        analysis_settings(spec.analysis)
-    study = StudyLayout(specs[0].study_root)
+def run_part(
+    root: StudyLayout,
+    recipe: Recipe,
+    cells: Sequence[Cell],
+    executor: Executor,
+    chosen: Sequence[Cell],
+    stages: Sequence[str],
+    say: Say = print,
+) -> list[Outcome]:
+    """Carry out some stages of some cells; return what became of those that failed.
+
+    Raises UserError, before anything is written, where a run's folder holds another experiment.
+    """
+    for group in groups_of(cells).values():
+        _prepare(group, say)
+    with driver.alone(root):
+        write_cells(root, recipe, cells)
+        for group in groups_of(cells).values():
+            if group[0].study != root:
+                write_cells(group[0].study, recipe, group)
+        return _carried_out(root, cells, chosen, stages, executor, say)
+
+
+def score_bases(cells: Sequence[Cell], say: Say = print) -> None:
+    """Score the base model of each group that has some of these cells."""
+    for group in groups_of(cells).values():
+        with _stage(f"base model of {group[0].study.root}", say):
+            score_base(group[0].spec, progress=_indented(say))
+
+
+def compare_study(root: StudyLayout, cells: Sequence[Cell], lean: bool, say: Say = print) -> list[Path]:
+    """Compare what there is of each group; return their reports."""
+    with driver.alone(root):
+        groups = groups_of(cells)
+        reports = {name: report for name, group in groups.items() if (report := _compared(group, lean, say))}
+        if reports and "" not in reports:
+            studies = {name: groups[name][0].study for name in reports}
+            say(f"report over all groups: {build_overview(root, studies)}")
+    return list(reports.values())
+
+
+def _prepare(group: Sequence[Cell], say: Say) -> None:
+    """Fetch the base model and refuse folders of other experiments, before anything is written."""
+    specs = [cell.spec for cell in group]
     with _stage(f"base model {specs[0].model.name} (fetched and converted the first time)", say):
         base = resolve(specs[0].model.name, specs[0].model.revision)
         say(f"  {base}")
-    specs = _with_steps(specs, base)
-    refuse_other_runs(study, specs, base)
-    _write_recipe(study, recipe)
-    for number, spec in enumerate(specs, start=1):
-        run = study.run(spec.run_name)
-        with _stage(f"[{number}/{len(specs)}] train {spec.run_name}", say):
-            train_run(recipe, spec, run, start, say)
-        with _stage(f"[{number}/{len(specs)}] consolidate {spec.run_name}", say):
-            if complete_steps(run.checkpoints):
-                consolidate_run(run, progress=_indented(say))
-    for spec in specs:
-        with _stage(f"score {spec.run_name}", say):
-            score_run(study.run(spec.run_name), steps=[], base=spec is specs[0], progress=_indented(say))
-    with _stage("analyse", say):
+    refuse_other_runs(group[0].study, _with_steps(specs, base), base)
+
+
+def _carried_out(
+    root: StudyLayout,
+    cells: Sequence[Cell],
+    chosen: Sequence[Cell],
+    stages: Sequence[str],
+    executor: Executor,
+    say: Say,
+) -> list[Outcome]:
+    """Carry out the chosen cells; return what became of those that failed."""
+    first = {group[0].name for group in groups_of(cells).values()}
+    tasks = [
+        Task(cell.name, carry_out, (cell, cell.name in first, stages), cell.ranks, log=cell.run.cell_log)
+        for cell in chosen
+    ]
+    place = {task.name: f"[{number}/{len(tasks)}] {task.name}" for number, task in enumerate(tasks, start=1)}
+    failed = []
+    for outcome in executor.carry_out(tasks, lambda task, node: say(f"{place[task.name]} on {node}")):
+        name, took = place[outcome.task.name], f"{outcome.seconds:.0f} s"
+        if outcome.error is None:
+            say(f"{name}: done, {took}")
+        else:
+            failed.append(outcome)
+            say(f"{name}: failed after {took}: {outcome.error}")
+    return failed
+
+
+def _compared(group: Sequence[Cell], lean: bool, say: Say) -> Path | None:
+    """Analyse and report a group; None where nothing of it is there yet."""
+    study = group[0].study
+    if not any(is_finished(study.run(name)) for name in study.run_names()):
+        return None
+    title = f" {group[0].group}" if group[0].group else ""
+    with _stage(f"analyse{title}", say):
+        score_base(group[0].spec, progress=_indented(say))
         analyse_study(study, registry.names("analysis"), say)
-    with _stage("report", say):
+    with _stage(f"report{title}", say):
         report = build_report(study, progress_lines(say))
-    if start.lean:
-        with _stage("clean", say):
+    if lean:
+        with _stage(f"clean{title}", say):
             clean(study, keep_exports=True, checkpoints=True, say=_indented(say))
     say(f"report: {report}")
     return report
 
 
-def _refuse_one_name(specs: list[Spec]) -> None:
-    """Raise UserError where an override gives several arms one name: they would be one run's folder."""
-    if len({spec.run_name for spec in specs}) < len(specs):
-        raise UserError(
-            f"arm={specs[0].arm} would give {len(specs)} runs one name; name arms in the recipe, or train "
-            "one of them with launch/train.py --arm NAME"
-        )
+def raise_first(root: StudyLayout, failed: Sequence[Outcome], count: int) -> None:
+    """Raise what the first failed cell raised, as its own error where all failed alike."""
+    if not failed:
+        return
+    errors = [outcome.error for outcome in failed]
+    if len(failed) == count and len({str(error) for error in errors}) == 1 and errors[0]:
+        raise errors[0]
+    names = "; ".join(f"{outcome.task.name}: {outcome.error}" for outcome in failed)
+    raise RankError(
+        f"{len(failed)} of {count} cells failed ({names}); the others are done and reported; "
+        f"'rankdrift study retry {root.root}' takes up the failed ones"
+    )
 
 
 def _with_steps(specs: list[Spec], base: Path) -> list[Spec]:
@@ -114,32 +207,10 @@ def refuse_other_runs(study: StudyLayout, specs: list[Spec], base: Path) -> None
             raise UserError(f"{run.root}: holds a run without {run.identity.name}; {REMEDY}")
         changed = differences(files.read_json(run.identity), identity)
         # what is recorded may change while a run goes on, but not of one that is over
-        if not changed and _is_finished(run):
+        if not changed and is_finished(run):
             changed = differences(recorded(read_spec(run.spec)), recorded(spec))
         if changed:
             raise UserError(f"{run.root}: holds a run with other settings ({'; '.join(changed)}); {REMEDY}")
-
-
-def _write_recipe(study: StudyLayout, recipe: Recipe) -> None:
-    """Write the recipe unless the same is there: the report depends on the file."""
-    tree = recipe.model_dump(mode="json")
-    if not study.spec.exists() or files.read_json(study.spec) != tree:
-        files.write_json(study.spec, tree)
-
-
-def train_run(recipe: Recipe, spec: Spec, run: RunLayout, start: Launch, say: Say) -> None:
-    """Train one run unless it is finished; how it is scored and analysed may have changed since."""
-    if _is_finished(run):
-        if read_spec(run.spec) != spec:
-            files.write_json(run.spec, spec.as_dict())
-        say("  finished before")
-        return
-    arguments = ["--config", str(start.config), "--experiment", str(start.recipe or DEFAULT_RECIPE)]
-    launch(start.ranks, [*arguments, "--arm", spec.arm, "--seed", str(spec.seed), *recipe.overrides])
-
-
-def _is_finished(run: RunLayout) -> bool:
-    return run.status.exists() and files.read_json(run.status)["state"] == "finished"
 
 
 def analyse_study(

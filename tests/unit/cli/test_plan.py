@@ -69,7 +69,7 @@ def test_arms_and_seeds_are_rows_that_add_up(
 def test_hours_are_those_of_steps_that_were_tried(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rankdrift.studies.trial.trial", lambda *_: Trial(600.0, 2**30, in_use=2**29))
+    monkeypatch.setattr("rankdrift.studies.study_plan.trial", lambda *_: Trial(600.0, 2**30, in_use=2**29))
     found = plan(capsys, "--arm", "full", "--measure")
     assert found["runs"][0]["hours"] == found["totals"]["hours"] == 2.0  # 12 steps of ten minutes
     assert main(["plan", "--arm", "full", "--measure", *SMALL]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,94 @@ import pytest
 from rankdrift import files, registry
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.identity import run_identity
-from rankdrift.errors import UserError
-from rankdrift.layout import RunLayout, StudyLayout
+from rankdrift.errors import RankError, UserError
+from rankdrift.layout import StudyLayout
 from rankdrift.models.base import load_tokenizer
-from rankdrift.spec import Recipe, Spec, parse_spec, read_spec
-from rankdrift.studies.pipeline import Launch, refuse_other_runs, run_study, train_run
+from rankdrift.spec import Recipe, Spec, parse_spec, read_spec, recipe_of
+from rankdrift.studies import carry_out
+from rankdrift.studies.cells import CONFIGS, Cell, cells_of, read_cells, root_of
+from rankdrift.studies.executors import Begun, Outcome, Task
+from rankdrift.studies.pipeline import refuse_other_runs, run_study
 
 
 @pytest.mark.parametrize("changed", [{"analysis": {"drift": {"rows": 7}}}, {"scoring": {"limit": 5}}])
 def test_a_finished_run_is_scored_and_analysed_as_the_recipe_now_says(
-    tmp_path: Path, changed: dict[str, dict[str, int]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, dict[str, int]]
 ) -> None:
+    """The stages behind training read the run's settings, which are then those that are asked for now."""
     shared = {"model": {"name": "tiny"}, "output": str(tmp_path)}
     before = Recipe(shared=shared, arms={"a": {}}, seeds=(1,)).spec()
-    recipe = Recipe(shared=shared | changed, arms={"a": {}}, seeds=(1,))
-    run = RunLayout(tmp_path / "run")
-    files.write_json(run.spec, before.as_dict())
-    files.write_json(run.status, {"state": "finished"})
+    now = Recipe(shared=shared | changed, arms={"a": {}}, seeds=(1,)).spec()
+    cell = Cell(now, CONFIGS / "zero2.json", 1)
+    files.write_json(cell.run.spec, before.as_dict())
+    files.write_json(cell.run.status, {"state": "finished"})
+    seen: list[Spec] = []
+    monkeypatch.setattr(carry_out, "score_run", lambda run, **more: seen.append(read_spec(run.spec)))
+    monkeypatch.setattr(carry_out, "_measure", lambda cell, names, record, say: None)
     said: list[str] = []
-    train_run(recipe, recipe.spec(), run, Launch(tmp_path / "no.json", 1, None), said.append)
-    assert said == ["  finished before"]
-    assert read_spec(run.spec) == recipe.spec() != before
+    carry_out.carry_out(cell, scores_base=False, say=said.append)
+    assert "    finished before" in said
+    assert seen == [now] != [before]
 
 
 def test_one_name_for_all_arms_is_refused(tmp_path: Path) -> None:
     shared = {"model": {"name": "tiny"}, "output": str(tmp_path)}
     recipe = Recipe(shared=shared, arms={"a": {}, "b": {}}, seeds=(1,), overrides=("arm=foo",))
     with pytest.raises(UserError, match="arm=foo would give 2 runs one name"):
-        run_study(recipe, Launch(tmp_path / "no.json", 1, None))
-    assert not list(tmp_path.iterdir())
+        cells_of(recipe, CONFIGS / "zero2.json", 1)
+
+
+class Scripted:
+    """An executor of which a test says what becomes of each task."""
+
+    def __init__(self, errors: dict[str, BaseException | None]) -> None:
+        self.errors, self.tasks = errors, list[Task]()
+
+    def carry_out(self, tasks: Sequence[Task], begun: Begun) -> Iterator[Outcome]:
+        self.tasks += tasks
+        for task in tasks:
+            begun(task, "here")
+            yield Outcome(task, "here", error=self.errors.get(task.name))
+
+
+def a_study(tmp_path: Path, **more: Any) -> tuple[StudyLayout, Recipe, list[Cell]]:
+    tree = {"model": {"name": "tiny"}, "data": DATA, "output": str(tmp_path), "study": "s", "seeds": [1, 2]}
+    recipe = recipe_of(tree | more, tmp_path)
+    return root_of(recipe), recipe, cells_of(recipe, CONFIGS / "zero2.json", 2)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_every_cell_is_a_task_and_the_first_of_a_group_scores_its_base(tmp_path: Path) -> None:
+    grid = {"data.max_length": [40, 50]}
+    root, recipe, cells = a_study(tmp_path, grid=grid)
+    executor = Scripted({})
+    assert run_study(root, recipe, cells, executor, say=lambda line: None) == []  # nothing was trained
+    assert [(task.name, task.slots, task.arguments[1]) for task in executor.tasks] == [
+        *(("max_length40/lora-r8-seed1", 2, True), ("max_length40/lora-r8-seed2", 2, False)),
+        *(("max_length50/lora-r8-seed1", 2, True), ("max_length50/lora-r8-seed2", 2, False)),
+    ]
+    again = Scripted({})
+    run_study(root, recipe, read_cells(root), again, only=cells[1:2], say=lambda line: None)
+    assert [task.name for task in again.tasks] == ["max_length40/lora-r8-seed2"]
+    assert not root.driver.exists()
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("errors", "kind", "message"),
+    [
+        ({"lora-r8-seed1": RankError("lost")}, RankError, r"1 of 2 cells failed \(lora-r8-seed1: lost\)"),
+        (dict.fromkeys(("lora-r8-seed1", "lora-r8-seed2"), UserError("no data")), UserError, "^no data$"),
+    ],
+)
+def test_failures_are_told_at_the_end(
+    tmp_path: Path, errors: dict[str, BaseException | None], kind: type[Exception], message: str
+) -> None:
+    root, recipe, cells = a_study(tmp_path)
+    executor = Scripted(errors)
+    with pytest.raises(kind, match=message):
+        run_study(root, recipe, cells, executor, say=lambda line: None)
+    assert len(executor.tasks) == 2
 
 
 DATA = {"tasks": ["topic"], "train_limit": 6, "max_length": 400}

@@ -1,0 +1,56 @@
+"""Executors: who carries out a study's tasks, and where. One file each; ``local`` needs nothing further.
+
+A task is a function with what it is called with, and the slots (GPUs; on a machine without, places) that it
+takes. An executor starts tasks as slots get free and yields what became of each, in the order in which they
+end. It keeps nothing: what is done says the folder that a task wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Begun = Callable[["Task", str], None]
+"""Takes a task that begins, and the node on which it does."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to be done once."""
+
+    name: str
+    function: Callable[..., Any]
+    """Of a module, so that another process finds it by name."""
+    arguments: tuple[Any, ...] = ()
+    """Picklable."""
+    slots: int = 1
+    log: Path | None = None
+    """Where its output goes, if others run beside it."""
+    node: str | None = None
+    """The only node that can do it, since what it reads is there; None is any."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task."""
+
+    task: Task
+    node: str
+    value: Any = None
+    error: BaseException | None = field(default=None, compare=False)
+    """Why it failed; ``Preempted`` where it was asked to stop."""
+    seconds: float = 0.0
+
+
+class Executor(Protocol):
+    """Carries out tasks."""
+
+    def carry_out(self, tasks: Sequence[Task], begun: Begun) -> Iterator[Outcome]:
+        """Yield the outcome of every task as it ends; a task that fails stops no other.
+
+        Raises UserError where a task asks for more than there is. Closed before its end, or interrupted, it
+        asks the tasks under way to stop, and waits for them.
+        """
+        ...

@@ -1,0 +1,29 @@
+"""Tasks that a process of the local executor finds by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from rankdrift.errors import IntegrityError, UserError
+
+
+def note(folder: Path, name: str, seconds: float = 0.0) -> str:
+    """Write when it began and ended, by which process, on which cores and GPUs."""
+    began = time.monotonic()
+    time.sleep(seconds)
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    line = f"{began} {time.monotonic()} {os.getpid()} {cores} {seen}\n"
+    with open(folder / name, "a", encoding="utf-8") as file:
+        file.write(line)
+    print("noted", name)
+    return name
+
+
+def fail(kind: str) -> None:
+    if kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise {"user": UserError, "damaged": IntegrityError, "other": ZeroDivisionError}[kind](f"it is {kind}")
