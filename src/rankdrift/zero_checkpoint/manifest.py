@@ -163,7 +163,7 @@ def _checksum(tree: Any) -> str:
 
 
 @functools.cache  # it takes longer to make than to read a manifest by it
-def _schema(cls: type[Manifest]) -> pydantic.TypeAdapter[Manifest]:
+def _schema(cls: Any) -> pydantic.TypeAdapter[Manifest]:
     return pydantic.TypeAdapter(cls)
 
 
