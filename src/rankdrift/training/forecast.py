@@ -121,7 +121,7 @@ def add_measured(run: RunLayout, step: int, memory_gib: float) -> None:
     if not run.forecast.exists():
         return
     last = newest(run.checkpoints)
-    stored = Manifest.read(run.checkpoint(last)).files.values() if last else ()
+    stored = Manifest.read_part(run.checkpoint(last)).files.values() if last else ()
     took = {"memory_gib": memory_gib, "checkpoint": sum(file.size for file in stored) or None}
     files.write_json(run.forecast, {**files.read_json(run.forecast), "measured": {"step": step, **took}})
 
