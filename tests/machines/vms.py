@@ -49,7 +49,9 @@ def why_not() -> str | None:
     missing = [name for name in NEEDED if not shutil.which(name, path=SBIN)]
     if missing:
         return f"not installed: {', '.join(missing)}"
-    tried = subprocess.run(["unshare", *SPACES, "--fork", "mount", "-t", "tmpfs", "x", "/tmp"], capture_output=True)
+    tried = subprocess.run(
+        ["unshare", *SPACES, "--fork", "mount", "-t", "tmpfs", "x", "/tmp"], capture_output=True
+    )
     return None if tried.returncode == 0 else f"no namespaces here: {tried.stderr.decode().strip()}"
 
 
@@ -61,9 +63,21 @@ class Space:
     """Namespaces that are held by a process, number 1 in them."""
 
     def __init__(self, script: str) -> None:
-        command = ["unshare", *SPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-ec", script + "\necho up; exec sleep infinity"]
-        self.holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_die_with_parent)
-        assert self.holder.stdout and self.holder.stdout.readline() == "up\n", "the machine has not come up"
+        command = [
+            "unshare",
+            *SPACES,
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-ec",
+            script + "\necho up; exec sleep infinity",
+        ]
+        self.holder = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, preexec_fn=_die_with_parent
+        )
+        assert self.holder.stdout
+        assert self.holder.stdout.readline() == "up\n", "the machine has not come up"
         children = Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children").read_text().split()
         self.init = int(children[0])
 
@@ -83,11 +97,20 @@ class Machine(Space):
 
     def __init__(self, name: str, address: str, home: Path, common: Path, binds: Mapping[Path, Path]) -> None:
         self.name, self.address, self.home = name, address, home
-        own = {common / "etc" / "hosts": Path("/etc/hosts"), common / "etc" / "ssh_config": Path("/etc/ssh/ssh_config"), **binds}
+        own = {
+            common / "etc" / "hosts": Path("/etc/hosts"),
+            common / "etc" / "ssh_config": Path("/etc/ssh/ssh_config"),
+            **binds,
+        }
         own |= {home / part: common / part for part in ("outputs", "cache")}
         for source in (home / "outputs", home / "cache"):
             source.mkdir(parents=True, exist_ok=True)
-        lines = [f"hostname {name}", "mount --make-rprivate /", "mount -t tmpfs tmpfs /dev/shm", "ip link set lo up"]
+        lines = [
+            f"hostname {name}",
+            "mount --make-rprivate /",
+            "mount -t tmpfs tmpfs /dev/shm",
+            "ip link set lo up",
+        ]
         lines += [f"mount --bind {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in own.items()]
         lines += ["mount -t tmpfs tmpfs /run", "mkdir /run/sshd"]
         super().__init__("\n".join(lines))
@@ -136,7 +159,9 @@ class Machines:
     ``folder`` has the same name on all; ``outputs`` and ``cache`` below it are each machine's own.
     """
 
-    def __init__(self, folder: Path, count: int = 2, binds: Mapping[int, Mapping[Path, Path]] | None = None) -> None:
+    def __init__(
+        self, folder: Path, count: int = 2, binds: Mapping[int, Mapping[Path, Path]] | None = None
+    ) -> None:
         self.folder, self.machines = folder, []
         for part in ("outputs", "cache", "etc"):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -154,7 +179,8 @@ class Machines:
             self.machines.append(machine)
             port = f"port{number}"
             self._plug(machine, port)
-            machine.do(f"ip addr add {address}/24 dev eth0; ip link set eth0 up; /usr/sbin/sshd -f {folder}/etc/sshd_config")
+            machine.do(f"ip addr add {address}/24 dev eth0; ip link set eth0 up")
+            machine.do(f"/usr/sbin/sshd -f {folder}/etc/sshd_config")
 
     def _plug(self, machine: Machine, port: str) -> None:
         """Connect a machine to the switch."""

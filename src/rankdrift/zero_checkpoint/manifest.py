@@ -138,6 +138,11 @@ class Manifest:
                 )
         return manifest
 
+    @classmethod
+    def stated(cls, folder: Path) -> Manifest:
+        """Return what the manifest of a folder says, whose other files are not looked at."""
+        return _parse(cls, folder / MANIFEST_NAME)
+
     def elsewhere(self) -> dict[str, int]:
         """Return which files are not here, and of which node each is."""
         if self.here is None:
