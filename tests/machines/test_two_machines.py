@@ -3,60 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
-from vms import ROOT, Machine, Machines, machines
+from two_machines import newest_of, run_of, thorough, training
+from vms import Machine, Machines, machines
 
 from rankdrift.layout import RunLayout
 from rankdrift.zero_checkpoint.manifest import Manifest
 
 pytestmark = [pytest.mark.machines, pytest.mark.distributed]
 
-RECIPE: dict[str, Any] = {
-    "study": "s",
-    "model": {"name": "tiny"},
-    "data": {"tasks": ["topic"], "train_limit": 40, "validation_limit": 4},
-    "method": {"name": "full"},
-    "training": {
-        "save_every": 2,
-        "global_batch": 4,
-        "micro_batch": 2,
-        "learning_rate": 2e-3,
-        "precision": "fp32",
-        "eval_rows": 2,
-        "probe_every": 0,
-    },
-}
 CLOSE = 1e-6
 """Of losses: sums over ranks are taken in another order at most."""
 TIMEOUT = 280.0
-thorough = pytest.mark.skipif(
-    os.environ.get("RANKDRIFT_TEST_MACHINES") != "all",
-    reason="takes minutes: set RANKDRIFT_TEST_MACHINES=all",
-)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """Two machines, whose folder holds the recipe."""
-    for made in machines(tmp_path_factory.mktemp("machines")):
-        (made.folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-        yield made
-
-
-def training(pair: Machines, stage: int, arm: str, steps: int = 4) -> list[str]:
-    """Return the arguments of a training."""
-    config = str(ROOT / "ds_configs" / f"zero{stage}.json")
-    recipe = ["--config", config, "--experiment", str(pair.folder / "recipe.yaml")]
-    return [*recipe, f"arm={arm}", f"training.steps={steps}"]
+    """Two machines."""
+    yield from machines(tmp_path_factory.mktemp("machines"))
 
 
 def done(machine: Machine, *command: str, folder: Path, timeout: float = TIMEOUT, **environment: str) -> str:
@@ -64,11 +35,6 @@ def done(machine: Machine, *command: str, folder: Path, timeout: float = TIMEOUT
     status, said = machine.run(*command, folder=folder, timeout=timeout, **environment)
     assert status == 0, said[-6000:]
     return said
-
-
-def run_of(machine: Machine, arm: str) -> RunLayout:
-    """The run as a machine has it."""
-    return RunLayout(machine.outputs / "s" / "runs" / f"{arm}-seed42")
 
 
 def losses(run: RunLayout) -> list[float]:
@@ -81,8 +47,8 @@ def test_zero_2_over_ssh_is_as_on_one_machine_also_after_a_crash_and_is_gathered
     folder, (first, second) = pair.folder, pair.machines
     one, two = run_of(first, "one"), run_of(first, "two")
     torchrun = ["torchrun", "--nproc_per_node", "2", "-m", "rankdrift.cli.train"]
-    done(first, *torchrun, *training(pair, 2, "one"), folder=folder)
-    launch = ["rankdrift", "launch", "--hostfile", "hosts", "--", *training(pair, 2, "two")]
+    done(first, *torchrun, *training(pair.folder, 2, "one"), folder=folder)
+    launch = ["rankdrift", "launch", "--hostfile", "hosts", "--", *training(pair.folder, 2, "two")]
     done(first, *launch, folder=folder)
     assert losses(two) == pytest.approx(losses(one), abs=CLOSE)
     parts = [Manifest.read_part(run_of(machine, "two").checkpoint(4)) for machine in pair.machines]
@@ -112,3 +78,42 @@ def test_zero_2_over_ssh_is_as_on_one_machine_also_after_a_crash_and_is_gathered
         done(first, "rankdrift", "consolidate", f"outputs/s/runs/{run}-seed42", "--step", "4", folder=folder)
     same = [load_file(run.export(4) / "model.safetensors") for run in (one, two)]
     assert all(torch.allclose(same[0][name], same[1][name], atol=CLOSE) for name in same[0])
+
+
+@thorough
+def test_zero_3_without_ssh_is_as_on_one_machine_and_goes_on_with_other_ranks(pair: Machines) -> None:
+    folder, (first, second) = pair.folder, pair.machines
+    torchrun = ["torchrun", "--nproc_per_node", "2", "-m", "rankdrift.cli.train"]
+    done(first, *torchrun, *training(folder, 3, "three"), folder=folder)
+    alone = ["rankdrift", "launch", "--hostfile", "hosts", "--no-ssh", "--master-addr", "vm1", "--node-rank"]
+    started = [
+        machine.popen(*alone, str(node), "--", *training(folder, 3, "apart"), folder=folder)
+        for node, machine in enumerate(pair.machines)
+    ]
+    for process in started:
+        said = process.communicate(timeout=TIMEOUT)[0]
+        assert process.returncode == 0, said[-6000:]
+    apart = run_of(first, "apart")
+    assert losses(apart) == pytest.approx(losses(run_of(first, "three")), abs=CLOSE)
+    held = [
+        Manifest.read_part(run_of(machine, "apart").checkpoint(4)).names_here for machine in pair.machines
+    ]
+    assert [len(names) for names in held] == [2, 2]
+
+    # from the step before, on four ranks instead of two: each needs files of both machines
+    before = losses(apart)
+    for machine in pair.machines:
+        shutil.rmtree(run_of(machine, "apart").checkpoint(4))
+    pair.hostfile.write_text("vm1 slots=2\nvm2 slots=2\n")
+    launch = ["rankdrift", "launch", "--hostfile", "hosts", "--", *training(folder, 3, "apart")]
+    done(first, *launch, "training.micro_batch=1", folder=folder)
+    assert re.search("resuming a checkpoint of 2 ranks, ZeRO-3 on 4 ranks", apart.log.read_text())
+    assert losses(apart) == pytest.approx(before, abs=CLOSE)
+    assert newest_of(second, "apart") == 4
+
+    # of one machine alone nothing is whole: it does not begin anew
+    pair.hostfile.write_text("vm2 slots=1\nvm1 slots=1\n")
+    shutil.rmtree(run_of(second, "apart").checkpoints)
+    status, said = first.run(*launch, folder=folder, timeout=TIMEOUT)
+    assert status == 2
+    assert "its other files were written on vm2" in said

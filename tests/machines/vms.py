@@ -93,32 +93,30 @@ class Space:
 
 
 class Machine(Space):
-    """One of several machines, known to the others by its name."""
+    """One of several machines, known to the others by its name.
 
-    def __init__(self, name: str, address: str, home: Path, common: Path, binds: Mapping[Path, Path]) -> None:
-        self.name, self.address, self.home = name, address, home
-        own = {
-            common / "etc" / "hosts": Path("/etc/hosts"),
-            common / "etc" / "ssh_config": Path("/etc/ssh/ssh_config"),
-            **binds,
-        }
-        own |= {home / part: common / part for part in ("outputs", "cache")}
-        for source in (home / "outputs", home / "cache"):
-            source.mkdir(parents=True, exist_ok=True)
-        lines = [
-            f"hostname {name}",
-            "mount --make-rprivate /",
-            "mount -t tmpfs tmpfs /dev/shm",
-            "ip link set lo up",
-        ]
+    Its ``outputs`` and ``cache`` below the common folder are its own; ``disk`` is the size of the former's.
+    """
+
+    def __init__(
+        self, name: str, home: Path, common: Path, binds: Mapping[Path, Path], disk: str | None = None
+    ) -> None:
+        self.name, self.common = name, common
+        own = {common / "etc" / "hosts": Path("/etc/hosts")}
+        own |= {common / "etc" / "ssh_config": Path("/etc/ssh/ssh_config"), **binds}
+        for part in ("outputs", "cache"):
+            (home / part).mkdir(parents=True, exist_ok=True)
+            own[home / part] = common / part
+        lines = [f"hostname {name}", "mount --make-rprivate /", "mount -t tmpfs tmpfs /dev/shm"]
         lines += [f"mount --bind {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in own.items()]
-        lines += ["mount -t tmpfs tmpfs /run", "mkdir /run/sshd"]
+        lines += [f"mount -t tmpfs -o size={disk} tmpfs {common}/outputs"] if disk else []
+        lines += ["mount -t tmpfs tmpfs /run", "mkdir /run/sshd", "ip link set lo up"]
         super().__init__("\n".join(lines))
 
     @property
     def outputs(self) -> Path:
-        """What this machine sees as the common folder of outputs."""
-        return self.home / "outputs"
+        """The common folder of outputs as this machine sees it, from outside."""
+        return Path(f"/proc/{self.init}/root{self.common}/outputs")
 
     def popen(self, *command: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
         """Start a command of a user who is logged in here."""
@@ -147,10 +145,10 @@ class Machine(Space):
             raise
         return process.returncode, said
 
-    def processes(self) -> list[str]:
-        """The commands of this machine's Python processes."""
+    def ranks(self) -> list[str]:
+        """The commands of trainings that run here."""
         done = subprocess.run(self.inside("ps", "-eo", "args"), capture_output=True, text=True, check=True)
-        return [line for line in done.stdout.splitlines() if "python" in line]
+        return [line for line in done.stdout.splitlines() if "rankdrift.cli.train" in line]
 
 
 class Machines:
@@ -160,9 +158,14 @@ class Machines:
     """
 
     def __init__(
-        self, folder: Path, count: int = 2, binds: Mapping[int, Mapping[Path, Path]] | None = None
+        self,
+        folder: Path,
+        count: int = 2,
+        binds: Mapping[int, Mapping[Path, Path]] | None = None,
+        disks: Mapping[int, str] | None = None,
     ) -> None:
-        self.folder, self.machines = folder, []
+        self.folder = folder
+        self.machines: list[Machine] = []
         for part in ("outputs", "cache", "etc"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         names = [f"vm{number}" for number in range(1, count + 1)]
@@ -174,8 +177,8 @@ class Machines:
         self.hostfile.write_text("".join(f"{name} slots=1\n" for name in names))
         self.switch = Space("ip link add br0 type bridge; ip link set br0 up")
         for number, (name, address) in enumerate(zip(names, addresses, strict=True)):
-            more = (binds or {}).get(number, {})
-            machine = Machine(name, address, folder / name, folder, more)
+            more, disk = (binds or {}).get(number, {}), (disks or {}).get(number)
+            machine = Machine(name, folder / name, folder, more, disk)
             self.machines.append(machine)
             port = f"port{number}"
             self._plug(machine, port)
@@ -209,6 +212,10 @@ class Machines:
     def cut(self, number: int) -> None:
         """Take a machine's link down: no packet, no reset."""
         self.switch.do(f"ip link set port{number} down")
+
+    def mend(self, number: int) -> None:
+        """Put it up again."""
+        self.switch.do(f"ip link set port{number} up")
 
     def end(self) -> None:
         """End everything."""

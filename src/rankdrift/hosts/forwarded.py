@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -56,3 +57,11 @@ def write_forwarded(path: Path, variables: Mapping[str, str]) -> None:
     lines = [*kept, *(f"{name}={value}" for name, value in variables.items())]
     files.write_text(path, "\n".join(lines) + "\n")
     os.chmod(path, 0o600)
+
+
+def as_a_rank(folder: Path, variables: Mapping[str, str], command: Iterable[str]) -> str:
+    """Return the line by which a shell elsewhere runs a command as DeepSpeed's launcher would run a rank."""
+    python = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
+    python["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), python.get("PYTHONPATH"))))
+    given = [f"{name}={value}" for name, value in {**variables, **python}.items()]
+    return f"cd {shlex.quote(str(folder))} && exec {shlex.join(['env', *given, *command])}"
