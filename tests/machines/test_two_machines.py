@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from two_machines import newest_of, run_of, thorough, training
-from vms import Machine, Machines, machines
+from vms import ROOT, Machine, Machines, machines
 
 from rankdrift.layout import RunLayout
 from rankdrift.zero_checkpoint.manifest import Manifest
@@ -30,6 +30,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     yield from machines(tmp_path_factory.mktemp("machines"))
 
 
+@pytest.fixture(scope="module")
+def one(pair: Machines) -> RunLayout:
+    """The run of two ranks on one machine, by torchrun."""
+    torchrun = ["torchrun", "--nproc_per_node", "2", "-m", "rankdrift.cli.train"]
+    done(pair[0], *torchrun, *training(pair.folder, 2, "one"), folder=pair.folder)
+    return run_of(pair[0], "one")
+
+
 def done(machine: Machine, *command: str, folder: Path, timeout: float = TIMEOUT, **environment: str) -> str:
     """Run a command that has to end well; return what it said."""
     status, said = machine.run(*command, folder=folder, timeout=timeout, **environment)
@@ -43,11 +51,11 @@ def losses(run: RunLayout) -> list[float]:
     return [row["loss"] for row in map(json.loads, lines)]
 
 
-def test_zero_2_over_ssh_is_as_on_one_machine_also_after_a_crash_and_is_gathered(pair: Machines) -> None:
+def test_zero_2_over_ssh_is_as_on_one_machine_also_after_a_crash_and_is_gathered(
+    pair: Machines, one: RunLayout
+) -> None:
     folder, (first, second) = pair.folder, pair.machines
-    one, two = run_of(first, "one"), run_of(first, "two")
-    torchrun = ["torchrun", "--nproc_per_node", "2", "-m", "rankdrift.cli.train"]
-    done(first, *torchrun, *training(pair.folder, 2, "one"), folder=folder)
+    two = run_of(first, "two")
     launch = ["rankdrift", "launch", "--hostfile", "hosts", "--", *training(pair.folder, 2, "two")]
     done(first, *launch, folder=folder)
     assert losses(two) == pytest.approx(losses(one), abs=CLOSE)
@@ -78,6 +86,24 @@ def test_zero_2_over_ssh_is_as_on_one_machine_also_after_a_crash_and_is_gathered
         done(first, "rankdrift", "consolidate", f"outputs/s/runs/{run}-seed42", "--step", "4", folder=folder)
     same = [load_file(run.export(4) / "model.safetensors") for run in (one, two)]
     assert all(torch.allclose(same[0][name], same[1][name], atol=CLOSE) for name in same[0])
+
+
+@thorough
+def test_tasks_of_slurm_are_ranks(pair: Machines, one: RunLayout) -> None:
+    """Started with the variables that srun sets; there is no Slurm here."""
+    folder, first = pair.folder, pair[0]
+    started = []
+    for node, machine in enumerate(pair.machines):
+        said = {"PROCID": node, "NTASKS": 2, "LOCALID": 0, "NODEID": node, "JOB_ID": 77, "STEP_ID": 0}
+        said |= {"STEP_NODELIST": "vm[1-2]", "STEP_TASKS_PER_NODE": "1(x2)"}
+        variables = {f"SLURM_{name}": str(value) for name, value in said.items()}
+        script = ["python", str(ROOT / "launch" / "train.py"), *training(folder, 2, "slurm")]
+        started.append(machine.popen(*script, folder=folder, **variables))
+    for process in started:
+        said_by = process.communicate(timeout=TIMEOUT)[0]
+        assert process.returncode == 0, said_by[-6000:]
+    assert losses(run_of(first, "slurm")) == pytest.approx(losses(one), abs=CLOSE)
+    assert json.loads(run_of(first, "slurm").environment.read_text())["hosts"] == ["vm1", "vm2"]
 
 
 @thorough

@@ -84,18 +84,17 @@ def _by_hosts(arguments: argparse.Namespace, train: Sequence[str], variables: di
     if arguments.no_ssh != (arguments.node_rank is not None):
         raise UserError("--no-ssh and --node-rank N go together: each host is told which line it is")
     ssh = Ssh(arguments.ssh_port)
-    start = Start(arguments.hostfile, arguments.master_port, arguments.master_addr, arguments.node_rank, ssh)
-    full = command(start, hosts, train)
     if not arguments.no_ssh:
         require_reachable([host.name for host in hosts], ssh, sys.executable, Path.cwd())
         write_forwarded(arguments.env_file, variables)
+    start = Start(arguments.hostfile, arguments.master_port, arguments.master_addr, arguments.node_rank, ssh)
+    full = command(start, hosts, train)
     print(shlex.join(full), flush=True)
     if arguments.dry_run:
         return 0
-    given = {**dict(item.split("=", 1) for item in arguments.env if "=" in item)}
-    return subprocess.run(
-        full, env={**os.environ, **given, "DS_ENV_FILE": str(arguments.env_file.absolute())}
-    ).returncode
+    given = dict(text.split("=", 1) for text in arguments.env if "=" in text)
+    environment = {**os.environ, **given, "DS_ENV_FILE": str(arguments.env_file.absolute())}
+    return subprocess.run(full, env=environment).returncode
 
 
 def _by_slurm(arguments: argparse.Namespace, train: Sequence[str], variables: dict[str, str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +94,10 @@ class Ssh:
 
 
 def require_reachable(hosts: Sequence[str], ssh: Ssh, python: str, folder: Path) -> None:
-    """Raise UserError, a line each, where machines do not answer, or lack the interpreter or the folder."""
+    """Raise UserError, a line each, where machines do not answer, or lack the interpreter or the folder.
+
+    Also where two names mean one machine.
+    """
     there = (
         f"test -d {shlex.quote(str(folder))} || {{ echo no folder {shlex.quote(str(folder))} >&2; exit 1; }}"
     )
@@ -101,3 +105,18 @@ def require_reachable(hosts: Sequence[str], ssh: Ssh, python: str, folder: Path)
     answers = ssh.run_on_all(hosts, f"{there}; {runs}")
     if problems := [answer.problem for answer in answers if answer.problem]:
         raise UserError(f"{len(problems)} of {len(hosts)} hosts cannot be used:\n  " + "\n  ".join(problems))
+    seen: dict[str, str] = {}
+    for host in hosts:
+        address = _resolved(ssh.address(host))
+        if address in seen:
+            raise UserError(
+                f"{seen[address]} and {host} are one host, {address}; one line a host, with all slots"
+            )
+        seen |= {address: host} if address else {}
+
+
+def _resolved(name: str) -> str | None:
+    try:
+        return socket.gethostbyname(name)
+    except OSError:  # behind a host that ssh passes through
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 from collections import Counter
 from typing import Any
 
@@ -20,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 def describe(setup: Setup, model: PreTrainedModel) -> None:
     """Write on rank 0 what the run is: settings, environment, what an export needs besides weights."""
+    run, hosts = setup.run, engine.gather(socket.gethostname())
     if engine.rank() == 0:
-        run = setup.run
         files.write_json(run.spec, setup.spec.as_dict())
         files.write_json(run.identity, setup.identity)
         files.write_json(run.facts, _facts(setup, model))
         files.write_json(run.ds_config, setup.config)
-        files.write_json(run.environment, {**files.environment(), "ranks": engine.world_size()})
+        files.write_json(run.environment, {**files.environment(), "ranks": len(hosts), "hosts": hosts})
         run.model.mkdir(parents=True, exist_ok=True)
         setup.method.save_config(model, run.model)
         if setup.method.take_up and not setup.start:

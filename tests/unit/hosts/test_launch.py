@@ -104,6 +104,8 @@ def test_all_hosts_that_cannot_be_used_are_named_at_once(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     require_reachable(["vm1", "vm2"], Ssh(), "/bin/sh", tmp_path)
+    with pytest.raises(UserError, match=r"localhost and 127\.0\.0\.1 are one host"):
+        require_reachable(["vm1", "localhost", "127.0.0.1"], Ssh(), "/bin/sh", tmp_path)
     with pytest.raises(UserError, match=r"1 of 3 hosts cannot be used:\n  vm3: its name does not resolve"):
         require_reachable(["vm1", "vm2", "vm3"], Ssh(22), "/bin/sh", tmp_path)
     with pytest.raises(UserError, match=r"2 of 2 hosts .*\n  vm1: no folder /none\n  vm2: no folder /none"):
