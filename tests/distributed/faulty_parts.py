@@ -46,13 +46,14 @@ class Apart(Campaign):
         assert bool(said) == (index is not None), (call, index, on, said)
         assert not said or f"No space left on device ({call[1]} {index})" in said, said
         self.failures += bool(said)
-        self.whole = self.whole if said else self.step
-        self.check_whole()
+        self.check_whole(bool(said))
         return len(calls)
 
-    def check_whole(self) -> None:
+    def check_whole(self, failed: bool) -> None:
+        """What fails behind the renames (``latest``) leaves the step whole on both; anything else neither."""
         steps = whole_steps(self.run, self.places)
-        assert max(steps) == self.whole, (steps, self.whole)
+        assert max(steps) == self.step or (failed and max(steps) == self.whole), (steps, self.whole)
+        self.whole = max(steps)
         assert not list(self.run.checkpoints.glob(".step*"))
         with at_hand(self.run.checkpoint(self.whole), steps[self.whole], self.places) as folder:
             manifest = Manifest.read(folder)
