@@ -13,7 +13,7 @@ import pytest
 from two_machines import newest_of, thorough, training
 from vms import ROOT, Machines, machines
 
-pytestmark = [pytest.mark.machines, pytest.mark.distributed]
+pytestmark = [pytest.mark.machines, pytest.mark.distributed, pytest.mark.timeout(1200)]
 
 AHEAD = 90
 """Seconds that vm2's clock is ahead."""
@@ -119,14 +119,14 @@ def test_other_code_on_a_host_is_told_before_the_model_is_loaded(trio: Machines)
 def test_a_full_disk_on_a_host(size: str, tmp_path: Path) -> None:
     """One that is too small from the start, and one that fills up."""
     for pair in machines(tmp_path, 2, disks={1: size}):
-        command = ["rankdrift", "launch", "--hostfile", "hosts", "--", *training(tmp_path, 2, "a", 2000)]
+        run = [*training(tmp_path, 2, "a", 4000), "training.keep_last=1"]
+        command = ["rankdrift", "launch", "--hostfile", "hosts", "--", *run]
         process = pair[0].popen(*command, folder=tmp_path)
         if size == "300m":
             ends = time.monotonic() + 280
             while not newest_of(pair[1], "a") and process.poll() is None and time.monotonic() < ends:
                 time.sleep(0.2)
-            filled = pair[1].outputs / "filled"
-            filled.write_bytes(b"0" * (40 * 2**20))
+            (pair[1].outputs / "filled").write_bytes(b"0" * (280 * 2**20))
         said = process.communicate(timeout=280)[0]
         assert process.returncode == 2, said[-3000:]
         if size == "64m":

@@ -17,7 +17,7 @@ from vms import ROOT, Machine, Machines, machines
 from rankdrift.layout import RunLayout
 from rankdrift.zero_checkpoint.manifest import Manifest
 
-pytestmark = [pytest.mark.machines, pytest.mark.distributed]
+pytestmark = [pytest.mark.machines, pytest.mark.distributed, pytest.mark.timeout(1200)]
 
 CLOSE = 1e-6
 """Of losses: sums over ranks are taken in another order at most."""
@@ -109,6 +109,7 @@ def test_tasks_of_slurm_are_ranks(pair: Machines, one: RunLayout) -> None:
 @thorough
 def test_zero_3_without_ssh_is_as_on_one_machine_and_goes_on_with_other_ranks(pair: Machines) -> None:
     folder, (first, second) = pair.folder, pair.machines
+    pair.hostfile.write_text("vm1 slots=1\nvm2 slots=1\n")
     torchrun = ["torchrun", "--nproc_per_node", "2", "-m", "rankdrift.cli.train"]
     done(first, *torchrun, *training(folder, 3, "three"), folder=folder)
     alone = ["rankdrift", "launch", "--hostfile", "hosts", "--no-ssh", "--master-addr", "vm1", "--node-rank"]
@@ -137,9 +138,18 @@ def test_zero_3_without_ssh_is_as_on_one_machine_and_goes_on_with_other_ranks(pa
     assert losses(apart) == pytest.approx(before, abs=CLOSE)
     assert newest_of(second, "apart") == 4
 
-    # of one machine alone nothing is whole: it does not begin anew
+
+@thorough
+def test_where_a_machine_has_lost_its_files_a_run_does_not_begin_anew(pair: Machines) -> None:
+    folder, (first, second) = pair.folder, pair.machines
     pair.hostfile.write_text("vm2 slots=1\nvm1 slots=1\n")
-    shutil.rmtree(run_of(second, "apart").checkpoints)
+    launch = ["rankdrift", "launch", "--hostfile", "hosts", "--", *training(folder, 2, "lost")]
+    done(first, *launch, folder=folder)
+    assert [newest_of(machine, "lost") for machine in pair.machines] == [4, 4]
+    shutil.rmtree(run_of(second, "lost").checkpoints)
     status, said = first.run(*launch, folder=folder, timeout=TIMEOUT)
     assert status == 2
-    assert "its other files were written on vm2" in said
+    assert (
+        "step-000004: its other files were written on vm2, which do not take part or have lost them" in said
+    )
+    assert newest_of(first, "lost") == 4

@@ -15,7 +15,6 @@ PORTS = range(20000, 60000)
 def describe_rank(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, WORLD_SIZE and so on for a task that ``srun`` started; others are left as they are.
 
-    A shell within an allocation (``salloc``, a batch script) is no task: SLURM_PROCID says which one is.
     What is set already stays: a launcher that runs below ``srun`` knows better. Raises UserError where Slurm
     has not said where rank 0 is.
     """
@@ -42,9 +41,9 @@ def describe_rank(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def is_task(environment: Mapping[str, str]) -> bool:
-    """Whether this process is one of several tasks of a step, not the shell of a batch job."""
-    needed = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    return all(name in environment for name in needed) and environment.get("SLURM_STEP_ID") != "4294967291"
+    """Whether srun started this process: a batch job's shell has a task's number as well, but no step."""
+    needed = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID")
+    return all(name in environment for name in needed)
 
 
 def host_names(compressed: str) -> list[str]:

@@ -140,6 +140,7 @@ SLURM = {
     "SLURM_NTASKS": "6",
     "SLURM_LOCALID": "1",
     "SLURM_NODEID": "2",
+    "SLURM_STEP_ID": "0",
     "SLURM_STEP_NODELIST": "gpu[07-09]",
     "SLURM_NODELIST": "gpu[01-09]",
     "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
@@ -160,7 +161,7 @@ def test_a_task_of_slurm_is_a_rank() -> None:
     }
 
 
-@pytest.mark.parametrize("change", [{"RANK": "0"}, {"SLURM_PROCID": None}, {"SLURM_LOCALID": None}])
+@pytest.mark.parametrize("change", [{"RANK": "0"}, {"SLURM_PROCID": None}, {"SLURM_STEP_ID": None}])
 def test_what_is_no_task_or_is_a_rank_already_stays_as_it_is(change: dict[str, str | None]) -> None:
     environment = {name: value for name, value in (SLURM | change).items() if value is not None}
     before = dict(environment)
