@@ -20,7 +20,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo sanity validate status tensorboard test test-unit faults gpu check format report clean
+.PHONY: help install data demo sanity validate status tensorboard test test-unit faults machines gpu check format report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
@@ -66,6 +66,9 @@ test-unit: $(READY)  ## run the tests that start no ranks
 faults: $(READY)  ## kill a run 200 times at random instants and see that nothing is lost (KILLS=, CONFIG=, METHOD=)
 	@folder=$$(mktemp -d) && HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu python tests/distributed/kill_campaign.py $$folder \
 		--kills $(KILLS) --config $(CONFIG) --method $(METHOD); status=$$?; rm -rf $$folder; exit $$status
+
+machines: $(READY)  ## test runs on several machines made of network namespaces (root, iproute2, sshd, pdsh, rsync)
+	@RANKDRIFT_TEST_MACHINES=all HF_HUB_OFFLINE=1 python -m pytest tests/machines --durations=0
 
 gpu: $(READY)  ## measure on one GPU what there is time for (MINUTES=7)
 	@python benchmarks/gpu_all.py --minutes $(MINUTES)

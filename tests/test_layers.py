@@ -34,15 +34,16 @@ ALLOWED: dict[str, set[str]] = {
     "export": BASE | {"files", "methods", "progress", "zero_checkpoint"},
     "verify": BASE | {"files", "methods", "progress", "zero_checkpoint", "export"},
     "planning": GROUND | {"data", "models"},
+    "hosts": BASE | {"files", "zero_checkpoint"},
     "training": GROUND
     | STORED
-    | {"signals", "tasks", "metrics", "methods", "data", "models", "scoring", "planning"},
+    | {"signals", "hosts", "tasks", "metrics", "methods", "data", "models", "scoring", "planning"},
     "scoring": GROUND | {"tasks", "metrics", "methods", "data", "models"},
     "studies": GROUND
     | STORED
     | {"signals", "progress", "data", "models", "scoring", "analysis", "planning", "training"},
     "analysis": BASE | {"files", "progress"},
-    "doctor": BASE | {"files"},
+    "doctor": BASE | {"files", "hosts"},
     "sanity": GROUND | STORED | {"methods", "data", "models", "training", "studies", "tasks"},
 }
 # part -> single modules of other parts it may import as well
@@ -58,7 +59,7 @@ ALLOWED_MODULES: dict[str, set[str]] = {
         "rankdrift.zero_checkpoint.trainer_folder",
     },
 }
-NO_TORCH = {"errors", "layout", "registry", "settings", "files", "signals", "spec"}
+NO_TORCH = {"errors", "layout", "registry", "settings", "files", "signals", "spec", "hosts"}
 MATHEMATICS = ("spectral", "representation", "gradients", "statistics")  # of analysis/mathematics
 FORBIDDEN: dict[str, set[str]] = {
     "analysis": {"deepspeed", "peft"},

@@ -281,7 +281,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "git": _git_commit(),
         "command": sys.argv,
         "time": timestamp(),
@@ -289,7 +289,8 @@ def environment() -> dict[str, Any]:
 
 
 @functools.cache
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Return the installed version of a package, None where it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

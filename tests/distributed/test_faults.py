@@ -26,6 +26,13 @@ def test_a_save_that_fails_anywhere_says_so_and_loses_nothing(tmp_path: Path) ->
     assert all(failures[stage] > 50 for stage in stages)
 
 
+def test_a_save_of_machines_without_a_common_folder_that_fails_anywhere_leaves_the_step_before(
+    tmp_path: Path,
+) -> None:
+    run_ranks(2, HERE / "faulty_parts.py", str(tmp_path), str(CONFIGS / "zero2.json"))
+    assert json.loads((tmp_path / "failures.json").read_text()) > 30
+
+
 def test_killed_runs_lose_nothing(tiny: Path, tmp_path: Path) -> None:
     options = ["--kills", str(KILLS), "--config", str(CONFIGS / "zero2.json"), "--method", "lora"]
     status, said = run_forked(HERE / "kill_campaign.py", str(tmp_path), *options, timeout=400)

@@ -55,8 +55,8 @@ def watch(job: dict[str, Any]) -> None:
             raise StoppedError
         return under_way
 
-    def resume(under: engine.Engine, run: RunLayout) -> int:
-        step = RESUME(under, run)
+    def resume(under: engine.Engine, run: RunLayout, *rest: Any) -> int:
+        step = RESUME(under, run, *rest)
         if states and step:
             write_state(under, run.root / f"restored-{step}.pt")
         return step

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rankdrift import signals
 from rankdrift.cli.main import program
+from rankdrift.hosts import slurm
 from rankdrift.spec import analysis_settings, load_recipe
 from rankdrift.training.stop_requests import listening
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train."""
+    slurm.describe_rank()
     if arguments.dry_run:
         return _plan(arguments)
     with listening() as requests:

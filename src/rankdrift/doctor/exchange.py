@@ -1,4 +1,4 @@
-"""Two seconds of all-reduces between ranks of this machine, which are processes of their own."""
+"""Two seconds of all-reduces between ranks, which are processes of their own, on one machine or several."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed
 
-from rankdrift import files
 from rankdrift.errors import UserError
+from rankdrift.hosts.interface import interface_towards
 
 ELEMENTS = 4 * 2**20
 """Of the vector that is added up, fp32: 16 MiB."""
 SECONDS = 2.0
 TIMEOUT = 60.0  # seconds for a rank to begin and to end
-RUN = "import sys; from rankdrift.doctor import exchange; exchange.be_a_rank(sys.argv[1])"
+RUN = "from rankdrift.doctor import exchange; exchange.be_a_rank()"
 
 
 def all_reduce_speed(ranks: int) -> tuple[float, str]:
@@ -29,49 +28,72 @@ def all_reduce_speed(ranks: int) -> tuple[float, str]:
 
     Raises UserError where a rank fails or does not answer in time.
     """
-    backend = "nccl" if torch.cuda.device_count() >= ranks else "gloo"
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "speed.json"
-        shared = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-        shared |= {"RANKDRIFT_BACKEND": backend, "OMP_NUM_THREADS": 1}
-        processes = []
-        for rank in range(ranks):
-            own = {key: str(value) for key, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+    return start_ranks(Ranks(0, ranks, ranks, "127.0.0.1", _free_port()))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A machine's share of a group."""
+
+    first: int
+    here: int
+    """Ranks on this machine, from ``first`` on."""
+    world: int
+    address: str
+    """Of rank 0."""
+    port: int
+
+
+def start_ranks(ranks: Ranks) -> tuple[float, str]:
+    """Run this machine's ranks; return rank 0's speed, 0 where it is elsewhere, and the backend.
+
+    Raises UserError where a rank fails or does not answer in time.
+    """
+    backend = "nccl" if torch.cuda.device_count() >= ranks.here else "gloo"
+    shared = {"WORLD_SIZE": ranks.world, "MASTER_ADDR": ranks.address, "MASTER_PORT": ranks.port}
+    shared |= {"RANKDRIFT_BACKEND": backend, "OMP_NUM_THREADS": 1}
+    if ranks.world > ranks.here and (interface := interface_towards(ranks.address)):
+        shared.setdefault("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", interface))
+    processes = []
+    try:
+        for local in range(ranks.here):
+            own = shared | {"RANK": ranks.first + local, "LOCAL_RANK": local}
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", RUN, str(told)],
-                    env={**os.environ, **own},
-                    stdout=subprocess.DEVNULL,
+                    [sys.executable, "-c", RUN],
+                    env={**os.environ, **{key: str(value) for key, value in own.items()}},
+                    stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
                 )
             )
-        try:
-            _wait(processes)
-        finally:
-            for process in processes:
-                process.kill()
-        speed: float = files.read_json(told)["bytes_per_second"]
-    return speed, backend
+        said = _wait(processes, ranks)
+    finally:
+        for process in processes:
+            process.kill()
+    return float(said[0] or 0), backend
 
 
-def _wait(processes: list[subprocess.Popen[str]]) -> None:
-    ends = time.monotonic() + TIMEOUT
-    for rank, process in enumerate(processes):
+def _wait(processes: list[subprocess.Popen[str]], ranks: Ranks) -> list[str]:
+    """Return what the ranks have printed."""
+    ends, printed = time.monotonic() + TIMEOUT, []
+    for rank, process in enumerate(processes, start=ranks.first):
         try:
-            _, said = process.communicate(timeout=max(0.1, ends - time.monotonic()))
+            output, said = process.communicate(timeout=max(0.1, ends - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise UserError(f"rank {rank} of {len(processes)} has not ended within {TIMEOUT:.0f} s") from None
+            raise UserError(f"rank {rank} of {ranks.world} has not ended within {TIMEOUT:.0f} s") from None
         if process.returncode:
             last = (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-            raise UserError(f"rank {rank} of {len(processes)} failed: {last}")
+            raise UserError(f"rank {rank} of {ranks.world} failed: {last}")
+        printed.append(output.strip())
+    return printed
 
 
-def be_a_rank(told: str) -> None:
-    """Join the group that the environment describes and add up vectors; rank 0 writes how fast."""
+def be_a_rank() -> None:
+    """Join the group that the environment describes and add up vectors; rank 0 prints the bytes a second."""
     rank, backend = int(os.environ["RANK"]), os.environ["RANKDRIFT_BACKEND"]
     if backend == "nccl":
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT / 2))
     vector = torch.zeros(ELEMENTS, device="cuda" if backend == "nccl" else "cpu")
     torch.distributed.all_reduce(vector)
@@ -84,7 +106,7 @@ def be_a_rank(told: str) -> None:
         torch.distributed.all_reduce(go_on)
     rate = done * vector.numel() * vector.element_size() / (time.perf_counter() - began)
     if rank == 0:
-        files.write_json(Path(told), {"bytes_per_second": rate})
+        print(rate, flush=True)
     torch.distributed.destroy_process_group()
 
 
@@ -92,3 +114,11 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":  # one machine's share, over ssh
+    first, here, world, address, port = sys.argv[1:]
+    try:
+        print(start_ranks(Ranks(int(first), int(here), int(world), address, int(port)))[0])
+    except UserError as error:
+        sys.exit(str(error))

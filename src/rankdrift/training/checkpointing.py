@@ -1,7 +1,8 @@
 """Sharded checkpoints: written under a temporary name by all ranks, described, then renamed.
 
 A step's folder therefore exists only whole. ``checkpoint.json`` (see ``checkpoint/manifest.py``) is the last
-file in it, and ``latest`` names it only afterwards.
+file in it, and ``latest`` names it only afterwards. Where machines share no folder (``places.py``), each has
+one with the files of its ranks; the folders get their name once all disks have all files.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import socket
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from rankdrift.layout import RunLayout
 from rankdrift.spec.identity import differences, digest
 from rankdrift.training import resume_check
 from rankdrift.training.engine import Engine, gather, on_rank_0, rank, require_none, world_size
+from rankdrift.training.parts import Held, at_hand, has, require_some, whole_steps
+from rankdrift.training.places import TOGETHER, Places
 from rankdrift.training.selection import best_of, costs
 from rankdrift.zero_checkpoint.checksums import StoredFile, flush
-from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps, newest
+from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps, joined
 from rankdrift.zero_checkpoint.rotation import Retention, remove, remove_leftovers
 
 logger = logging.getLogger(__name__)
@@ -40,8 +43,8 @@ class Save:
     ranks have; until then, and if it fails, the checkpoints that were there are all there is.
     """
 
-    def __init__(self, run: RunLayout, manifest: Manifest) -> None:
-        self.manifest, self.target = manifest, run.checkpoint(manifest.step)
+    def __init__(self, run: RunLayout, manifest: Manifest, places: Places = TOGETHER) -> None:
+        self.manifest, self.target, self.places = manifest, run.checkpoint(manifest.step), places
         self.scratch = self.target.with_name(f".{self.target.name}.tmp")
         self.files: dict[str, StoredFile] = {}
         self._failure: str | None = None
@@ -50,7 +53,8 @@ class Save:
     def begin(self, engine: Engine, exclude_frozen: bool, needed: int) -> None:
         """Write the shards and start flushing them."""
         with self._failures():
-            on_rank_0(lambda: _prepare(self.scratch, needed))
+            share = needed * len(self.places.peers) // world_size()
+            self.places.on_leaders(lambda: _prepare(self.scratch, share))
             self.files = engine.save(self.scratch.parent, self.scratch.name, exclude_frozen)
         self._thread.start()
 
@@ -65,8 +69,21 @@ class Save:
         with self._failures():
             require_none(self._failure)
             written = {name: stored for part in gather(self.files) for name, stored in part.items()}
-            on_rank_0(lambda: _publish(self.scratch, self.target, self.manifest, written))
+            if self.places.apart:
+                self._publish_parts(written)
+            else:
+                on_rank_0(lambda: _publish(self.scratch, self.target, self.manifest, written))
         logger.info("saved %s", self.target)
+
+    def _publish_parts(self, written: Mapping[str, StoredFile]) -> None:
+        """Make each machine's files its part: named only once all of them are on the disks, described."""
+        own: list[Manifest] = []
+        self.places.on_leaders(lambda: own.append(self.manifest.described(self.scratch, written)))
+        described = gather(own[0] if own else None)
+        parts = [described[place.leader] for place in self.places.apart]
+        whole = joined(parts, [place.host for place in self.places.apart], self.places.own)
+        self.places.on_leaders(lambda: _keep(whole, self.scratch))
+        self.places.on_leaders(lambda: _name(self.scratch, self.target))
 
     def _flush(self) -> None:
         try:
@@ -80,13 +97,20 @@ class Save:
         try:
             yield
         except OSError as error:
-            if rank() == 0:
+            if self.places.leads:
                 shutil.rmtree(self.scratch, ignore_errors=True)
             message = f"{self.target}: cannot be saved ({error}); earlier checkpoints are untouched"
             raise UserError(message) from None
 
 
-def save(engine: Engine, run: RunLayout, manifest: Manifest, exclude_frozen: bool, needed: int) -> Save:
+def save(
+    engine: Engine,
+    run: RunLayout,
+    manifest: Manifest,
+    exclude_frozen: bool,
+    needed: int,
+    places: Places = TOGETHER,
+) -> Save:
     """Write the step that the manifest states; it is a checkpoint once the save that is returned is finished.
 
     Every rank must call it.
@@ -103,6 +127,8 @@ def save(engine: Engine, run: RunLayout, manifest: Manifest, exclude_frozen: boo
         Leave out parameters that do not train.
     needed
         Bytes the checkpoint will take (``predicted_bytes``).
+    places
+        Which ranks share the run's folder.
 
     Raises
     ------
@@ -110,7 +136,7 @@ def save(engine: Engine, run: RunLayout, manifest: Manifest, exclude_frozen: boo
         On every rank, if it cannot be written. The checkpoints that were there stay.
 
     """
-    under_way = Save(run, manifest)
+    under_way = Save(run, manifest, places)
     under_way.begin(engine, exclude_frozen, needed)
     return under_way
 
@@ -118,12 +144,21 @@ def save(engine: Engine, run: RunLayout, manifest: Manifest, exclude_frozen: boo
 def _prepare(scratch: Path, needed: int) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    require_space(scratch.parent, needed, "the files of one checkpoint")
+    _require_space(scratch.parent, needed, "the files of one checkpoint")
 
 
 def _publish(scratch: Path, target: Path, manifest: Manifest, written: Mapping[str, StoredFile]) -> None:
     """Give a whole checkpoint its name; what had the name was not whole, or the run would not be here."""
     manifest.write(scratch, written)
+    _name(scratch, target)
+
+
+def _keep(manifest: Manifest, scratch: Path) -> None:
+    manifest.keep(scratch)
+    files.sync_folder(scratch)
+
+
+def _name(scratch: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.old")
     if target.exists():
         target.rename(old)
@@ -133,50 +168,89 @@ def _publish(scratch: Path, target: Path, manifest: Manifest, written: Mapping[s
     shutil.rmtree(old, ignore_errors=True)
 
 
-def rotate(run: RunLayout, keep: Retention, value: str) -> None:
-    """Remove checkpoints that need not be kept, say which of the others is the best; on rank 0, after saves.
+def rotate(run: RunLayout, keep: Retention, value: str, places: Places = TOGETHER) -> None:
+    """Remove checkpoints that need not be kept, say which of the others is the best; after saves.
 
-    One that is being read is left for the next time; one that cannot be removed is warned of. ``value`` is
-    the logged one that selects (``selection.logged``).
+    Every rank must call it. One that is being read is left for the next time; one that cannot be removed is
+    warned of. ``value`` is the logged one that selects (``selection.logged``).
     """
+    if places.apart:
+        whole = sorted(whole_steps(run, places))
+    elif rank():
+        return
+    else:
+        whole = complete_steps(run.checkpoints)
     found = costs(files.read_jsonl(run.metrics), value)
-    for step in keep.superfluous(complete_steps(run.checkpoints), found):
+    superfluous = keep.superfluous(whole, found)
+    if places.apart:
+        superfluous = gather(superfluous)[0]  # rank 0 has what was logged
+    if places.leads:
+        _remove(run, superfluous)
+    if rank() == 0:
+        _say_best(run, best_of(found, [step for step in whole if run.checkpoint(step).exists()], value))
+
+
+def _remove(run: RunLayout, steps: Sequence[int]) -> None:
+    for step in steps:
         try:
-            if remove(run.checkpoint(step)):
+            if run.checkpoint(step).exists() and remove(run.checkpoint(step)):
                 logger.info("removed %s", run.checkpoint(step))
         except OSError as error:
             logger.warning("%s cannot be removed (%s)", run.checkpoint(step), error)
-    if best := best_of(found, complete_steps(run.checkpoints), value):
+
+
+def _say_best(run: RunLayout, best: Mapping[str, Any] | None) -> None:
+    if best:
         files.write_json(run.best, best)
     else:
         run.best.unlink(missing_ok=True)
 
 
-def require_resumable(run: RunLayout, identity: Mapping[str, Any]) -> None:
-    """Make a run's folder ready to train in; raise UserError unless its newest checkpoint can be taken up.
+def require_resumable(run: RunLayout, identity: Mapping[str, Any], places: Places = TOGETHER) -> int:
+    """Make a run's folders ready to train in; return the newest step that is whole, 0 where there is none.
 
-    It must be of the same experiment, and its files as they were written.
+    Raises UserError on every rank unless the checkpoint can be taken up. It must be of the same experiment,
+    and its files as they were written, on every machine.
     """
-    require_same(run, identity)
-    require_intact(run)
-    if rank() == 0:
+    require_same_everywhere(identity)
+    whole = whole_steps(run, places)
+    require_some(run, places, whole)
+    step = max(whole, default=0)
+    if step:
+        require_same(run, identity, step, whole[step])
+        require_intact(run, step, whole[step], places)
+    if places.leads:
         remove_leftovers(run.checkpoints)
-        resume_check.keep(run, newest(run.checkpoints) or 0)
+    if rank() == 0:
+        resume_check.keep(run, step)
+    return step
 
 
-def require_same(run: RunLayout, identity: Mapping[str, Any]) -> None:
-    """Raise UserError, saying what differs, if the newest checkpoint was made by another experiment.
-
-    The number of ranks and the ZeRO stage may differ.
-    """
-    step = newest(run.checkpoints)
-    if step is None:
+def require_same_everywhere(identity: Mapping[str, Any]) -> None:
+    """Raise UserError on every rank, saying what differs, unless all machines have the same experiment."""
+    digests = gather(digest(identity))
+    if len(set(digests)) == 1:
         return
-    manifest = Manifest.read(run.checkpoint(step))
-    if manifest.spec_digest == digest(identity):
+    every = gather((socket.gethostname(), dict(identity)))
+    other = next(number for number, found in enumerate(digests) if found != digests[0])
+    (first, expected), (host, found) = every[0], every[other]
+    raise UserError(
+        f"{host} (rank {other}) has another experiment than {first}: "
+        f"{'; '.join(differences(expected, found))}; give both the same model, data and settings"
+    )
+
+
+def require_same(run: RunLayout, identity: Mapping[str, Any], step: int, held: Held | None = None) -> None:
+    """Raise UserError, saying what differs, if a checkpoint was made by another experiment.
+
+    The number of ranks and the ZeRO stage may differ. Every rank must call it.
+    """
+    stated = Manifest.read_part(run.checkpoint(step)).spec_digest if has(run.checkpoint(step), held) else None
+    stated = next(found for found in gather(stated) if found)
+    if stated == digest(identity):
         return
     old = files.read_json(run.identity) if run.identity.exists() else {}
-    known = digest(old) == manifest.spec_digest
+    known = digest(old) == stated
     what = "; ".join(differences(old, identity)) if known else f"{run.identity} does not say of which"
     raise UserError(
         f"{run.checkpoint(step)}: was saved by another experiment ({what}); resume with its settings, or "
@@ -184,46 +258,44 @@ def require_same(run: RunLayout, identity: Mapping[str, Any]) -> None:
     )
 
 
-def require_intact(run: RunLayout) -> None:
-    """Raise IntegrityError on every rank unless the newest checkpoint's files are as written.
+def require_intact(run: RunLayout, step: int, held: Held | None = None, places: Places = TOGETHER) -> None:
+    """Raise IntegrityError on every rank unless a checkpoint's files are as written, on every machine.
 
-    Each rank reads its share of the files.
+    Each rank reads its share of the files of its place.
     """
-    step = newest(run.checkpoints)
-    if step is None:
-        return
-    manifest, failure = Manifest.read(run.checkpoint(step)), None
-    share = sorted(manifest.files)[rank() :: world_size()]
-    try:
-        replace(manifest, files={name: manifest.files[name] for name in share}).check_contents(
-            run.checkpoint(step)
-        )
-    except (OSError, IntegrityError) as error:
-        failure = str(error)
+    folder, failure = run.checkpoint(step), None
+    if has(folder, held):
+        manifest = Manifest.read_part(folder)
+        first, every = places.peers.index(rank()), len(places.peers)
+        try:
+            manifest.check_contents(folder, names=sorted(manifest.names_here)[first::every])
+        except (OSError, IntegrityError) as error:
+            failure = f"{socket.gethostname()}: {error}" if places.apart else str(error)
     if failures := [found for found in gather(failure) if found]:
-        raise IntegrityError(f"{failures[0]}; delete {run.checkpoint(step)} to resume from the step before")
+        raise IntegrityError(f"{failures[0]}; delete {folder} to resume from the step before")
 
 
-def resume(engine: Engine, run: RunLayout) -> int:
+def resume(engine: Engine, run: RunLayout, places: Places = TOGETHER) -> int:
     """Take up the newest complete checkpoint, if there is one; return the step it holds, else 0.
 
     It may be of another ZeRO stage and another number of ranks; every rank must call it.
     """
-    step = newest(run.checkpoints)
-    if step is None:
+    whole = whole_steps(run, places)
+    if not whole:
         return 0
-    folder = run.checkpoint(step)
-    manifest = Manifest.read(folder)
-    if (manifest.world_size, manifest.zero_stage) != (world_size(), engine.stage):
-        logger.info(
-            "resuming a checkpoint of %s, ZeRO-%d on %s, ZeRO-%d",
-            _ranks(manifest.world_size),
-            manifest.zero_stage,
-            _ranks(world_size()),
-            engine.stage,
-        )
-    engine.restore(folder)
-    logger.info("resumed from %s", folder)
+    step = max(whole)
+    with at_hand(run.checkpoint(step), whole[step], places) as folder:
+        manifest = Manifest.read(folder)
+        if (manifest.world_size, manifest.zero_stage) != (world_size(), engine.stage):
+            logger.info(
+                "resuming a checkpoint of %s, ZeRO-%d on %s, ZeRO-%d",
+                _ranks(manifest.world_size),
+                manifest.zero_stage,
+                _ranks(world_size()),
+                engine.stage,
+            )
+        engine.restore(folder)
+    logger.info("resumed from %s", run.checkpoint(step))
     return step
 
 
@@ -249,7 +321,18 @@ def predicted_bytes(trained: int, frozen: int, stage: int, weight_bytes: int) ->
     return module + optimizer
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
+def require_space(folder: Path, needed: int, what: str, places: Places = TOGETHER) -> None:
+    """Raise UserError on every rank unless every machine's disk has the bytes, and some to spare.
+
+    Every rank must call it.
+    """
+    try:
+        places.on_leaders(lambda: _require_space(folder, needed, what))
+    except OSError as error:
+        raise UserError(str(error)) from None
+
+
+def _require_space(folder: Path, needed: int, what: str) -> None:
     """Raise UserError, with both figures, unless the folder's disk has the bytes and some to spare."""
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 from collections import Counter
 from typing import Any
 
@@ -12,27 +13,30 @@ from transformers import PreTrainedModel
 from rankdrift import files
 from rankdrift.layout import RunLayout
 from rankdrift.training import engine
+from rankdrift.training.parts import bring_folder
 from rankdrift.training.setup import Setup
-from rankdrift.zero_checkpoint.manifest import newest
 
 logger = logging.getLogger(__name__)
 
 
 def describe(setup: Setup, model: PreTrainedModel) -> None:
     """Write on rank 0 what the run is: settings, environment, what an export needs besides weights."""
+    run, hosts = setup.run, engine.gather(socket.gethostname())
     if engine.rank() == 0:
-        run = setup.run
         files.write_json(run.spec, setup.spec.as_dict())
         files.write_json(run.identity, setup.identity)
         files.write_json(run.facts, _facts(setup, model))
         files.write_json(run.ds_config, setup.config)
-        files.write_json(run.environment, {**files.environment(), "ranks": engine.world_size()})
+        files.write_json(run.environment, {**files.environment(), "ranks": len(hosts), "hosts": hosts})
         run.model.mkdir(parents=True, exist_ok=True)
         setup.method.save_config(model, run.model)
-        if setup.method.take_up and newest(run.checkpoints) is None:
+        if setup.method.take_up and not setup.start:
             _keep_start(setup, model)
         setup.tokenizer.save_pretrained(run.model)
     engine.barrier()
+    if setup.method.take_up and not setup.start:
+        setup.places.on_leaders(lambda: _forget_start(setup))
+        bring_folder(setup.run.initial_adapter, setup.places)
 
 
 def _keep_start(setup: Setup, model: Any) -> None:
@@ -48,6 +52,12 @@ def _keep_start(setup: Setup, model: Any) -> None:
     shutil.copy(setup.run.model / "adapter_config.json", scratch)
     shutil.rmtree(setup.run.initial_adapter, ignore_errors=True)  # of a run that has not come to a checkpoint
     scratch.rename(setup.run.initial_adapter)
+
+
+def _forget_start(setup: Setup) -> None:
+    """Remove what other machines have of a run that has not come to a checkpoint."""
+    if engine.rank():
+        shutil.rmtree(setup.run.initial_adapter, ignore_errors=True)
 
 
 def _say(run: RunLayout, line: str) -> None:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from rankdrift import files
 from rankdrift.errors import RankError, UserError
+from rankdrift.hosts.interface import interface_towards
 from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
 from rankdrift.training import heap
@@ -139,6 +140,7 @@ def process_group() -> Iterator[None]:
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT="0")  # any free port: nobody else has to know it
+    _choose_interface()
     if not torch.cuda.is_available():
         heap.keep_freed_memory()
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -162,14 +164,15 @@ def process_group() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, leads: bool) -> Iterator[None]:
     """Hold a folder for this run; raise UserError on every rank if another run holds it.
 
-    The lock dies with its process, so a killed run never blocks its successor.
+    One rank of each machine's folder ``leads``. The lock dies with its process, so a killed run never blocks
+    its successor.
     """
     with contextlib.ExitStack() as stack:
         free = True
-        if rank() == 0:
+        if leads:
             free = stack.enter_context(files.held(RunLayout(folder).lock, wait=False))
         if max_over_ranks(0.0 if free else 1.0):
             raise UserError(f"{folder}: another process is training in it; wait for it or stop it")
@@ -263,6 +266,13 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def from_rank(source: int, values: Tensor) -> Tensor:
+    """Return a rank's vector on every rank, on the CPU; every rank must give one of the same length."""
+    moved = values.to(device())
+    torch.distributed.broadcast(moved, src=source)
+    return moved.cpu()
 
 
 def require_none(failure: str | None) -> None:
@@ -636,6 +646,17 @@ def divides(config: dict[str, Any]) -> bool:
     return stage_of(config) == 3 and not on_disk and not zero.get("zero_quantized_nontrainable_weights")
 
 
+def _choose_interface() -> None:
+    """Let gloo listen where rank 0 can be reached, unless the user has said where, or one machine has all."""
+    address = os.environ["MASTER_ADDR"]
+    if (
+        _local_ranks() < int(os.environ["WORLD_SIZE"])
+        and address not in ("127.0.0.1", "localhost")
+        and (found := interface_towards(address))
+    ):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
+
+
 def _take_device() -> None:
     """Make this rank's GPU the current one, before any exchange: else a machine's ranks all use its first.
 
@@ -675,8 +696,13 @@ def _slice_of_rank(flat: Tensor) -> Tensor | None:
 def _share_cores() -> None:
     """Give each rank of this machine its share of the cores, unless the user has said otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_ranks()))
+
+
+def _local_ranks() -> int:
+    """Return how many ranks this machine has, as torchrun or DeepSpeed's launcher says; else all."""
+    said = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"))
+    return int(next(filter(None, said)))
 
 
 @contextlib.contextmanager

@@ -127,7 +127,7 @@ def add_measured(run: RunLayout, **took: float | None) -> None:
 def stored_bytes(run: RunLayout) -> int | None:
     """Return the bytes of a run's last checkpoint; None without one."""
     last = newest(run.checkpoints)
-    stored = Manifest.read(run.checkpoint(last)).files.values() if last else ()
+    stored = Manifest.read_part(run.checkpoint(last)).files.values() if last else ()
     return sum(file.size for file in stored) or None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -47,10 +48,12 @@ from rankdrift.training.journal import Journal, log_to
 from rankdrift.training.memory import memory_of_device
 from rankdrift.training.mirrors import kinds
 from rankdrift.training.out_of_memory import explained
+from rankdrift.training.parts import bring_folder
+from rankdrift.training.places import common_folder, find_places
+from rankdrift.training.same_code import require_same_code
 from rankdrift.training.setup import Setup, set_up
 from rankdrift.training.stop_requests import Requests
 from rankdrift.training.trainer import Trainer
-from rankdrift.zero_checkpoint.manifest import newest
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +67,14 @@ def train(
     stopped because it was asked to: by a signal, if it is given the requests that come so, or by a file.
     ``further`` callbacks come before the one that saves.
     """
-    run = StudyLayout(spec.study_root).run(spec.run_name)
-    with engine.alone_in(run.root), deterministic(spec.training.deterministic):
+    require_same_code()
+    run = RunLayout(common_folder(StudyLayout(spec.study_root).run(spec.run_name).root))
+    places = find_places(run.root)
+    with engine.alone_in(run.root, places.leads), deterministic(spec.training.deterministic):
         log_to(run.log if engine.rank() == 0 else None)
         setup = set_up(spec, run, config_path)
-        checkpointing.require_resumable(run, setup.identity)
+        start = checkpointing.require_resumable(run, setup.identity, places)
+        setup = replace(setup, places=places, start=start)
         with explained(setup.spec, stage_of(setup.config), engine.world_size()), watching() as watch:
             _fit(setup, requests or Requests(), further, watch)
     return run
@@ -79,13 +85,13 @@ def _fit(setup: Setup, requests: Requests, further: Sequence[Callback], watch: W
     run, spec = setup.run, setup.spec
     model = prepared_model(setup)
     describe(setup, model)
-    if engine.rank() == 0 and newest(run.checkpoints) is None:
+    if engine.rank() == 0 and not setup.start:
         _foretell(setup, model, watch.baseline)
     phases = _phases(setup, model)
     under = engine.Engine(
         model, spec.training, setup.config, lambda name: setup.method.rate(name, spec.method), phases.of
     )
-    start = checkpointing.resume(under, run)
+    start = checkpointing.resume(under, run, setup.places)
     require_space(setup, under, start)
     journal = _journal(setup, start) if engine.rank() == 0 else None
     asked = Asked(requests)
@@ -117,12 +123,13 @@ def _foretell(setup: Setup, model: PreTrainedModel, baseline: int) -> None:
 def _by_its_method(setup: Setup, model: PreTrainedModel) -> PreTrainedModel:
     """Prepare the model, or take it up where the run goes on from what cannot be drawn again."""
     method, initial = setup.method, setup.run.initial_adapter
-    if method.take_up is None or newest(setup.run.checkpoints) is None:
+    if method.take_up is None or not setup.start:
         count = method.reads(setup.spec.method)
-        if count and newest(setup.run.checkpoints) is not None:  # which has how they began
+        if count and setup.start:  # which has how they began
             return lora.prepare(model, cast(lora.Settings, setup.spec.method), setup.base)
         rows = [_first_rows(setup, count)] if count else []
         return method.prepare(model, setup.spec.method, setup.base, *rows)
+    bring_folder(initial, setup.places)
     if not initial.is_dir():
         raise UserError(
             f"{initial}: missing, and the checkpoints mean nothing without it; restore it, or train into "

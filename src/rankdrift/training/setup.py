@@ -28,6 +28,7 @@ from rankdrift.spec.identity import digest
 from rankdrift.training import ds_config, engine, resume_check
 from rankdrift.training.memory import memory_of_device
 from rankdrift.training.mirrors import kinds
+from rankdrift.training.places import TOGETHER, Places
 from rankdrift.training.selection import require_logged
 from rankdrift.zero_checkpoint.manifest import Manifest
 
@@ -58,6 +59,10 @@ class Setup:
     """What its last bits depend on besides the experiment (``resume_check.conditions``)."""
     packs: bool
     """Whether the rows of a micro-batch lie end to end (``models.packing``)."""
+    places: Places = TOGETHER
+    """Which ranks share the run's folder."""
+    start: int = 0
+    """The step of the checkpoint that it goes on from; 0 where there is none."""
 
 
 def set_up(spec: Spec, run: RunLayout, config_path: Path, ranks: int | None = None) -> Setup:

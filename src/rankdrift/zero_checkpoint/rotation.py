@@ -65,7 +65,7 @@ def remove(checkpoint: Path) -> bool:
 
 def remove_leftovers(checkpoints: Path) -> None:
     """Remove what killed saves and removals have left: folders without a step's name."""
-    for pattern in (".step-*.tmp", ".step-*.old"):
+    for pattern in (".step-*.tmp", ".step-*.old", ".step-*.gather"):
         for folder in checkpoints.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
 

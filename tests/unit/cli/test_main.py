@@ -33,6 +33,8 @@ def test_commands_are_found_by_file_name() -> None:
         "consolidate",
         "data",
         "doctor",
+        "gather",
+        "launch",
         "phase",
         "plan",
         "report",

@@ -75,7 +75,7 @@ class Saving(Callback):
         manifest = replace(setup.manifest, step=step, data_position=used)
         size = _checkpoint_bytes(setup, trainer.engine)
         self.save = checkpointing.save(
-            trainer.engine, trainer.run, manifest, setup.method.exclude_frozen, size
+            trainer.engine, trainer.run, manifest, setup.method.exclude_frozen, size, setup.places
         )
 
     def _finish(self, trainer: Trainer) -> None:
@@ -98,15 +98,15 @@ class Saving(Callback):
 
 
 def require_space(setup: Setup, under: engine.Engine, start: int) -> None:
-    """Refuse to train a run whose checkpoints the disk cannot hold."""
+    """Refuse to train a run whose checkpoints the disk, or one of several machines' disks, cannot hold."""
     at_once = saves(setup.spec.training, start).at_once
-    needed = at_once * _checkpoint_bytes(setup, under)
-    checkpointing.require_space(setup.run.root, needed, f"{at_once} checkpoints")
+    needed = at_once * _checkpoint_bytes(setup, under) * len(setup.places.peers) // engine.world_size()
+    checkpointing.require_space(setup.run.root, needed, f"{at_once} checkpoints", setup.places)
 
 
 def _rotate(trainer: Trainer) -> None:
-    if engine.rank() == 0:
-        checkpointing.rotate(trainer.run, retention(trainer.training), trainer.training.best)
+    setup = trainer.setup
+    checkpointing.rotate(setup.run, retention(trainer.training), trainer.training.best, setup.places)
 
 
 def _checkpoint_bytes(setup: Setup, under: engine.Engine) -> int:
