@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "signals": set(),
     "progress": set(),
     "files": BASE,
+    "heartbeat": BASE | {"files", "signals"},
     "spec": BASE | {"files"},
     "tasks": GROUND | {"metrics"},
     "metrics": GROUND,
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "planning": GROUND | {"data", "models"},
     "training": GROUND
     | STORED
-    | {"signals", "tasks", "metrics", "methods", "data", "models", "scoring", "planning"},
+    | {"signals", "heartbeat", "tasks", "metrics", "methods", "data", "models", "scoring", "planning"},
     "scoring": GROUND | {"tasks", "metrics", "methods", "data", "models"},
     "studies": GROUND | STORED | {"signals", "progress", "data", "models", "scoring", "analysis", "planning"},
     "analysis": BASE | {"files", "progress"},
@@ -56,7 +57,7 @@ ALLOWED_MODULES: dict[str, set[str]] = {
         "rankdrift.zero_checkpoint.trainer_folder",
     },
 }
-NO_TORCH = {"errors", "layout", "registry", "settings", "files", "signals", "spec"}
+NO_TORCH = {"errors", "layout", "registry", "settings", "files", "signals", "heartbeat", "spec"}
 MATHEMATICS = ("spectral", "representation", "gradients", "statistics")  # of analysis/mathematics
 FORBIDDEN: dict[str, set[str]] = {
     "analysis": {"deepspeed", "peft"},

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from rankdrift.data.batches import labelled
 from rankdrift.errors import UserError
+from rankdrift.heartbeat.rank import Pulse
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.methods import lora
 from rankdrift.models.base import load_model, stored_dtype
@@ -27,6 +28,7 @@ from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks import Callback
 from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.allocation import Allocation
+from rankdrift.training.callbacks.beating import Beating
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.fitting import Fitting
 from rankdrift.training.callbacks.guarding import Guarding
@@ -54,25 +56,31 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    spec: Spec, config_path: Path, requests: Requests | None = None, further: Sequence[Callback] = ()
+    spec: Spec,
+    config_path: Path,
+    requests: Requests | None = None,
+    further: Sequence[Callback] = (),
+    pulse: Pulse | None = None,
 ) -> RunLayout:
     """Train one run to its last step, from its newest checkpoint if it has one.
 
     Every rank of a process group (``engine.process_group``) must call it. It raises Preempted once it has
     stopped because it was asked to: by a signal, if it is given the requests that come so, or by a file.
-    ``further`` callbacks come before the one that saves.
+    ``further`` callbacks come before the one that saves; ``pulse`` is this rank's where it is watched.
     """
     run = StudyLayout(spec.study_root).run(spec.run_name)
     with engine.alone_in(run.root), deterministic(spec.training.deterministic):
         log_to(run.log if engine.rank() == 0 else None)
+        pulse = pulse or Pulse()
+        pulse.train_in(run.root, spec.training.steps)
         setup = set_up(spec, run, config_path)
         checkpointing.require_resumable(run, setup.identity)
         with explained(setup.spec, stage_of(setup.config), engine.world_size()):
-            _fit(setup, requests or Requests(), further)
+            _fit(setup, requests or Requests(), further, pulse)
     return run
 
 
-def _fit(setup: Setup, requests: Requests, further: Sequence[Callback]) -> None:
+def _fit(setup: Setup, requests: Requests, further: Sequence[Callback], pulse: Pulse) -> None:
     """Train what can be trained, from where it stands."""
     run, spec, baseline = setup.run, setup.spec, resident()
     model = prepared_model(setup)
@@ -89,7 +97,8 @@ def _fit(setup: Setup, requests: Requests, further: Sequence[Callback]) -> None:
     asked = Asked(requests)
     watching = (Guarding(), Profiling(), Probing(), Replay(), Utilisation(), Allocation())
     recording = (Recording(), Accounting(), Evaluation(), *further, Stopping())
-    callbacks = (asked, Fitting(memory_of_device()), *watching, *recording, Saving(asked))
+    beginning = (Beating(pulse), asked, Fitting(memory_of_device()))
+    callbacks = (*beginning, *watching, *recording, Saving(asked))
     try:
         Trainer(setup, under, callbacks, start, journal, phases).fit()
     except UserError:
