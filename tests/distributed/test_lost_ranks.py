@@ -30,11 +30,19 @@ pytestmark = pytest.mark.distributed
 SECONDS = 300.0  # until what must happen has happened
 PROMISED = 60.0
 SILENCE, HANG = 6.0, 8.0
-STEPS, SAVE_EVERY = 80, 3
+STEPS, SAVE_EVERY = 60, 3
 HOST = socket.gethostname()
 OURS = [sys.executable, "-c", "import sys; from rankdrift.studies.launcher import run_ranks\n"
         "sys.exit(run_ranks(2, sys.argv[1:]))", sys.executable]  # fmt: skip
+RESTARTING = """
+import os, sys
+from pathlib import Path
+from rankdrift.layout import RunLayout
+from rankdrift.studies.restarts import Restarts, launch_to_the_end
+launch_to_the_end(2, sys.argv[1:], RunLayout(Path(os.environ["RUN"])), Restarts(3, elastic=True), print)
+"""
 LAUNCHERS = {
+    "restarting": [sys.executable, "-u", "-c", RESTARTING],
     "ours": [*OURS, "-m", "rankdrift.cli.train"],
     "ours, faulty": [*OURS, str(HERE / "faulty_rank.py")],
     "deepspeed": [
@@ -113,15 +121,20 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def start(tiny: Path, ended: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     folder = tmp_path_factory.mktemp("starts")
-    run = StudyLayout(ended / "s").run("a-seed42")
     started: list[Started] = []
 
-    def begin(launcher: str, **variables: object) -> Started:
+    def begin(launcher: str, into: Path = ended, steps: int = STEPS, **variables: object) -> Started:
+        run = StudyLayout(into / "s").run("a-seed42")
         output = folder / f"{len(started)}.log"
-        given = {"RANKDRIFT_SILENCE": SILENCE, "RANKDRIFT_HANG": 600, "LOST_RANKS": output.name} | variables
+        given = {
+            "RUN": run.root,
+            "RANKDRIFT_SILENCE": SILENCE,
+            "RANKDRIFT_HANG": 600,
+            "LOST_RANKS": output.name,
+        } | variables
         environment = os.environ | {name: str(value) for name, value in given.items()}
         command = [*LAUNCHERS[launcher], "--config", str(CONFIGS / "zero2.json")]
-        command += ["--experiment", str(recipe), f"output={ended}"]
+        command += ["--experiment", str(recipe), f"output={into}", f"training.steps={steps}"]
         with output.open("wb") as handle:
             process = subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT, env=environment)
         before = (complete_steps(run.checkpoints) or [0])[-1]
@@ -220,3 +233,15 @@ def test_in_the_end_it_equals_a_run_of_which_none_was_lost(
     found, expected = (open_checkpoint(run.checkpoint(STEPS)) for run in runs)
     assert found.tensors.keys() == expected.tensors.keys()
     assert all(found.tensor(name).equal(expected.tensor(name)) for name in expected.tensors)
+
+
+def test_a_run_goes_on_with_the_ranks_that_are_left(start: Start, tmp_path: Path) -> None:
+    """A study's start of a run, one of whose ranks is killed: the other one trains it to its end."""
+    steps = 9
+    training = start("restarting", tmp_path, steps)
+    wait_until(lambda: training.trained(4))
+    training.ranks()[1].kill()
+    assert training.wait()[0] == 0, training.said()
+    assert "restart 1 of 3 on 1 ranks" in training.said()
+    assert Manifest.read(training.run.checkpoint(steps)).world_size == 1
+    assert files.read_json(training.run.status)["state"] == "finished"

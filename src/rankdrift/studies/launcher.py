@@ -34,8 +34,10 @@ def default_ranks() -> int:
     return min(2, len(os.sched_getaffinity(0)))
 
 
-def launch(ranks: int, arguments: Sequence[str]) -> None:
+def launch(ranks: int, arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
     """Run ``rankdrift train`` with so many ranks on this machine and wait for them.
+
+    ``variables`` are added to their environment.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def launch(ranks: int, arguments: Sequence[str]) -> None:
         If a rank failed by an error of its own.
 
     """
-    status = run_ranks(ranks, [sys.executable, "-u", "-m", "rankdrift.cli.train", *arguments])
+    status = run_ranks(ranks, [sys.executable, "-u", "-m", "rankdrift.cli.train", *arguments], variables)
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == Preempted.exit_code:
@@ -60,14 +62,12 @@ def launch(ranks: int, arguments: Sequence[str]) -> None:
     if status < 0:
         raise LostRankError(f"{_ending(status)}; the same command goes on from the last checkpoint")
     if status == LostRankError.exit_code:
-        raise LostRankError(
-            "a rank was lost, as is said above; the same command goes on from the last checkpoint"
-        )
+        raise LostRankError("a rank was lost, see above; the same command goes on from the last checkpoint")
     if status:
         raise RankError(f"{_ending(status)}; see above, and train.log in the run's folder")
 
 
-def run_ranks(ranks: int, command: Sequence[str]) -> int:
+def run_ranks(ranks: int, command: Sequence[str], variables: Mapping[str, str] | None = None) -> int:
     """Run a command once a rank and wait for all; none outlives this process by more than it takes to save.
 
     Signals that ask something of a training are passed on to every rank, and saving may take its time. Once
@@ -81,7 +81,7 @@ def run_ranks(ranks: int, command: Sequence[str]) -> int:
         exit code of the first that failed: its signal's number, negative, where one killed it.
 
     """
-    shared: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    shared: dict[str, Any] = {**(variables or {}), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     shared |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "LOCAL_SIZE": ranks}
     asked: deque[int] = deque()
     processes: list[Rank] = []

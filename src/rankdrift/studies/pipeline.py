@@ -26,7 +26,7 @@ from rankdrift.scoring.run import score_run
 from rankdrift.spec import DEFAULT_RECIPE, Recipe, Spec, analysis_settings, read_spec
 from rankdrift.spec.identity import differences, recorded
 from rankdrift.studies.clean import clean
-from rankdrift.studies.launcher import launch
+from rankdrift.studies.restarts import NONE, Restarts, launch_to_the_end
 from rankdrift.studies.study_checkpoints import Source, study_params, study_subjects
 from rankdrift.zero_checkpoint.manifest import complete_steps
 
@@ -44,6 +44,8 @@ class Launch:
     """The recipe's file; None is the demo's."""
     lean: bool = False
     """Whether what a finished study needs no more is removed."""
+    restarts: Restarts = NONE
+    """What is done where a rank fails."""
 
 
 def run_study(recipe: Recipe, start: Launch, say: Say = print) -> Path:
@@ -135,7 +137,8 @@ def train_run(recipe: Recipe, spec: Spec, run: RunLayout, start: Launch, say: Sa
         say("  finished before")
         return
     arguments = ["--config", str(start.config), "--experiment", str(start.recipe or DEFAULT_RECIPE)]
-    launch(start.ranks, [*arguments, "--arm", spec.arm, "--seed", str(spec.seed), *recipe.overrides])
+    arguments += ["--arm", spec.arm, "--seed", str(spec.seed), *recipe.overrides]
+    launch_to_the_end(start.ranks, arguments, run, start.restarts, say)
 
 
 def _is_finished(run: RunLayout) -> bool:

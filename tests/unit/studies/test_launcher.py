@@ -183,7 +183,7 @@ def test_a_killed_starter_leaves_no_rank(starter: Starter, tmp_path: Path) -> No
 def test_a_study_says_how_training_ended(
     status: int, raised: type[BaseException], message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher, "run_ranks", lambda ranks, command: status)
+    monkeypatch.setattr(launcher, "run_ranks", lambda ranks, command, variables: status)
     with pytest.raises(raised, match=message) as caught:
         launcher.launch(2, [])
     assert caught.type is raised
