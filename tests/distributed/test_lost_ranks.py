@@ -126,12 +126,8 @@ def start(tiny: Path, ended: Path, recipe: Path, tmp_path_factory: pytest.TempPa
     def begin(launcher: str, into: Path = ended, steps: int = STEPS, **variables: object) -> Started:
         run = StudyLayout(into / "s").run("a-seed42")
         output = folder / f"{len(started)}.log"
-        given = {
-            "RUN": run.root,
-            "RANKDRIFT_SILENCE": SILENCE,
-            "RANKDRIFT_HANG": 600,
-            "LOST_RANKS": output.name,
-        } | variables
+        given = {"RANKDRIFT_SILENCE": SILENCE, "RANKDRIFT_HANG": 600} | variables
+        given |= {"RUN": run.root, "LOST_RANKS": output.name}
         environment = os.environ | {name: str(value) for name, value in given.items()}
         command = [*LAUNCHERS[launcher], "--config", str(CONFIGS / "zero2.json")]
         command += ["--experiment", str(recipe), f"output={into}", f"training.steps={steps}"]
