@@ -69,12 +69,13 @@ class Referee:
 
     def _is_over(self) -> bool:
         """Whether all guards have gone; after a verdict, those too that come late, or have had their time."""
-        gone = bool(self._guards) and all(guard.closed for guard in self._guards.values())
+        now = time.monotonic()
+        left = [rank for rank, guard in self._guards.items() if not guard.closed]
         if self.verdict is None:
-            return gone
-        return time.monotonic() > self._given + CARRIED_OUT or (
-            gone and len(self._guards) == self._place.world_size
-        )
+            return bool(self._guards) and not left
+        silent = [rank for rank in left if now - self._seen[rank].heard >= self.limits.silence]
+        all_told = left == silent and len(self._guards) == self._place.world_size
+        return all_told or now > self._given + CARRIED_OUT
 
     def _forgive(self, now: float) -> None:
         """Take the time that this process was paused off everybody's silence."""
