@@ -70,6 +70,15 @@ CASES: dict[str, tuple[list[Seen], tuple[int, int, str] | None]] = {
         (0, 1, "has lost the others, who are all there: rank 0 has lost another rank"),
     ),
     "cut, and one is not heard of": ([ended(0, End.CUT, 4.0, **VICTIM), seen(1, heard=NOW - 4.5)], None),
+    "cut, and one that goes on is a part behind": (
+        [ended(0, End.CUT, 1.0, text="x", idle=5.0), seen(1, count=39, idle=0.1)],
+        None,
+    ),
+    "cut, all of them just now": ([ended(0, End.CUT, 1.0, **VICTIM), ended(1, End.CUT, 0.9, **VICTIM)], None),
+    "cut, all of them": (
+        [ended(0, End.CUT, 4.0, **VICTIM), ended(1, End.CUT, 4.1, **VICTIM)],
+        (1, 1, "has lost the others, who are all there"),
+    ),
     "cut by a time-out": (
         [ended(0, End.CUT, 0.1, text="Timed out", idle=600), seen(1, count=39, idle=601, limited=False)],
         (1, 4, "hangs"),
