@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "signals": set(),
     "progress": set(),
     "files": BASE,
+    "heartbeat": BASE | {"files", "signals"},
     "spec": BASE | {"files"},
     "tasks": GROUND | {"metrics"},
     "metrics": GROUND,
@@ -37,7 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "hosts": BASE | {"files", "zero_checkpoint"},
     "training": GROUND
     | STORED
-    | {"signals", "hosts", "tasks", "metrics", "methods", "data", "models", "scoring", "planning"},
+    | {"signals", "hosts", "heartbeat", "tasks", "metrics", "methods", "data", "models"}
+    | {"scoring", "planning"},
     "scoring": GROUND | {"tasks", "metrics", "methods", "data", "models"},
     "studies": GROUND
     | STORED
@@ -59,7 +61,7 @@ ALLOWED_MODULES: dict[str, set[str]] = {
         "rankdrift.zero_checkpoint.trainer_folder",
     },
 }
-NO_TORCH = {"errors", "layout", "registry", "settings", "files", "signals", "spec", "hosts"}
+NO_TORCH = {"errors", "layout", "registry", "settings", "files", "signals", "heartbeat", "spec", "hosts"}
 MATHEMATICS = ("spectral", "representation", "gradients", "statistics")  # of analysis/mathematics
 FORBIDDEN: dict[str, set[str]] = {
     "analysis": {"deepspeed", "peft"},

@@ -26,9 +26,15 @@ class IntegrityError(UserError):
 
 
 class RankError(RuntimeError):
-    """A rank of a training died, hung or lost the others."""
+    """A rank of a training failed by an error of its own, or lost the others."""
 
     exit_code = 1
+
+
+class LostRankError(RankError):
+    """A rank died, hung or fell silent, or its machine did: no error of the run, which can go on."""
+
+    exit_code = 4
 
 
 class Preempted(BaseException):

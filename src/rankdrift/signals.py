@@ -14,7 +14,7 @@ from types import FrameType
 
 STOP = frozenset({signal.SIGTERM, signal.SIGINT})
 SAVE = signal.SIGUSR1
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 @contextlib.contextmanager
@@ -28,11 +28,28 @@ def answered_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
             signal.signal(number, old)
 
 
+def ignore() -> None:
+    """Ignore all of these signals, and what a terminal sends: for a process that ends by other means."""
+    for number in {*STOP, SAVE, signal.SIGHUP, signal.SIGQUIT}:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def end_with_parent(parent: int) -> None:
     """Be sent SIGTERM when the process ``parent`` ends; at once if it is not this one's parent any more."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Be, for as long as the block lasts, the parent of what children of this process leave behind."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def launcher_pid() -> int:

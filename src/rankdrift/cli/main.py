@@ -2,7 +2,7 @@
 
 Each module ``cli/<command>.py`` has a docstring (its help), ``add_arguments(parser)`` and
 ``run(arguments) -> int``. Exit codes: 0 done, 1 a failure, 2 input that cannot be used, 3 stored data that is
-damaged, 75 stopped on request and resumable, 130 interrupted.
+damaged, 4 a rank was lost, 75 stopped on request and resumable, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rankdrift import signals
 from rankdrift.cli.main import main
 from rankdrift.cli.plan import cells_from
-from rankdrift.cli.study import add_carrying_out, add_machine, executor_of, stop
+from rankdrift.cli.study import add_carrying_out, add_machine, executor_of, restarts_of, stop
 from rankdrift.spec import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def _cells(
             score_bases(mine)
         if stages:
             executor = executor_of(arguments.slots, mine)
-            raise_first(root, run_part(root, recipe, cells, executor, mine, stages), len(mine))
+            raise_first(
+                root, run_part(root, recipe, cells, executor, mine, stages, restarts_of(arguments)), len(mine)
+            )
         if "compare" in phase.does:
             compare_study(root, cells, arguments.lean)
     return 0

@@ -9,7 +9,8 @@
 
 What is done is not done again: a study that was interrupted goes on when the same command is run again.
 SIGTERM or Ctrl-C saves the training under way and stops (exit code 75), SIGUSR1 saves it and goes on. A cell
-that fails stops no other.
+that fails stops no other. A rank that is lost ends its cell, by name (exit code 4; 1 where it failed by an
+error of its own), unless --max-restarts lets it go on.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from rankdrift.spec import Recipe, load_recipe, read_recipe
 if TYPE_CHECKING:  # torch takes seconds to import: check first
     from rankdrift.studies.cells import Cell
     from rankdrift.studies.executors import Executor
+    from rankdrift.studies.restarts import Restarts
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
 PAUSE = 2.0
@@ -94,6 +96,17 @@ def add_carrying_out(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="at the end remove caches, and checkpoints of exported steps before each run's last",
     )
+    parser.add_argument(
+        "--max-restarts",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="start a run whose rank is lost or fails again, from its last checkpoint, so many times "
+        "(default: 0); not one that has made no step since",
+    )
+    parser.add_argument(
+        "--elastic", action="store_true", help="restart with one rank less, not on the GPU of the failed one"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -109,7 +122,9 @@ def carry_out_recipe(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
     executor = executor_of(arguments.slots, cells)
     with signals.answered_by(stop):  # while it trains, the launcher answers
-        run_study(root_of(recipe), recipe, cells, executor, lean=arguments.lean)
+        run_study(
+            root_of(recipe), recipe, cells, executor, lean=arguments.lean, restarts=restarts_of(arguments)
+        )
     return 0
 
 
@@ -169,7 +184,8 @@ def _retry(arguments: argparse.Namespace) -> int:
             )
     with signals.answered_by(stop):
         executor = executor_of(arguments.slots, chosen)
-        run_study(root, read_recipe(root.spec), cells, executor, chosen, arguments.lean)
+        recipe, restarts = read_recipe(root.spec), restarts_of(arguments)
+        run_study(root, recipe, cells, executor, chosen, arguments.lean, restarts)
     return 0
 
 
@@ -218,6 +234,21 @@ def executor_of(slots: int | None, cells: list[Cell]) -> Executor:
     visible = os.environ.get(VISIBLE)
     gpus = visible.split(",") if visible else [str(number) for number in range(count)]
     return Local(slots or count, gpus)
+
+
+def restarts_of(arguments: argparse.Namespace) -> Restarts:
+    """Return what is asked for where a rank fails."""
+    from rankdrift.studies.restarts import Restarts
+
+    return Restarts(arguments.max_restarts, arguments.elastic)
+
+
+def _count(text: str) -> int:
+    """Return a number that is not negative."""
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
 
 
 def _action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:

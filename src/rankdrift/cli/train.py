@@ -5,9 +5,11 @@ While it runs:
   SIGUSR1, or a file SAVE in its folder             save at the end of the step, go on
   SIGTERM, Ctrl-C, or a file STOP in its folder     save at the end of the step, stop
   Ctrl-C again                                      stop at once
-Exit codes: 0 finished, 1 a rank failed, 2 input that cannot be used, 3 stored data that is damaged,
-75 stopped on request and resumable, 130 interrupted at once. A rank waits DEEPSPEED_TIMEOUT minutes
-(default 10) for another one.
+Exit codes: 0 finished, 1 a rank failed by an error of its own, 2 input that cannot be used, 3 stored data
+that is damaged, 4 a rank or its machine was lost (it died, hung or fell silent), 75 stopped on request and
+resumable, 130 interrupted at once. A rank that is stopped or silent is lost after RANKDRIFT_SILENCE seconds
+(default 20), one that hangs within a step after RANKDRIFT_HANG (default: nine tenths of DEEPSPEED_TIMEOUT,
+minutes, default 10, that ranks wait for each other).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from rankdrift import signals
 from rankdrift.cli.main import program
+from rankdrift.heartbeat.rank import beating
 from rankdrift.hosts import slurm
 from rankdrift.spec import analysis_settings, load_recipe
 from rankdrift.training.stop_requests import listening
@@ -42,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     slurm.describe_rank()
     if arguments.dry_run:
         return _plan(arguments)
-    with listening() as requests:
+    with listening() as requests, beating() as pulse:
         if "RANK" in os.environ:  # a launcher that is killed cannot stop its ranks
             signals.end_with_parent(signals.launcher_pid())
         spec = load_recipe(arguments.experiment, arguments.overrides).spec(arguments.arm, arguments.seed)
@@ -53,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         analysis_settings(spec.analysis)  # a mistake is to be told of before days of training
         resolve(spec.model.name, spec.model.revision)  # what has to be made is made before ranks form a group
         with process_group():
-            train(spec, arguments.config, requests)
+            train(spec, arguments.config, requests, pulse=pulse)
     return 0
 
 

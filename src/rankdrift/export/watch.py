@@ -11,6 +11,8 @@ from rankdrift.export.contents import Options
 from rankdrift.layout import RunLayout, step_name
 from rankdrift.zero_checkpoint.manifest import complete_steps
 
+UNFINISHED = ("training", "lost")
+"""States that a run is not to stay in: of one that has lost a rank, another start may follow."""
 ENDED = ("finished", "failed")
 """States of a run after which no checkpoint comes; a preempted run goes on later.
 
@@ -46,7 +48,7 @@ class Watch:
     def look(self) -> bool:
         """Export what has come since the last look; return whether more may come."""
         # asked first: what is saved until then is seen below
-        trains = _state(self.run) == "training"
+        trains = _state(self.run) in UNFINISHED
         self.abandoned = self.abandoned + 1 if trains and not files.is_held(self.run.lock) else 0
         ended = _state(self.run) in ENDED or self.has_crashed
         for step in complete_steps(self.run.checkpoints):

@@ -25,7 +25,7 @@ from rankdrift.spec import read_spec
 from rankdrift.studies.cells import Cell
 from rankdrift.studies.driver import MOMENT
 from rankdrift.studies.executors.local import node
-from rankdrift.studies.launcher import launch
+from rankdrift.studies.restarts import NONE, Restarts, launch_to_the_end
 from rankdrift.studies.study_checkpoints import run_subjects, study_params
 from rankdrift.zero_checkpoint.manifest import complete_steps
 
@@ -34,7 +34,13 @@ STAGES = ("train", "consolidate", "score", "represent", "measure")
 REPRESENTATIONS = ("drift",)
 
 
-def carry_out(cell: Cell, scores_base: bool, stages: Sequence[str] = STAGES, say: Say = print) -> None:
+def carry_out(
+    cell: Cell,
+    scores_base: bool,
+    stages: Sequence[str] = STAGES,
+    restarts: Restarts = NONE,
+    say: Say = print,
+) -> None:
     """Train, consolidate and score a cell, and measure its checkpoints, or do some of these.
 
     Parameters
@@ -45,6 +51,8 @@ def carry_out(cell: Cell, scores_base: bool, stages: Sequence[str] = STAGES, say
         Score the base model as well: the first of a group does, with its own.
     stages
         Some of ``STAGES``; those before them are done.
+    restarts
+        What is done where a rank fails.
     say
         Takes a line for each thing done.
 
@@ -57,7 +65,7 @@ def carry_out(cell: Cell, scores_base: bool, stages: Sequence[str] = STAGES, say
     inner = _indented(say)
     with _record(cell, stages) as record:
         ways: dict[str, Callable[[], object]] = {
-            "train": lambda: _train(cell, inner),
+            "train": lambda: _train(cell, restarts, inner),
             "consolidate": lambda: _consolidate(cell, inner),
             "score": lambda: score_run(cell.run, steps=[], base=scores_base, progress=inner),
             "represent": lambda: _measure(cell, REPRESENTATIONS, record, inner),
@@ -83,7 +91,7 @@ def is_carried_out(run: RunLayout) -> bool:
     return files.is_held(run.cell_lock)
 
 
-def _train(cell: Cell, say: Say) -> None:
+def _train(cell: Cell, restarts: Restarts, say: Say) -> None:
     """Train the run unless it is finished; how it is scored and analysed may have changed since."""
     run = cell.run
     if is_finished(run):
@@ -92,7 +100,8 @@ def _train(cell: Cell, say: Say) -> None:
         say("finished before")
         return
     files.write_json(run.experiment, cell.spec.as_dict())  # JSON is YAML
-    launch(cell.ranks, ["--config", str(cell.config), "--experiment", str(run.experiment)])
+    arguments = ["--config", str(cell.config), "--experiment", str(run.experiment)]
+    launch_to_the_end(cell.ranks, arguments, run, restarts, say)
 
 
 def _consolidate(cell: Cell, say: Say) -> None:

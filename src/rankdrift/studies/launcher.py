@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankdrift import signals
-from rankdrift.errors import INTERRUPTED, IntegrityError, Preempted, RankError, UserError
+from rankdrift.errors import INTERRUPTED, IntegrityError, LostRankError, Preempted, RankError, UserError
 
 GRACE = 15.0  # seconds
 POLL = 0.05  # seconds
@@ -25,6 +26,8 @@ A page-aligned block leaves up to a page over at either end. Small rests go into
 blocks, which keeps them from joining: once freed, the block is no hole any more that has room for one of its
 size and the rests, and the heap grows instead (``training/heap.py`` says of which blocks).
 """
+LINGER = 5.0
+"""Seconds for what a rank has started to end behind it: its guard tells the others how it ended."""
 
 Rank = subprocess.Popen[bytes]
 
@@ -38,8 +41,10 @@ def default_ranks() -> int:
     return min(2, len(os.sched_getaffinity(0)))
 
 
-def launch(ranks: int, arguments: Sequence[str]) -> None:
+def launch(ranks: int, arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
     """Run ``rankdrift train`` with so many ranks on this machine and wait for them.
+
+    ``variables`` are added to their environment.
 
     Raises
     ------
@@ -47,11 +52,13 @@ def launch(ranks: int, arguments: Sequence[str]) -> None:
         If training refused its input or what is stored (it has said why on the error stream).
     Preempted
         If it was asked to stop, and has saved and stopped.
+    LostRankError
+        If a rank died, hung or fell silent: the run can go on from its newest checkpoint.
     RankError
-        If a rank failed.
+        If a rank failed by an error of its own.
 
     """
-    status = run_ranks(ranks, [sys.executable, "-u", "-m", "rankdrift.cli.train", *arguments])
+    status = run_ranks(ranks, [sys.executable, "-u", "-m", "rankdrift.cli.train", *arguments], variables)
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == Preempted.exit_code:
@@ -59,11 +66,15 @@ def launch(ranks: int, arguments: Sequence[str]) -> None:
     for kind in (UserError, IntegrityError):
         if status == kind.exit_code:
             raise kind("training cannot go on; its message is above")
+    if status < 0:
+        raise LostRankError(f"{_ending(status)}; the same command goes on from the last checkpoint")
+    if status == LostRankError.exit_code:
+        raise LostRankError("a rank was lost, see above; the same command goes on from the last checkpoint")
     if status:
         raise RankError(f"{_ending(status)}; see above, and train.log in the run's folder")
 
 
-def run_ranks(ranks: int, command: Sequence[str]) -> int:
+def run_ranks(ranks: int, command: Sequence[str], variables: Mapping[str, str] | None = None) -> int:
     """Run a command once a rank and wait for all; none outlives this process by more than it takes to save.
 
     Signals that ask something of a training are passed on to every rank, and saving may take its time. Once
@@ -73,15 +84,15 @@ def run_ranks(ranks: int, command: Sequence[str]) -> int:
     Returns
     -------
     int
-        0 if all ranks return 0, 75 if they were stopped, else the exit code of the first that failed: its
-        signal's number, negative, where one killed it.
+        0 if all ranks return 0, 75 if they were stopped, 4 if the others say of one that it is lost, else the
+        exit code of the first that failed: its signal's number, negative, where one killed it.
 
     """
-    shared: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    shared: dict[str, Any] = {**(variables or {}), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     shared |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "LOCAL_SIZE": ranks}
     asked: deque[int] = deque()
     processes: list[Rank] = []
-    with signals.answered_by(lambda number, frame: asked.append(number)):
+    with signals.answered_by(lambda number, frame: asked.append(number)), signals.adopting_orphans():
         try:
             for rank in range(ranks):
                 processes.append(_start(command, shared | {"RANK": rank, "LOCAL_RANK": rank}))
@@ -89,6 +100,7 @@ def run_ranks(ranks: int, command: Sequence[str]) -> int:
         finally:
             for process in processes:
                 _end(process)
+            _end_what_is_left([process.pid for process in processes])
 
 
 def _start(command: Sequence[str], variables: Mapping[str, Any]) -> Rank:
@@ -133,14 +145,37 @@ def _wait(processes: Sequence[Rank], asked: deque[int]) -> int:
             deadline = min(deadline, time.monotonic() + GRACE)
     if stopped and failures and failures[0] == -signal.SIGTERM:
         return Preempted.exit_code  # asked before it could listen, or when it had saved
+    if failures and failures[0] < 0 and LostRankError.exit_code in failures:
+        return LostRankError.exit_code  # the others have said so
     return failures[0] if failures else 0
 
 
 def _end(process: Rank) -> None:
-    """End a rank that has not ended by itself, and the processes that it started."""
+    """End a rank that has not ended by itself."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+
+
+def _end_what_is_left(groups: Sequence[int]) -> None:
+    """Give the processes that ranks have left behind some time to end, then end them."""
+    deadline = time.monotonic() + LINGER
+    left = [group for group in groups if _is_populated(group)]
+    while left:
+        if time.monotonic() > deadline:
+            for group in left:
+                os.killpg(group, signal.SIGKILL)
+        time.sleep(POLL)
+        left = [group for group in left if _is_populated(group)]
+
+
+def _is_populated(group: int) -> bool:
+    """Whether a process group has processes: what ranks left behind has become this process's children."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG) != (0, 0):
+            pass
+        return True
+    return False
 
 
 def _ending(status: int) -> str:

@@ -29,6 +29,7 @@ from rankdrift.studies.carry_out import STAGES, carry_out, is_finished
 from rankdrift.studies.cells import Cell, groups_of, write_cells
 from rankdrift.studies.clean import clean
 from rankdrift.studies.executors import Executor, Outcome, Task
+from rankdrift.studies.restarts import NONE, Restarts
 from rankdrift.studies.study_checkpoints import Source, study_params, study_subjects
 
 REMEDY = "choose another study (study=NAME), or delete it"
@@ -41,6 +42,7 @@ def run_study(
     executor: Executor,
     only: Sequence[Cell] | None = None,
     lean: bool = False,
+    restarts: Restarts = NONE,
     say: Say = print,
 ) -> list[Path]:
     """Carry out cells, then compare all that there are; return the report of each group.
@@ -57,6 +59,8 @@ def run_study(
         The cells to carry out, all by default.
     lean
         Whether what a finished study needs no more is removed.
+    restarts
+        What is done where a rank fails.
     say
         Takes a line for each thing done.
 
@@ -68,7 +72,7 @@ def run_study(
         RankError that names them.
 
     """
-    failed = run_part(root, recipe, cells, executor, cells if only is None else only, STAGES, say)
+    failed = run_part(root, recipe, cells, executor, cells if only is None else only, STAGES, restarts, say)
     reports = compare_study(root, cells, lean and not failed, say)
     raise_first(root, failed, len(cells if only is None else only))
     return reports
@@ -81,6 +85,7 @@ def run_part(
     executor: Executor,
     chosen: Sequence[Cell],
     stages: Sequence[str],
+    restarts: Restarts = NONE,
     say: Say = print,
 ) -> list[Outcome]:
     """Carry out some stages of some cells; return what became of those that failed.
@@ -94,7 +99,7 @@ def run_part(
         for group in groups_of(cells).values():
             if group[0].study != root:
                 write_cells(group[0].study, recipe, group)
-        return _carried_out(root, cells, chosen, stages, executor, say)
+        return _carried_out(root, cells, chosen, (stages, restarts), executor, say)
 
 
 def score_bases(cells: Sequence[Cell], say: Say = print) -> None:
@@ -128,14 +133,14 @@ def _carried_out(
     root: StudyLayout,
     cells: Sequence[Cell],
     chosen: Sequence[Cell],
-    stages: Sequence[str],
+    how: tuple[Sequence[str], Restarts],
     executor: Executor,
     say: Say,
 ) -> list[Outcome]:
     """Carry out the chosen cells; return what became of those that failed."""
     first = {group[0].name for group in groups_of(cells).values()}
     tasks = [
-        Task(cell.name, carry_out, (cell, cell.name in first, stages), cell.ranks, log=cell.run.cell_log)
+        Task(cell.name, carry_out, (cell, cell.name in first, *how), cell.ranks, log=cell.run.cell_log)
         for cell in chosen
     ]
     place = {task.name: f"[{number}/{len(tasks)}] {task.name}" for number, task in enumerate(tasks, start=1)}

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rankdrift.data.batches import labelled
 from rankdrift.errors import UserError
+from rankdrift.heartbeat.rank import Pulse
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.methods import lora
 from rankdrift.models.base import load_model, stored_dtype
@@ -28,6 +29,7 @@ from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks import Callback
 from rankdrift.training.callbacks.accounting import Accounting
 from rankdrift.training.callbacks.allocation import Allocation
+from rankdrift.training.callbacks.beating import Beating
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.fitting import Fitting
 from rankdrift.training.callbacks.guarding import Guarding
@@ -59,28 +61,34 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    spec: Spec, config_path: Path, requests: Requests | None = None, further: Sequence[Callback] = ()
+    spec: Spec,
+    config_path: Path,
+    requests: Requests | None = None,
+    further: Sequence[Callback] = (),
+    pulse: Pulse | None = None,
 ) -> RunLayout:
     """Train one run to its last step, from its newest checkpoint if it has one.
 
     Every rank of a process group (``engine.process_group``) must call it. It raises Preempted once it has
     stopped because it was asked to: by a signal, if it is given the requests that come so, or by a file.
-    ``further`` callbacks come before the one that saves.
+    ``further`` callbacks come before the one that saves; ``pulse`` is this rank's where it is watched.
     """
     require_same_code()
     run = RunLayout(common_folder(StudyLayout(spec.study_root).run(spec.run_name).root))
     places = find_places(run.root)
     with engine.alone_in(run.root, places.leads), deterministic(spec.training.deterministic):
         log_to(run.log if engine.rank() == 0 else None)
+        pulse = pulse or Pulse()
+        pulse.train_in(run.root, spec.training.steps)
         setup = set_up(spec, run, config_path)
         start = checkpointing.require_resumable(run, setup.identity, places)
         setup = replace(setup, places=places, start=start)
         with explained(setup.spec, stage_of(setup.config), engine.world_size()), watching() as watch:
-            _fit(setup, requests or Requests(), further, watch)
+            _fit(setup, requests or Requests(), further, watch, pulse)
     return run
 
 
-def _fit(setup: Setup, requests: Requests, further: Sequence[Callback], watch: Watch) -> None:
+def _fit(setup: Setup, requests: Requests, further: Sequence[Callback], watch: Watch, pulse: Pulse) -> None:
     """Train what can be trained, from where it stands."""
     run, spec = setup.run, setup.spec
     model = prepared_model(setup)
@@ -97,7 +105,8 @@ def _fit(setup: Setup, requests: Requests, further: Sequence[Callback], watch: W
     asked = Asked(requests)
     watching = (Guarding(), Profiling(), Probing(), Replay(), Utilisation(), Allocation())
     recording = (Occupancy(watch), Recording(), Accounting(), Evaluation(), *further, Stopping())
-    callbacks = (asked, Fitting(memory_of_device()), *watching, *recording, Saving(asked))
+    beginning = (Beating(pulse), asked, Fitting(memory_of_device()))
+    callbacks = (*beginning, *watching, *recording, Saving(asked))
     try:
         Trainer(setup, under, callbacks, start, journal, phases).fit()
     except UserError:

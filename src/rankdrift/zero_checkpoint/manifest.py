@@ -261,15 +261,15 @@ def _checksum(tree: Any) -> str:
 
 
 @functools.cache  # it takes longer to make than to read a manifest by it
-def _schema(cls: Any) -> pydantic.TypeAdapter[Manifest]:
-    return pydantic.TypeAdapter(cls)
+def _schema() -> pydantic.TypeAdapter[Manifest]:
+    return pydantic.TypeAdapter(Manifest)
 
 
 def _parse(cls: type[Manifest], path: Path) -> Manifest:
     try:
         tree = files.read_json(path)
         stated = tree.pop(CHECKSUM_KEY, None) if isinstance(tree, dict) else None
-        manifest = _schema(cls).validate_json(files.canonical_json(tree))
+        manifest = _schema().validate_json(files.canonical_json(tree))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "all of it"

@@ -76,10 +76,11 @@ def test_it_ends_with_the_run(make_run: MakeRun, save: Any, train: Any, name: st
     assert run.export(2).is_dir()
 
 
-def test_it_ends_with_a_run_that_was_killed(make_run: MakeRun, save: Any) -> None:
-    """It says that it trains, and nobody does; what it had saved is exported first."""
+@pytest.mark.parametrize("name", ["training", "lost"])
+def test_it_ends_with_a_run_that_was_killed(name: str, make_run: MakeRun, save: Any) -> None:
+    """It says that it trains, or has lost a rank, and nobody does; what it had saved is exported first."""
     run = make_run(1)
-    state(run, "training")
+    state(run, name)
     save(run, 2)
     with pytest.raises(RankError, match=r"no process trains in it any more.* 2 checkpoints are exported"):
         watch(run, seconds=0.02)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rankdrift.errors import IntegrityError, Preempted, RankError, UserError
+from rankdrift.errors import IntegrityError, LostRankError, Preempted, RankError, UserError
 from rankdrift.studies import launcher
 
 SECONDS = 30.0  # until what must happen has happened
@@ -84,6 +84,7 @@ def test_heaps_of_cpu_ranks_keep_holes_whole(
         ("time.sleep(0.5 * (1 - rank)); sys.exit(3 + rank)", 4),
         ("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(0.5); sys.exit(1)", -9),
         ("os.kill(os.getpid(), signal.SIGTERM)", -15),  # nobody asked it to stop
+        ("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(0.5); sys.exit(4)", 4),
     ],
 )
 def test_the_first_failure_is_the_result(program: str, status: int) -> None:
@@ -197,13 +198,14 @@ def test_a_killed_starter_leaves_no_rank(starter: Starter, tmp_path: Path) -> No
         (3, IntegrityError, "its message is above"),
         (75, Preempted, "run the same command again"),
         (130, KeyboardInterrupt, None),
-        (-9, RankError, "a rank was killed by SIGKILL"),
+        (4, LostRankError, "a rank was lost, see above"),
+        (-9, LostRankError, "a rank was killed by SIGKILL"),
     ],
 )
 def test_a_study_says_how_training_ended(
     status: int, raised: type[BaseException], message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher, "run_ranks", lambda ranks, command: status)
+    monkeypatch.setattr(launcher, "run_ranks", lambda ranks, command, variables: status)
     with pytest.raises(raised, match=message) as caught:
         launcher.launch(2, [])
     assert caught.type is raised
