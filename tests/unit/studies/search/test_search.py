@@ -392,9 +392,9 @@ def test_the_command_and_the_study_that_reads_it(
     assert main(["search", *given, "--slots", "2"]) == 0
     shown = capsys.readouterr().out
     assert f"found: {root_of(recipe).searched}" in shown
-    assert shown.count("3/3") == 2
+    assert shown.count(" 3/3 ") == 2
     assert main(["search", *given, "--show", "--trials", "5"]) == 0
-    assert capsys.readouterr().out.count("3/5") == 2
+    assert capsys.readouterr().out.count(" 3/5 ") == 2
     assert main(["study", "run", *given]) == 0
     assert seen[0].found == {}
     assert set(seen[1].found[""]) == set(ARMS)
