@@ -108,6 +108,8 @@ class Analysis:
     """Of a study that is split: returns its tables from the rows of all units, in their order."""
     reads: tuple[str, ...] = ()
     """The tables of the study that ``compute_all`` reads where they are there."""
+    study_files: tuple[str, ...] = ()
+    """Files below the study's folder that it reads besides, where they are there."""
     findings: tuple[Finding, ...] = ()
     """What the report says of its tables."""
     headline: tuple[Headline, ...] = ()
@@ -131,7 +133,7 @@ class Analysis:
     @property
     def of_folders(self) -> bool:
         """Whether it says something of checkpoints that belong to no run."""
-        return self.per == "checkpoint" or (self.per == "study" and not self.reads)
+        return self.per == "checkpoint" or (self.per == "study" and not self.reads and not self.study_files)
 
     def inputs(self, subject: Subject) -> list[Path]:
         """Return the files and folders its numbers depend on."""

@@ -123,6 +123,7 @@ def _run_on_study(
     """Compute a study's tables unless checkpoints, scores and the tables it reads are the same as before."""
     part = StudyPart(analysis, tuple(subjects), tables / PARTS / analysis.name)
     read = [tables / f"{table}.parquet" for table in analysis.reads]
+    read += [tables.parent / name for name in analysis.study_files]
     inputs = {path for subject in subjects for path in analysis.inputs(subject)} | set(read)
     dependencies = {"study": settings_of(analysis, params, sorted(inputs))}
     paths = [tables / f"{table}.parquet" for table in analysis.tables]

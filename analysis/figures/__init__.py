@@ -23,6 +23,7 @@ SECTIONS = (
     "Representations",
     "Gradients",
     "Edited models",
+    "Search",
     "Time",
 )
 

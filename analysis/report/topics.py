@@ -32,6 +32,7 @@ ORDER = (
     "Gradients of the tasks",
     "Interventions on intruders",
     "Between base and tuned weights",
+    "Search of the settings",
     "Time",
     "Memory and disk",
 )

@@ -77,6 +77,11 @@ class RunLayout:
         return self.root / "cell.log"
 
     @property
+    def trial(self) -> Path:
+        """What a run of a search came to."""
+        return self.root / "trial.json"
+
+    @property
     def experiment(self) -> Path:
         """The experiment as training is to read it."""
         return self.root / "experiment.json"
@@ -253,6 +258,16 @@ class StudyLayout:
     def driver_lock(self) -> Path:
         """Held by that process."""
         return self.root / ".driver.lock"
+
+    @property
+    def trials(self) -> Path:
+        """What a search has tried, and what came of it; the runs of its trials are beside."""
+        return self.root / "search" / "trials.json"
+
+    @property
+    def searched(self) -> Path:
+        """The settings that a search found for every arm, of all groups."""
+        return self.root / "search" / "best.yaml"
 
     @property
     def runs(self) -> Path:

@@ -53,7 +53,7 @@ def _tree(tree: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
             arms[name]["grid"] = {"method.rank": arguments.ranks}
     tasks = [task.split("+") for task in arguments.tasks]
     data = {"data.tasks": tasks} if len(tasks) > 1 else {}
-    shared = {key: value for key, value in tree.items() if key not in ("arms", "grid", "seeds")}
+    shared = {key: value for key, value in tree.items() if key not in ("arms", "grid", "seeds", "search")}
     if len(tasks) == 1:
         shared = {**shared, "data": {**shared.get("data", {}), "tasks": tasks[0]}}
     return {"study": NAME, **shared, "arms": arms, "seeds": arguments.seeds, "grid": data}

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,10 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     plan = _action(actions, "plan", "say what the cells are, and what they will take")
     add_experiment(plan)
+    _add_searched(plan)
     plan.add_argument("--measure", action="store_true", help="train a few steps of each arm, for hours")
     plan.add_argument("--json", action="store_true", help="print JSON instead of tables")
     run = _action(actions, "run", "carry out what is not done, and report")
     add_experiment(run)
+    _add_searched(run)
     add_carrying_out(run)
     status = _action(actions, "status", "say how far each cell is")
     _add_study(status)
@@ -129,7 +132,7 @@ def carry_out_recipe(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    cells = cells_from(load_recipe(arguments.experiment, arguments.overrides), arguments)
+    cells = cells_from(_recipe(arguments), arguments)
     if not arguments.json:
         from rich.console import Console
 
@@ -141,7 +144,23 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    return carry_out_recipe(load_recipe(arguments.experiment, arguments.overrides), arguments)
+    return carry_out_recipe(_recipe(arguments), arguments)
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    """Return the recipe, with what its search has found where there is one."""
+    recipe = load_recipe(arguments.experiment, arguments.overrides)
+    if recipe.search is None and arguments.searched is None:
+        return recipe
+    from rankdrift.studies.cells import root_of
+    from rankdrift.studies.search.found import with_found
+
+    path = arguments.searched or root_of(recipe).searched
+    if arguments.searched is None and not path.exists():
+        print(f"settings: the recipe's own; nothing was searched yet ({path} is missing)", file=sys.stderr)
+        return recipe
+    print(f"settings: as a search found them, {path}", file=sys.stderr)
+    return with_found(recipe, path)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -255,6 +274,12 @@ def _action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
     description = f"{summary[0].upper()}{summary[1:]}."
     added: argparse.ArgumentParser = actions.add_parser(name, help=summary, description=description)
     return added
+
+
+def _add_searched(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--searched", type=Path, metavar="FILE", help="what 'rankdrift search' found (default: the study's)"
+    )
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,8 @@
 
 A recipe (``launch/recipes/*.yaml``) holds the settings of :mod:`rankdrift.spec.sections`, and may hold
 ``arms`` (named sets of overrides: the methods that are compared), ``seeds``, and a ``grid`` of settings that
-take several values (:mod:`rankdrift.spec.grid`), its own or an arm's. One run is one arm at one seed. Runs on
+take several values (:mod:`rankdrift.spec.grid`), its own or an arm's. Settings may be searched before
+(``search``, :mod:`rankdrift.spec.search`). One run is one arm at one seed. Runs on
 one base model and the same data are a group, and compared with each other. What DeepSpeed does with memory
 and communication is not here but in ``ds_configs/`` (see ``training/ds_config.py``); an arm may name its own
 (``config``), and how many ranks it takes (``ranks``).
@@ -22,6 +23,7 @@ from rankdrift.errors import UserError, did_you_mean
 from rankdrift.settings import PositiveInt, Section, problems
 from rankdrift.spec import grid
 from rankdrift.spec.grid import merged
+from rankdrift.spec.search import RATE, SearchSpec, Span, take_own, take_search
 from rankdrift.spec.sections import AnalysisSpec, Spec, method_name, method_section
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -48,9 +50,17 @@ class Recipe(Section):
     systems: dict[str, Systems] = Field(default_factory=dict)
     """Arm -> what it says of the machines, where it says anything."""
     overrides: tuple[str, ...] = ()
+    search: SearchSpec | None = None
+    ranges: dict[str, dict[str, Span]] = Field(default_factory=dict)
+    """Arm -> the ranges that are given for it, where settings are searched and any are."""
+    found: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
+    """Group -> arm -> dotted keys with what a search has found: in the place of what the recipe says."""
 
     def spec(self, arm: str | None = None, seed: int | None = None, group: str | None = None) -> Spec:
-        """Return one run's settings; the first arm, seed and group unless named. Overrides come last."""
+        """Return one run's settings; the first arm, seed and group unless named.
+
+        The recipe's come first, then what a search has found, then overrides.
+        """
         arm = arm if arm is not None else next(iter(self.arms))
         if arm not in self.arms:
             raise UserError(f"unknown arm '{arm}': {did_you_mean(arm, self.arms)}")
@@ -58,6 +68,8 @@ class Recipe(Section):
         if group not in self.groups:
             raise UserError(f"unknown group '{group}': {did_you_mean(group, self.groups)}")
         tree = merged(merged(self.shared, self.groups[group]), self.arms[arm])
+        for key, value in self.found.get(group, {}).get(arm, {}).items():
+            tree = merged(tree, grid.nested(key, value))
         tree = merged(tree, {"arm": arm, "seed": seed if seed is not None else self.seeds[0]})
         tree = apply_overrides(tree, self.overrides)
         if group:
@@ -109,7 +121,7 @@ def _expanded(tree: dict[str, Any], folder: Path, overrides: tuple[str, ...]) ->
     """Return the recipe of a tree, which it takes apart, with every grid expanded."""
     given = tree.pop("arms", None) or {tree.get("arm", Spec.model_fields["arm"].default): {}}
     seeds = tree.pop("seeds", None) or [tree.get("seed", Spec.model_fields["seed"].default)]
-    axes = _grid(tree)
+    axes, search = _grid(tree), take_search(tree)
     if not isinstance(given, dict) or not all(isinstance(arm, dict) for arm in given.values()):
         raise UserError(f"'arms' must map each arm's name to its settings, got {given!r}")
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
@@ -118,10 +130,12 @@ def _expanded(tree: dict[str, Any], folder: Path, overrides: tuple[str, ...]) ->
         raise UserError(f"'seeds' has one twice: {seeds!r}; give each once")
     if any(override.startswith("seed=") for override in overrides):
         seeds = seeds[:1]
+    if search:
+        search.require_apart(seeds)
     compared = {key: values for key, values in axes.items() if grid.is_of_group(key)}
     others = {key: values for key, values in axes.items() if key not in compared}
     shared = _systems(tree, folder)
-    arms, systems = _arms(given, others, folder)
+    arms, systems, ranges = _arms(given, others, folder, search)
     return Recipe(
         shared=tree,
         arms=arms,
@@ -129,18 +143,22 @@ def _expanded(tree: dict[str, Any], folder: Path, overrides: tuple[str, ...]) ->
         groups=dict(grid.points(compared)),
         systems={arm: _first_of(systems[arm], shared) for arm in arms},
         overrides=overrides,
+        search=search,
+        ranges=ranges,
     )
 
 
 def _arms(
-    given: Mapping[str, dict[str, Any]], axes: Mapping[str, Any], folder: Path
-) -> tuple[dict[str, dict[str, Any]], dict[str, Systems]]:
-    """Return every arm, and every point of its grid and of the study's, by name."""
+    given: Mapping[str, dict[str, Any]], axes: Mapping[str, Any], folder: Path, search: SearchSpec | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Systems], dict[str, dict[str, Span]]]:
+    """Return every arm, and every point of its grid and of the study's, by name; systems and ranges too."""
     arms: dict[str, dict[str, Any]] = {}
     systems: dict[str, Systems] = {}
+    ranges: dict[str, dict[str, Span]] = {}
     for arm, written in given.items():
         settings = dict(written)
         of_arm, own = _systems(settings, folder), _grid(settings)
+        searched = _searched(settings, str(arm), {**own, **axes}, search)
         for key in own:
             if grid.is_of_group(key):
                 raise UserError(
@@ -151,7 +169,24 @@ def _arms(
             if name in arms:
                 raise UserError(f"two arms have the name '{name}'; give one another")
             arms[name], systems[name] = merged(settings, changes), of_arm
-    return arms, systems
+            if searched:
+                ranges[name] = searched
+    return arms, systems, ranges
+
+
+def _searched(
+    settings: dict[str, Any], arm: str, axes: Mapping[str, Any], search: SearchSpec | None
+) -> dict[str, Span]:
+    """Take an arm's own ranges out of its settings; return all that it has, of the search too."""
+    if search is None:
+        if "search" in settings:
+            raise UserError(f"arms.{arm}.search: the recipe has no search; give it one, 'search: {{}}'")
+        return {}
+    ranges = {**search.ranges, **take_own(settings, arm)}
+    for key in ranges or (RATE,):
+        if key in axes:
+            raise UserError(f"'{key}' is an axis of the grid of '{arm}', and searched: do one of these")
+    return ranges
 
 
 def _grid(tree: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def export(root: StudyLayout, cells: Sequence[Cell], archive: Path) -> list[Path
 def _files(study: StudyLayout) -> Iterator[Path]:
     """Yield what is worth keeping of one group, whether it is there or not."""
     report = study.report
-    yield from (study.spec, study.cells, report, report.with_suffix(".md"))
+    yield from (study.spec, study.cells, study.searched, study.trials, report, report.with_suffix(".md"))
     for folder in (study.figures, RunLayout(study.base).scores):
         yield from folder.glob("*")
     yield from study.tables.glob("*.*")

@@ -355,6 +355,19 @@ def _of_arms(runs: Sequence[Who], step: int) -> dict[str, list[Row]]:
     }
 
 
+def _search(runs: Sequence[Who]) -> Iterator[Row]:
+    """Of every arm five learning rates, the middle one the best."""
+    arms = {arm_name(method, rank): method for method, rank, _ in runs}
+    for (arm, method), trial in itertools.product(arms.items(), range(5)):
+        yield {
+            **{"arm": arm, "method": method, "trial": trial, "setting": "training.learning_rate"},
+            **{"at": 10.0 ** (trial - 6), "chosen": f"1e-0{6 - trial}", "scale": "log", "low": 1e-6},
+            **{"high": 1e-2, "state": "done", "value": 1.0 + abs(trial - 2), "stderr": np.nan},
+            **{"judged_by": "validation/loss", "is_better_low": 1, "best": int(trial == 2)},
+            **{"steps": 30, "seconds": 9.0, "reason": ""},
+        }
+
+
 def _make(
     runs: Sequence[Who], steps: Sequence[int], layers: int, representations: Sequence[str] = ("mean",)
 ) -> Tables:
@@ -382,6 +395,7 @@ def _make(
         "variant_scores": _variants(last),
         "forgetting_predictors": Frame([_predictor(name, n) for n, name in enumerate(PREDICTORS)]),
         "item_contrasts": _item_contrasts(last),
+        "search_trials": Frame(list(_search(runs))),
         **{name: Frame(rows) for name, rows in _of_arms(runs, steps[-1]).items()},
     }
     tables = {name: frame.drop(columns="progress", errors="ignore") for name, frame in frames.items()}

@@ -40,6 +40,7 @@ def test_commands_are_found_by_file_name() -> None:
         "report",
         "run",
         "score",
+        "search",
         "study",
         "train",
         "verify",
