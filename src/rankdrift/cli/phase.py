@@ -58,6 +58,7 @@ def _commands(phase: Phase, experiment: Path, overrides: list[str]) -> int:
         "doctor": ["doctor"],
         "data": ["data", "prepare", "--experiment", str(experiment), *overrides],
         "check": ["check", "--experiment", str(experiment), *overrides],
+        "search": ["search", "--experiment", str(experiment), *overrides],
     }
     for deed in phase.does:
         if deed in known and (status := main(known[deed])):

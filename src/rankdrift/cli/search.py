@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rankdrift import signals
 from rankdrift.cli.plan import cells_from
-from rankdrift.cli.study import _executor, _stop, add_experiment
+from rankdrift.cli.study import add_experiment, executor_of, stop
 from rankdrift.errors import UserError
 from rankdrift.spec import Recipe, load_recipe
 
@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rankdrift.studies.cells import root_of
     from rankdrift.studies.search.run import run_search
 
-    executor = _executor(arguments.slots, cells)
-    with signals.answered_by(_stop):  # while it trains, the launcher answers
+    executor = executor_of(arguments.slots, cells)
+    with signals.answered_by(stop):  # while it trains, the launcher answers
         run_search(root_of(recipe), arms, cells, executor)
     _show(Ledger(arms))
     return 0

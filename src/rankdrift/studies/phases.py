@@ -19,10 +19,20 @@ from rankdrift.spec import read_tree
 from rankdrift.studies.cells import Cell
 
 Deed = Literal[
-    "doctor", "data", "check", "base", "train", "consolidate", "score", "represent", "measure", "compare"
+    "doctor",
+    "data",
+    "check",
+    "base",
+    "search",
+    "train",
+    "consolidate",
+    "score",
+    "represent",
+    "measure",
+    "compare",
 ]
-"""What a phase can do: look at the machine; prepare data; try the arms; score the base model; the stages of a
-cell; compare all cells and report."""
+"""What a phase can do: look at the machine; prepare data; try the arms; score the base model; search settings;
+the stages of a cell; compare all cells and report."""
 
 
 class Phase(Section):
@@ -84,16 +94,16 @@ def what_is_next(allocation: Allocation, name: str, machine: str | None) -> Iter
     if not after:
         yield "that was the last phase"
         return
-    following = allocation.phases[after[0]]
-    here = f"phase{after[0]}" + (f"-{machine}" if machine else "")
-    first = next(iter(allocation.machines))
-    if following.where == "the first machine" and machine is not None:
-        others = [other for other in allocation.machines if other != first]
+    following, first = allocation.phases[after[0]], next(iter(allocation.machines))
+    there = following.where == "the first machine" and machine is not None
+    if there:
         yield f"next, when phase {name} is done on {', '.join(allocation.machines)}: on {first}"
-        yield f"  rankdrift gather, of the study's folders on {', '.join(others)} (docs/launching.md)"
-        yield f"  make phase{after[0]}-{first}: {following.title}"
-    else:
-        yield f"next: make {here}: {following.title}"
+    if there and "compare" in following.does:
+        others = ", ".join(other for other in allocation.machines if other != first)
+        yield f"  rankdrift gather, of the study's folders on {others} (docs/launching.md)"
+    where = first if there else machine
+    target = f"phase{after[0]}" + (f"-{where}" if where else "")
+    yield f"{'  ' if there else 'next: '}make {target}: {following.title}"
 
 
 def _has(allocation: Allocation, machine: str, cell: Cell) -> bool:

@@ -29,7 +29,7 @@ def test_a_shipped_file_gives_every_cell_to_one_machine(path: Path) -> None:
     assert sorted(cell.name for part in of_machines for cell in part) == sorted(cell.name for cell in cells)
     assert cells_on(allocation, None, cells) == cells
     deeds = [deed for phase in allocation.phases.values() for deed in phase.does]
-    assert len(deeds) == len(set(deeds)) == 10
+    assert len(deeds) == len(set(deeds)) == 11
 
 
 def written(tmp_path: Path, **changes: object) -> Path:
@@ -59,8 +59,8 @@ def test_unknown_names_are_said(tmp_path: Path) -> None:
     allocation = read_allocation(written(tmp_path))
     with pytest.raises(UserError, match=r"unknown machine 'vm9': did you mean 'vm[12]'"):
         cells_on(allocation, "vm9", cells_for(allocation))
-    with pytest.raises(UserError, match="unknown phase '1'"):
-        phase_of(allocation, "1")
+    with pytest.raises(UserError, match="unknown phase '9'"):
+        phase_of(allocation, "9")
     with pytest.raises(UserError, match=r"phases\.yaml: the phases are not valid:\n.*does.*"):
         read_allocation(written(tmp_path, phases={"0": {"title": "x", "does": ["dance"]}}))
 
@@ -69,6 +69,10 @@ def test_what_comes_next_says_where() -> None:
     allocation = read_allocation(ALLOCATION)
     assert list(what_is_next(allocation, "2", "vm2")) == [
         "next: make phase3-vm2: consolidation, scores, representations"
+    ]
+    assert list(what_is_next(allocation, "0", "vm2")) == [
+        "next, when phase 0 is done on vm1, vm2, vm3: on vm1",
+        "  make phase1-vm1: search of learning rates",
     ]
     last = "\n".join(what_is_next(allocation, "4", "vm2"))
     assert "when phase 4 is done on vm1, vm2, vm3: on vm1" in last
