@@ -18,28 +18,17 @@ from rankdrift.settings import Section, problems
 from rankdrift.spec import read_tree
 from rankdrift.studies.cells import Cell
 
-Deed = Literal[
-    "doctor",
-    "data",
-    "check",
-    "base",
-    "search",
-    "train",
-    "consolidate",
-    "score",
-    "represent",
-    "measure",
-    "compare",
-]
-"""What a phase can do: look at the machine; prepare data; try the arms; score the base model; search settings;
-the stages of a cell; compare all cells and report."""
+Looking = Literal["doctor", "data", "check", "base", "search"]
+Doing = Literal["train", "consolidate", "score", "represent", "measure", "compare"]
+"""What a phase can do: look at the machine; prepare data; try the arms; score the base model; search; the
+stages of a cell; compare all cells and report."""
 
 
 class Phase(Section):
     """One phase."""
 
     title: str
-    does: tuple[Deed, ...]
+    does: tuple[Looking | Doing, ...]
     where: Literal["every machine", "the first machine"] = "every machine"
 
 
