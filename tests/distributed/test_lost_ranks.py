@@ -198,8 +198,8 @@ def test_a_machine_that_is_silent(start: Start) -> None:
 
 
 def test_a_rank_that_raises(start: Start) -> None:
-    training = start("ours, faulty", FAULT="raise:5")
-    wait_until(lambda: training.process.poll() is not None)
+    training = start("ours, faulty", FAULT="raise:12")
+    wait_until(lambda: training.trained(8))
     status, seconds = training.wait()
     assert status == 1
     assert seconds < 15
