@@ -74,7 +74,7 @@ def test_every_other_command_runs_in_the_order_it_stands(folder: Path) -> None:
             status, said = run_command(*words[1:], folder=folder)
         else:
             both: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            done = subprocess.run(words, cwd=folder, env=environment, timeout=250, **both)
+            done = subprocess.run(words, cwd=folder, env=environment, timeout=600, **both)
             status, said = done.returncode, done.stdout
             started.add(words[1])
         assert status == 0, f"{command}\n{said[-4500:]}"
