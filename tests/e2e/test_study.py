@@ -50,7 +50,7 @@ def run_study(output: Path) -> None:
 @pytest.fixture(scope="module")
 def study(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyLayout:
     output = tmp_path_factory.mktemp("study")
-    subprocess.run(command(output), check=True, timeout=280)
+    subprocess.run(command(output), check=True, timeout=600)
     return StudyLayout(output / "demo")
 
 
@@ -227,7 +227,7 @@ def test_ranks_share_an_analysis_and_change_no_number(study: StudyLayout, tmp_pa
         shutil.copytree(study.root / part, copy.root / part)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     shared = ["-m", "rankdrift.cli.analyze", "--study", str(copy.root)]
-    subprocess.run([*launcher, *shared, "spectra", "checkpoint_gradients", "drift"], check=True, timeout=280)
+    subprocess.run([*launcher, *shared, "spectra", "checkpoint_gradients", "drift"], check=True, timeout=600)
     for table in ("svd_analysis_results", "subspace_drift", "intruder_dimensions", "singular_values"):
         one, other = (files.read_table(layout.table(table)) for layout in (study, copy))
         pd.testing.assert_frame_equal(one, other, check_exact=True)

@@ -26,7 +26,17 @@ from rankdrift.zero_checkpoint.rotation import held
 
 Say = Callable[[str], None]
 PARTIAL = ".rsync-partial"
-NOT_A_RUN = (".lock", ".*.tmp", ".*.old", ".*.gather", ".seen-*", PARTIAL, "/checkpoints/step-*")
+NOT_A_RUN = (
+    ".lock",
+    ".*.lock",
+    "driver.json",
+    ".*.tmp",
+    ".*.old",
+    ".*.gather",
+    ".seen-*",
+    PARTIAL,
+    "/checkpoints/step-*",
+)
 """What is left where it is: locks, what is not finished, and checkpoints, which have a way of their own."""
 
 
@@ -94,16 +104,15 @@ def gather(target: Path, sources: Sequence[Source], ssh: Ssh, say: Say) -> None:
     """
     rsync = Rsync(ssh)
     with tempfile.TemporaryDirectory() as scratch:
-        found = [_listed(rsync, source, Path(scratch) / str(number)) for number, source in enumerate(sources)]
-        names = sorted({name for one in found for name in one.runs})
-        if not names:
+        listed = [
+            _listed(rsync, source, Path(scratch) / str(number)) for number, source in enumerate(sources)
+        ]
+        groups = sorted({group for one in listed for group in one})
+        if not groups:
             raise UserError(f"no run in {', '.join(map(str, sources))}; name a run's folder or a study's")
-        for one in found:
-            _bring_study(rsync, one, target)
-        for name in names:
-            run = RunLayout(target if name == "" else StudyLayout(target).run(name).root)
-            here = [one for one in found if name in one.runs]
-            _gather_run(rsync, run, [(one.source_of(name), one.runs[name]) for one in here], say)
+        for group in groups:
+            have = [one[group] for one in listed if group in one]
+            _gather_group(rsync, have, target / group if group else target, say)
 
 
 @dataclass(frozen=True)
@@ -118,17 +127,32 @@ class _Listed:
         return self.source / "runs" / name if name else self.source
 
 
-def _listed(rsync: Rsync, source: Source, scratch: Path) -> _Listed:
-    """Fetch the manifests of a source."""
+def _gather_group(rsync: Rsync, found: Sequence[_Listed], target: Path, say: Say) -> None:
+    """Bring the runs of a study that is one group, or of a group, or a run alone."""
+    for one in found:
+        _bring_study(rsync, one, target)
+    for name in sorted({name for one in found for name in one.runs}):
+        run = RunLayout(target if name == "" else StudyLayout(target).run(name).root)
+        here = [one for one in found if name in one.runs]
+        _gather_run(rsync, run, [(one.source_of(name), one.runs[name]) for one in here], say)
+
+
+def _listed(rsync: Rsync, source: Source, scratch: Path) -> dict[str, _Listed]:
+    """Fetch the manifests of a source; return what it has by group, a study of one group and a run as ""."""
     rsync.copy(
         source, scratch, "--include=*/", f"--include={MANIFEST_NAME}", "--include=spec.json", "--exclude=*"
     )
     if (scratch / "checkpoints").is_dir() or (scratch / "spec.json").exists():
-        return _Listed(source, {"": RunLayout(scratch)})
-    runs = StudyLayout(scratch).runs
-    return _Listed(
-        source, {one.name: RunLayout(one) for one in sorted(runs.iterdir())} if runs.is_dir() else {}
-    )
+        return {"": _Listed(source, {"": RunLayout(scratch)})}
+    folders = {"": scratch} | {folder.name: folder for folder in sorted(scratch.iterdir())}
+    of_groups = {
+        group: {one.name: RunLayout(one) for one in sorted(StudyLayout(folder).runs.iterdir())}
+        for group, folder in folders.items()
+        if StudyLayout(folder).runs.is_dir()
+    }
+    return {
+        group: _Listed(source / group if group else source, runs) for group, runs in of_groups.items() if runs
+    }
 
 
 def _bring_study(rsync: Rsync, listed: _Listed, target: Path) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from rankdrift import files
 from rankdrift.cli.main import main
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.hosts import gather as gathering
 from rankdrift.hosts.gather import Source, gather, sources_of
 from rankdrift.hosts.ssh import Ssh
-from rankdrift.layout import RunLayout
+from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps, joined
 
 FACTS = Manifest(
@@ -35,9 +36,9 @@ def parts_in(root: Path, content: bytes = b"") -> list[RunLayout]:
     runs = [RunLayout(root / name / "full-seed42") for name in ("vm1", "vm2")]
     folders = [run.checkpoint(4) for run in runs]
     own = []
-    for folder, files in zip(folders, FILES, strict=True):
+    for folder, contents in zip(folders, FILES, strict=True):
         folder.mkdir(parents=True)
-        for name, data in files.items():
+        for name, data in contents.items():
             (folder / name).write_bytes(data + content)
         own.append(FACTS.described(folder, {}))
     for node, folder in enumerate(folders):
@@ -180,3 +181,22 @@ def test_sources_are_read_as_they_are_written(tmp_path: Path) -> None:
     assert Source.parse("./a:b", here) == Source(None, Path("./a:b"))
     name = subprocess.run(["hostname"], capture_output=True, text=True, check=True).stdout.strip()
     assert sources_of(["vm2", name, "127.0.0.1"], tmp_path) == [Source("vm2", tmp_path)]
+
+
+def test_a_study_of_several_groups_is_gathered_group_by_group(tmp_path: Path) -> None:
+    """Each machine has whole runs of its own groups, as phases leave them; locks stay where they are."""
+    for machine, group in (("vm1", "sst2"), ("vm2", "rte")):
+        study = StudyLayout(tmp_path / machine / "glue3")
+        run = StudyLayout(study.root / group).run("full-seed42")
+        files.write_json(study.cells, ["both know all cells"])
+        files.write_json(run.spec, {"of": group})
+        files.write_json(run.export(4) / "provenance.json", {"of": group})
+        files.write_json(run.cell_lock, {})
+        files.write_json(StudyLayout(study.root / group).tables / ".parts" / "drift" / "a.json", {})
+    here = StudyLayout(tmp_path / "vm1" / "glue3")
+    brought(here.root, tmp_path / "vm2" / "glue3")
+    run = StudyLayout(here.root / "rte").run("full-seed42")
+    assert files.read_json(run.export(4) / "provenance.json") == {"of": "rte"}
+    assert (here.root / "rte" / "tables" / ".parts" / "drift" / "a.json").exists()
+    assert not run.cell_lock.exists()
+    assert files.read_json(StudyLayout(here.root / "sst2").run("full-seed42").spec) == {"of": "sst2"}
