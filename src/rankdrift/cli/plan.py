@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 def cells_from(recipe: Recipe, arguments: argparse.Namespace) -> list[Cell]:
     """Return the cells of a recipe on the ranks that are asked for, or that this machine has."""
     if arguments.ranks is not None and arguments.ranks < 1:
-        raise UserError(f"--ranks {arguments.ranks}: a run has at least one rank; give 1 or more")
+        raise UserError(f"{arguments.ranks} ranks: a run has at least one rank; give 1 or more")
     from rankdrift.studies.cells import cells_of
     from rankdrift.studies.launcher import default_ranks  # torch takes seconds to import: check first
 

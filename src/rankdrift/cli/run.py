@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rankdrift.cli.study import add_carrying_out, add_machine, carry_out_recipe
+from rankdrift.errors import UserError
 from rankdrift.spec import read_tree, recipe_of
 
 NAME = "run"
@@ -23,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--methods", nargs="+", default=["lora", "full"], metavar="METHOD", help="lora full")
     parser.add_argument(
-        "--ranks", nargs="+", type=int, default=[8], metavar="R", help="ranks of adapters (8)"
+        "--ranks", dest="adapter_ranks", nargs="+", default=["8"], metavar="R", help="ranks of adapters (8)"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[42], metavar="SEED", help="seeds (42)")
+    parser.add_argument("--seeds", nargs="+", default=["42"], metavar="SEED", help="seeds (42)")
     parser.add_argument("--experiment", type=Path, help="recipe with all other settings (its arms are left)")
     add_machine(parser, "--processes")
     add_carrying_out(parser)
@@ -34,10 +35,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry it out."""
+    _give_back_overrides(arguments)
     tree = read_tree(arguments.experiment) if arguments.experiment else {}
     folder = arguments.experiment.parent if arguments.experiment else Path()
     recipe = recipe_of(_tree(tree, arguments), folder, arguments.overrides)
     return carry_out_recipe(recipe, arguments)
+
+
+def _give_back_overrides(arguments: argparse.Namespace) -> None:
+    """Take what has a = out of lists, which take whatever stands behind them, and read their numbers."""
+    for name in ("tasks", "methods", "adapter_ranks", "seeds"):
+        given = getattr(arguments, name)
+        arguments.overrides += [word for word in given if "=" in word]
+        setattr(arguments, name, [word for word in given if "=" not in word])
+    for option, name in (("ranks", "adapter_ranks"), ("seeds", "seeds")):
+        words = getattr(arguments, name)
+        for word in words:
+            if not word.isdecimal():
+                raise UserError(f"--{option} {word}: not a whole number; give some, as in --{option} 4 8")
+        setattr(arguments, name, [int(word) for word in words])
 
 
 def _tree(tree: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -50,7 +66,7 @@ def _tree(tree: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
         registry.require("method", name)
         arms[name] = {"method": {"name": name}}
         if "rank" in method_section(name).model_fields:
-            arms[name]["grid"] = {"method.rank": arguments.ranks}
+            arms[name]["grid"] = {"method.rank": arguments.adapter_ranks}
     tasks = [task.split("+") for task in arguments.tasks]
     data = {"data.tasks": tasks} if len(tasks) > 1 else {}
     shared = {key: value for key, value in tree.items() if key not in ("arms", "grid", "seeds", "search")}

@@ -228,7 +228,10 @@ class Guard:
         facts = dataclasses.asdict(verdict)
         told = {name: facts[name] for name in ("rank", "host", "how")}
         state = KINDS.get(verdict.status, "failed")
-        value = {"state": state, "step": verdict.step, "steps": self.rank.steps, "time": files.timestamp()}
+        done = max(
+            verdict.step, self.rank.step
+        )  # what rank 0 has done all have; one that is silent tells late
+        value = {"state": state, "step": done, "steps": self.rank.steps, "time": files.timestamp()}
         files.write_json(run.status, {**value, **told})
 
 

@@ -111,7 +111,7 @@ def test_a_dry_run_trains_and_writes_nothing(
     ("arguments", "part"),
     [
         (["--arm", "ful"], "unknown arm 'ful': did you mean 'full'?"),
-        (["--ranks", "0"], "--ranks 0: a run has at least one rank"),
+        (["--ranks", "0"], "0 ranks: a run has at least one rank"),
         (["--ranks", "3", "model.name=tiny"], "training.global_batch=16 cannot be shared by 3 ranks"),
         (["--config", "none.json", "model.name=tiny"], "none.json"),
         (["training.stepz=3"], "unknown key 'training.stepz' (value 3): did you mean 'steps'?"),

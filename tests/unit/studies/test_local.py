@@ -106,10 +106,11 @@ def test_more_slots_than_there_are_are_refused(tmp_path: Path) -> None:
 
 
 DRIVER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from rankdrift.studies.executors import Task
 from rankdrift.studies.executors.local import Local
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts tests behind it
 tasks = [Task(str(n), time.sleep, (60,)) for n in range(2)]
 for outcome in Local(2).carry_out(tasks, lambda task, node: Path(sys.argv[1], task.name).touch()):
     print(outcome)

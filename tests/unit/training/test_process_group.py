@@ -26,6 +26,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(deepspeed.comm.comm, "cdb", SimpleNamespace())
     monkeypatch.setattr(engine.heap, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(engine, "_share_cores", lambda: None)
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)  # as any launcher does
     return called
 
 

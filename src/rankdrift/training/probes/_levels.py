@@ -31,7 +31,7 @@ class Levels:
             keys: list[tuple[Level | str, Cell, str]] = [(*key, "") for key in levels_of(cell)]
             for key in [*keys, *([(PARAMETER, cell, name)] if single else [])]:
                 members.setdefault(key, []).append(number)
-        self.order = np.concatenate([*members.values()])
+        self.order = np.array([number for numbers in members.values() for number in numbers], np.intp)
         """The parameters of all rows, one row after the other."""
         sizes = [len(numbers) for numbers in members.values()]
         self.starts = np.cumsum([0, *sizes[:-1]])
