@@ -228,9 +228,8 @@ class Guard:
         facts = dataclasses.asdict(verdict)
         told = {name: facts[name] for name in ("rank", "host", "how")}
         state = KINDS.get(verdict.status, "failed")
-        done = max(
-            verdict.step, self.rank.step
-        )  # what rank 0 has done all have; one that is silent tells late
+        # what rank 0 has done all have, and one that is silent may have told of less
+        done = max(verdict.step, self.rank.step)
         value = {"state": state, "step": done, "steps": self.rank.steps, "time": files.timestamp()}
         files.write_json(run.status, {**value, **told})
 
