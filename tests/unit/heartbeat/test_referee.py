@@ -78,6 +78,9 @@ def test_who_comes_late_is_told_and_who_is_of_another_start_is_not(
     second.send({"step": 4, "end": "died"})
     told = heard(first, "verdict")
     assert told is not None
+    deadline = time.monotonic() + 10  # it is announced once all have been told
+    while not announced and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert Verdict(**told["verdict"]) == announced[0]
     assert (announced[0].rank, announced[0].step, announced[0].status) == (1, 4, 4)
     time.sleep(0.5)

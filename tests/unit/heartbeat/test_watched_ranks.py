@@ -170,7 +170,7 @@ FAULTS: dict[str, tuple[str, int, str]] = {
 @pytest.mark.parametrize("case", FAULTS)
 def test_a_fault_ends_all_ranks(case: str, tmp_path: Path) -> None:
     fault, status, line = FAULTS[case]
-    hang = {"RANKDRIFT_HANG": 2} if case == "hangs" else {}
+    hang = {"RANKDRIFT_HANG": 6} if case == "hangs" else {}
     ended = run(tmp_path, fault, **hang)
     assert ended.status == status, ended.said
     expected = f"rankdrift train: {line}".replace("HOST", HOST)
