@@ -8,14 +8,13 @@ a few steps of each arm on this machine, in a folder that is removed.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankdrift.errors import UserError, did_you_mean
-from rankdrift.spec import Recipe, load_recipe, parse_spec
+from rankdrift.spec import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from rankdrift.planning.forecast import Forecast, Trial
@@ -44,14 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Say it."""
     recipe = load_recipe(arguments.experiment, arguments.overrides)
+    if arguments.seed is not None or arguments.arm is not None:
+        seed = arguments.seed if arguments.seed is not None else recipe.seeds[0]
+        recipe = recipe.model_copy(update={"seeds": (seed,)})
     cells = cells_from(recipe, arguments)
     if arguments.group is not None:
         cells = [cell for cell in cells if cell.group == _known(arguments.group, recipe.groups, "group")]
-    if arguments.seed is not None or arguments.arm is not None:
-        seed = arguments.seed if arguments.seed is not None else recipe.seeds[0]
-        arms = recipe.arms if arguments.arm is None else [_known(arguments.arm, recipe.arms, "arm")]
-        cells = [_with_seed(cell, seed) for cell in cells if cell.spec.arm in arms]
-        cells = list({cell.name: cell for cell in cells}.values())
+    if arguments.arm is not None:
+        cells = [cell for cell in cells if cell.spec.arm == _known(arguments.arm, recipe.arms, "arm")]
     tell(cells, arguments.measure, arguments.json)
     return 0
 
@@ -72,11 +71,6 @@ def tell(cells: Sequence[Cell], measure: bool, as_text_of_json: bool) -> None:
 
     forecasts = foreseen(cells)
     show(forecasts, tried(cells) if measure else {}, as_text_of_json)
-
-
-def _with_seed(cell: Cell, seed: int) -> Cell:
-    spec = parse_spec(cell.spec.as_dict() | {"seed": seed})
-    return dataclasses.replace(cell, spec=spec)
 
 
 def _known(name: str, names: Iterable[str], what: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -171,20 +170,10 @@ def _outcome(task: Task) -> tuple[Any, BaseException | None]:
     try:
         return task.function(*task.arguments), None
     except (UserError, RankError, Preempted) as error:
-        return None, _sendable(error)
+        return None, error
     except Exception as error:
         traceback.print_exc()
         return None, RankError(f"{type(error).__name__}: {error}")
-
-
-def _sendable(error: BaseException) -> BaseException:
-    """Return the error without what it came from, which may not be picklable."""
-    bare = type(error)(*error.args)
-    try:
-        pickle.dumps(bare)
-    except (pickle.PicklingError, TypeError, AttributeError):
-        return RankError(str(error))
-    return bare
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
