@@ -47,6 +47,13 @@ class Preempted(BaseException):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
+def require_known(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise UserError with the near miss unless a name is known; ``what`` says what it names."""
+    names = list(known)
+    if name not in names:
+        raise UserError(f"unknown {what} '{name}': {did_you_mean(name, names)}")
+
+
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Return a sentence that suggests the nearest known name, and lists what there is.
 

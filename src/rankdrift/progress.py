@@ -50,6 +50,11 @@ def byte_lines(
     return progress
 
 
+def indented(say: Say, by: int = 2) -> Say:
+    """Return what says lines behind so many spaces."""
+    return lambda line: say(" " * by + line)
+
+
 def duration(seconds: float) -> str:
     """Return a time as 5 s, 3 min or 2 h 05 min."""
     if seconds < 60:

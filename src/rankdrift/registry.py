@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rankdrift.errors import UserError, did_you_mean
+from rankdrift.errors import require_known
 
 POINTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "task": ("TASK", ("rankdrift.tasks",)),
@@ -41,9 +41,7 @@ def require(point: str, name: str) -> None:
     if _is_file(point, name):
         load(point, name)
         return
-    known = names(point)
-    if name not in known:
-        raise UserError(f"unknown {point} '{name}': {did_you_mean(name, known)}")
+    require_known(point, name, names(point))
 
 
 def load(point: str, name: str) -> Any:

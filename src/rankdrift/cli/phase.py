@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from rankdrift import signals
 from rankdrift.cli.main import main
-from rankdrift.cli.plan import cells_from
-from rankdrift.cli.study import add_carrying_out, add_machine, executor_of, restarts_of, stop
+from rankdrift.cli.plan import add_machine, cells_from
+from rankdrift.cli.study import add_carrying_out, executor_of, restarts_of, stop
 from rankdrift.spec import Recipe, load_recipe
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankdrift.errors import UserError, did_you_mean
+from rankdrift.errors import UserError, require_known
 from rankdrift.spec import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -25,11 +25,7 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--experiment", type=Path, help="recipe, as in launch/recipes/ (default: the demo's)")
-    parser.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, help="DeepSpeed JSON (default: ZeRO-2)"
-    )
-    parser.add_argument("--ranks", type=int, help="processes a run (default: the GPUs, or 2 on a CPU)")
+    add_experiment(parser)
     parser.add_argument("--arm", help="one of the recipe's arms, in full (default: all, a row each)")
     parser.add_argument("--seed", type=int, help="one of the seeds (default: all; of one arm the first)")
     parser.add_argument("--group", help="one of the recipe's groups (default: all)")
@@ -37,7 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--measure", action="store_true", help="train a few steps of each arm here, for seconds and memory"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Declare what says which study it is."""
+    parser.add_argument("--experiment", type=Path, help="recipe, as in launch/recipes/ (default: the demo's)")
+    add_machine(parser)
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change any setting")
+
+
+def add_machine(parser: argparse.ArgumentParser, ranks: str = "--ranks") -> None:
+    """Declare what cells that do not say so themselves are started with."""
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, help="DeepSpeed JSON (default: ZeRO-2)"
+    )
+    parser.add_argument(
+        ranks, dest="ranks", type=int, metavar="N", help="processes a run (default: the GPUs, or 2 on a CPU)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,9 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
         recipe = recipe.model_copy(update={"seeds": (seed,)})
     cells = cells_from(recipe, arguments)
     if arguments.group is not None:
-        cells = [cell for cell in cells if cell.group == _known(arguments.group, recipe.groups, "group")]
+        require_known("group", arguments.group, recipe.groups)
+        cells = [cell for cell in cells if cell.group == arguments.group]
     if arguments.arm is not None:
-        cells = [cell for cell in cells if cell.spec.arm == _known(arguments.arm, recipe.arms, "arm")]
+        require_known("arm", arguments.arm, recipe.arms)
+        cells = [cell for cell in cells if cell.spec.arm == arguments.arm]
     tell(cells, arguments.measure, arguments.json)
     return 0
 
@@ -71,12 +85,6 @@ def tell(cells: Sequence[Cell], measure: bool, as_text_of_json: bool) -> None:
 
     forecasts = foreseen(cells)
     show(forecasts, tried(cells) if measure else {}, as_text_of_json)
-
-
-def _known(name: str, names: Iterable[str], what: str) -> str:
-    if name not in names:
-        raise UserError(f"unknown {what} '{name}': {did_you_mean(name, names)}")
-    return name
 
 
 def show(forecasts: Sequence[Forecast], trials: dict[str, Trial], as_text_of_json: bool = False) -> None:

@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rankdrift.cli.study import add_carrying_out, add_machine, carry_out_recipe
+from rankdrift.cli.plan import add_machine
+from rankdrift.cli.study import add_carrying_out, carry_out_recipe
 from rankdrift.errors import UserError
 from rankdrift.spec import read_tree, recipe_of
 

@@ -14,8 +14,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from rankdrift import signals
-from rankdrift.cli.plan import cells_from
-from rankdrift.cli.study import add_experiment, executor_of, stop
+from rankdrift.cli.plan import add_experiment, cells_from
+from rankdrift.cli.study import executor_of, stop
 from rankdrift.errors import UserError
 from rankdrift.spec import Recipe, load_recipe
 

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rankdrift import signals
-from rankdrift.cli.plan import cells_from, tell
+from rankdrift.cli.plan import add_experiment, cells_from, tell
 from rankdrift.errors import Preempted, UserError
 from rankdrift.layout import StudyLayout
 from rankdrift.spec import Recipe, load_recipe, read_recipe
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # torch takes seconds to import: check first
     from rankdrift.studies.executors import Executor
     from rankdrift.studies.restarts import Restarts
 
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
 PAUSE = 2.0
 """Seconds between two looks of ``--watch``."""
 
@@ -67,23 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export = _action(actions, "export", "pack all but weights into one archive")
     _add_study(export)
     export.add_argument("--output", type=Path, metavar="FILE", help="the archive (default: STUDY.tar.gz)")
-
-
-def add_experiment(parser: argparse.ArgumentParser) -> None:
-    """Declare what says which study it is."""
-    parser.add_argument("--experiment", type=Path, help="recipe, as in launch/recipes/ (default: the demo's)")
-    add_machine(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change any setting")
-
-
-def add_machine(parser: argparse.ArgumentParser, ranks: str = "--ranks") -> None:
-    """Declare what cells that do not say so themselves are started with."""
-    parser.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, help="DeepSpeed JSON (default: ZeRO-2)"
-    )
-    parser.add_argument(
-        ranks, dest="ranks", type=int, metavar="N", help="processes a run (default: the GPUs, or 2 on a CPU)"
-    )
 
 
 def add_carrying_out(parser: argparse.ArgumentParser) -> None:

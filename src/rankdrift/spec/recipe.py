@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from rankdrift import files, registry
-from rankdrift.errors import UserError, did_you_mean
+from rankdrift.errors import UserError, require_known
 from rankdrift.settings import PositiveInt, Section, problems
 from rankdrift.spec import grid
 from rankdrift.spec.grid import merged
@@ -62,11 +62,9 @@ class Recipe(Section):
         The recipe's come first, then what a search has found, then overrides.
         """
         arm = arm if arm is not None else next(iter(self.arms))
-        if arm not in self.arms:
-            raise UserError(f"unknown arm '{arm}': {did_you_mean(arm, self.arms)}")
+        require_known("arm", arm, self.arms)
         group = group if group is not None else next(iter(self.groups))
-        if group not in self.groups:
-            raise UserError(f"unknown group '{group}': {did_you_mean(group, self.groups)}")
+        require_known("group", group, self.groups)
         tree = merged(merged(self.shared, self.groups[group]), self.arms[arm])
         for key, value in self.found.get(group, {}).get(arm, {}).items():
             tree = merged(tree, grid.nested(key, value))

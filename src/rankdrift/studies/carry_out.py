@@ -19,7 +19,7 @@ from rankdrift.errors import Preempted, RankError, UserError
 from rankdrift.export.consolidate import consolidate_run
 from rankdrift.layout import RunLayout
 from rankdrift.models.base import resolve
-from rankdrift.progress import Say, progress_lines
+from rankdrift.progress import Say, indented, progress_lines
 from rankdrift.scoring.run import score_run
 from rankdrift.spec import read_spec
 from rankdrift.studies.cells import Cell
@@ -62,7 +62,7 @@ def carry_out(
         As training raises them; UserError where another process carries out the same cell.
 
     """
-    inner = _indented(say)
+    inner = indented(say, by=4)
     with _record(cell, stages) as record:
         ways: dict[str, Callable[[], object]] = {
             "train": lambda: _train(cell, restarts, inner),
@@ -178,7 +178,3 @@ def _record(cell: Cell, stages: Sequence[str]) -> Iterator[_Record]:
             record.write("waiting", stage=STAGES[STAGES.index(stages[-1]) + 1])
         elif not record.was_done or record.tree != before:
             record.write("done", stage="")
-
-
-def _indented(say: Say) -> Say:
-    return lambda line: say(f"    {line}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankdrift import files
-from rankdrift.errors import UserError, did_you_mean
+from rankdrift.errors import UserError, did_you_mean, require_known
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.spec import Recipe, Spec, analysis_settings, parse_spec
 from rankdrift.spec.identity import flattened, role
@@ -93,8 +93,7 @@ def named(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
     """Return the cells of these names, all of no names; raise UserError for one that is not there."""
     known = [cell.name for cell in cells]
     for name in names:
-        if name not in known:
-            raise UserError(f"unknown cell '{name}': {did_you_mean(name, known)}")
+        require_known("cell", name, known)
     return [cell for cell in cells if not names or cell.name in names]
 
 

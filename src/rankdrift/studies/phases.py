@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from rankdrift.errors import UserError, did_you_mean
+from rankdrift.errors import UserError, require_known
 from rankdrift.settings import Section, problems
 from rankdrift.spec import read_tree
 from rankdrift.studies.cells import Cell
@@ -64,15 +64,14 @@ def cells_on(allocation: Allocation, machine: str | None, cells: Sequence[Cell])
         if len(machines) != 1:
             found = " and ".join(machines) or "none"
             raise UserError(f"phases: cell '{given}' is on {found}: give it to one of the machines")
-    if machine is not None and machine not in names:
-        raise UserError(f"unknown machine '{machine}': {did_you_mean(machine, names)}")
+    if machine is not None:
+        require_known("machine", machine, names)
     return [cell for cell in cells if machine is None or where[cell.name] == [machine]]
 
 
 def phase_of(allocation: Allocation, name: str) -> Phase:
     """Return a phase; raise UserError for one that is not there."""
-    if name not in allocation.phases:
-        raise UserError(f"unknown phase '{name}': {did_you_mean(name, allocation.phases)}")
+    require_known("phase", name, allocation.phases)
     return allocation.phases[name]
 
 

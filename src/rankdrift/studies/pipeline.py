@@ -20,7 +20,7 @@ from rankdrift.data.mixture import Mixture
 from rankdrift.errors import RankError, UserError
 from rankdrift.layout import StudyLayout
 from rankdrift.models.base import load_tokenizer, resolve
-from rankdrift.progress import Say, progress_lines
+from rankdrift.progress import Say, indented, progress_lines
 from rankdrift.scoring.run import score_base
 from rankdrift.spec import Recipe, Spec, read_spec
 from rankdrift.spec.identity import differences, recorded
@@ -106,7 +106,7 @@ def score_bases(cells: Sequence[Cell], say: Say = print) -> None:
     """Score the base model of each group that has some of these cells."""
     for group in groups_of(cells).values():
         with _stage(f"base model of {group[0].study.root}", say):
-            score_base(group[0].spec, progress=_indented(say))
+            score_base(group[0].spec, progress=indented(say))
 
 
 def compare_study(root: StudyLayout, cells: Sequence[Cell], lean: bool, say: Say = print) -> list[Path]:
@@ -162,13 +162,13 @@ def _compared(group: Sequence[Cell], lean: bool, say: Say) -> Path | None:
         return None
     title = f" {group[0].group}" if group[0].group else ""
     with _stage(f"analyse{title}", say):
-        score_base(group[0].spec, progress=_indented(say))
+        score_base(group[0].spec, progress=indented(say))
         analyse_study(study, registry.names("analysis"), say)
     with _stage(f"report{title}", say):
         report = build_report(study, progress_lines(say))
     if lean:
         with _stage(f"clean{title}", say):
-            clean(study, keep_exports=True, checkpoints=True, say=_indented(say))
+            clean(study, keep_exports=True, checkpoints=True, say=indented(say))
     say(f"report: {report}")
     return report
 
@@ -236,10 +236,6 @@ def analyse_study(
     if workers is not None:
         params = dataclasses.replace(params, workers=workers)
     return run_analyses(names, subjects, study.tables, params, progress_lines(say), share)
-
-
-def _indented(say: Say) -> Say:
-    return lambda line: say(f"  {line}")
 
 
 @contextlib.contextmanager
