@@ -158,11 +158,11 @@ def _of_the_cut(seen: Collection[Seen], cut: list[Seen], now: float, limits: Lim
     left = [each for each in seen if each.end is End.DONE and each.status in REQUESTED]
     if left:
         return _as_asked(min(left, key=lambda each: each.ended))
-    if behind := _behind(first, seen):
-        return _hanging(behind)
     told_since = first.ended + SETTLE + limits.beat
     if now < told_since or any(each.heard < told_since - limits.beat for each in seen if each.end is None):
         return None
+    if behind := _behind(first, seen):  # by what it has told since: its guard may just not have seen its end
+        return _hanging(behind)
     how = f"has lost the others, who are all there: {first.text}"
     return Verdict(first.rank, first.host, first.step, how, RankError.exit_code)
 

@@ -80,8 +80,12 @@ CASES: dict[str, tuple[list[Seen], tuple[int, int, str] | None]] = {
         (1, 1, "has lost the others, who are all there"),
     ),
     "cut by a time-out": (
-        [ended(0, End.CUT, 0.1, text="Timed out", idle=600), seen(1, count=39, idle=601, limited=False)],
+        [ended(0, End.CUT, 4.0, text="Timed out", idle=600), seen(1, count=39, idle=601, limited=False)],
         (1, 4, "hangs"),
+    ),
+    "cut by one whose end its guard has not seen yet": (
+        [ended(0, End.CUT, 0.1, text="reset", idle=0.0), seen(1, count=39, idle=0.2)],
+        None,
     ),
     "raised": (
         [seen(0), ended(1, End.FAILED, 0, text="KeyError: 'x'")],

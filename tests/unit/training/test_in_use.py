@@ -38,7 +38,7 @@ def test_a_block_is_seen_while_it_is_there() -> None:
         block = bytearray(SIZE)
         time.sleep(20 * in_use.PERIOD)
         del block
-    assert SIZE <= grown(watch) < SIZE + 16 * MIB  # others of this process work as well
+    assert abs(grown(watch) - SIZE) < 16 * MIB  # others of this process take and give back as well
     before = watch.most
     block = bytearray(2 * SIZE)
     time.sleep(5 * in_use.PERIOD)
