@@ -19,6 +19,7 @@ import pandas as pd
 from rankdrift import files, registry
 from rankdrift.analysis.contract import Analysis, Params, Tables
 from rankdrift.analysis.parts import Part, StudyPart, settings_of
+from rankdrift.analysis.sources.elsewhere import Weights, none_elsewhere
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject
 from rankdrift.analysis.worklist import Share, bring_up_to_date
 from rankdrift.errors import UserError
@@ -34,11 +35,13 @@ def run_analyses(
     params: Params,
     progress: Progress,
     share: Share | None = None,
+    weights: Weights = none_elsewhere,
 ) -> list[Path]:
     """Bring the tables of the named analyses up to date; return their Parquet files.
 
     Rows are in the order of ``subjects``, identity columns first. Several ranks that are each given their
-    ``share`` divide the work; rank 0 writes the tables, the others return no files.
+    ``share`` divide the work; rank 0 writes the tables, the others return no files. ``weights`` has here what
+    another machine holds, for what compares weights of several runs.
 
     Raises
     ------
@@ -51,7 +54,7 @@ def run_analyses(
     written = []
     for analysis in sorted(analyses, key=lambda analysis: analysis.per == "study"):
         if analysis.per == "study":
-            written += _run_on_study(analysis, subjects, tables, params, progress, share)
+            written += _run_on_study(analysis, subjects, tables, params, progress, share, weights)
             continue
         parts = _parts(analysis, subjects, tables / PARTS / analysis.name)
         paths = [tables / f"{table}.parquet" for table in analysis.tables]
@@ -119,6 +122,7 @@ def _run_on_study(
     params: Params,
     progress: Progress,
     share: Share,
+    weights: Weights,
 ) -> list[Path]:
     """Compute a study's tables unless checkpoints, scores and the tables it reads are the same as before."""
     part = StudyPart(analysis, tuple(subjects), tables / PARTS / analysis.name)
@@ -129,7 +133,8 @@ def _run_on_study(
     paths = [tables / f"{table}.parquet" for table in analysis.tables]
     current = all(_is_current(path, dependencies) for path in paths)  # its parts may have been cleaned away
     if analysis.split and not current:
-        bring_up_to_date(analysis, [part], params, progress, share)
+        with weights(subjects):
+            bring_up_to_date(analysis, [part], params, progress, share)
     if share.rank:
         return []
     if not current:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.sources.elsewhere import content_elsewhere
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject
 from rankdrift.layout import step_name
 from rankdrift.zero_checkpoint.manifest import MANIFEST_NAME
@@ -113,12 +114,17 @@ def settings_of(analysis: Analysis, params: Params, inputs: Iterable[Path]) -> d
     return {
         "version": analysis.version,
         "settings": settings,
-        "inputs": sorted([path.name, _content(path)] for path in paths if path.exists()),
+        "inputs": sorted([path.name, found] for path in paths if (found := content(path))),
     }
 
 
-def _content(path: Path) -> str:
-    """Return the identity of what is in an input; a checkpoint of ours states it, and is not read for it."""
+def content(path: Path) -> str | None:
+    """Return the identity of what is in an input; a checkpoint of ours states it, and is not read for it.
+
+    Of what another machine holds that one has said so; None of what is nowhere.
+    """
+    if not path.exists():
+        return content_elsewhere(path)
     manifest = path / MANIFEST_NAME
     if manifest.is_file():
         return files.digest_json(files.read_json(manifest)["files"])

@@ -23,6 +23,7 @@ from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params, Tables
 from rankdrift.analysis.parallel import map_unordered, take_gpu
 from rankdrift.analysis.parts import Part
+from rankdrift.analysis.sources.elsewhere import none_elsewhere
 from rankdrift.progress import Progress
 
 PORTION = 8
@@ -93,6 +94,9 @@ def bring_up_to_date(
     """Compute this rank's share of the parts that are not current; on rank 0, return when all of them are."""
     take_gpu(share.place)
     work = _Work(analysis, parts, params, progress, share)
+    if analysis.per == "checkpoint":
+        with none_elsewhere(part.subject for part in work.stale.values()):
+            pass
     if analysis.split:
         work.measure_units()
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rankdrift import files
 from rankdrift.analysis.sources.checkpoints import CheckpointTensors, is_checkpoint, run_model
+from rankdrift.analysis.sources.elsewhere import is_checkpoint_elsewhere
 from rankdrift.analysis.sources.tensors import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -37,6 +38,8 @@ def config_folder(folder: Path) -> Path:
 
     Raises UserError for a checkpoint outside a run.
     """
+    if is_checkpoint_elsewhere(folder):
+        return folder.parent.parent / "model"
     return run_model(folder) if is_checkpoint(folder) else folder
 
 

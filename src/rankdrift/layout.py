@@ -152,6 +152,11 @@ class RunLayout:
         return self.root / "STOP"
 
     @property
+    def held(self) -> Path:
+        """Which of the run's weights another machine holds, and what is in them."""
+        return self.root / "held.json"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.root / "tensorboard"

@@ -79,7 +79,7 @@ def _cells(
         if "base" in phase.does:
             score_bases(mine)
         if stages:
-            executor = executor_of(arguments.slots, mine)
+            executor = executor_of(arguments, mine)
             raise_first(
                 root, run_part(root, recipe, cells, executor, mine, stages, restarts_of(arguments)), len(mine)
             )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rankdrift import signals
 from rankdrift.cli.plan import add_experiment, cells_from
-from rankdrift.cli.study import executor_of, stop
+from rankdrift.cli.study import add_ray, executor_of, stop
 from rankdrift.errors import UserError
 from rankdrift.spec import Recipe, load_recipe
 
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ranks at a time on this machine (default: its GPUs; on a CPU one trial's)",
     )
+    add_ray(parser)
     parser.add_argument("--show", action="store_true", help="say what was tried so far, and try nothing")
 
 
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rankdrift.studies.cells import root_of
     from rankdrift.studies.search.run import run_search
 
-    executor = executor_of(arguments.slots, cells)
+    executor = executor_of(arguments, cells)
     with signals.answered_by(stop):  # while it trains, the launcher answers
         run_search(root_of(recipe), arms, cells, executor)
     _show(Ledger(arms))

@@ -76,6 +76,7 @@ def add_carrying_out(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ranks at a time on this machine (default: its GPUs; on a CPU one cell's)",
     )
+    add_ray(parser)
     parser.add_argument(
         "--lean",
         action="store_true",
@@ -94,6 +95,15 @@ def add_carrying_out(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """Declare where a cluster is."""
+    parser.add_argument(
+        "--ray",
+        metavar="HOST:PORT",
+        help="on the nodes of a Ray cluster ('rankdrift cluster'), or 'auto', of this machine's",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Do what is asked."""
     return ACTIONS[arguments.action](arguments)
@@ -105,7 +115,7 @@ def carry_out_recipe(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from rankdrift.studies.cells import root_of
     from rankdrift.studies.pipeline import run_study
 
-    executor = executor_of(arguments.slots, cells)
+    executor = executor_of(arguments, cells)
     with signals.answered_by(stop):  # while it trains, the launcher answers
         run_study(
             root_of(recipe), recipe, cells, executor, lean=arguments.lean, restarts=restarts_of(arguments)
@@ -184,7 +194,7 @@ def _retry(arguments: argparse.Namespace) -> int:
                 f"{root.root}: no cell has failed; 'rankdrift study run' carries out what is left"
             )
     with signals.answered_by(stop):
-        executor = executor_of(arguments.slots, chosen)
+        executor = executor_of(arguments, chosen)
         recipe, restarts = read_recipe(root.spec), restarts_of(arguments)
         run_study(root, recipe, cells, executor, chosen, arguments.lean, restarts)
     return 0
@@ -219,11 +229,19 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def executor_of(slots: int | None, cells: list[Cell]) -> Executor:
-    """Return what carries cells out: this machine's GPUs, or on a CPU the ranks of the largest cell."""
+def executor_of(arguments: argparse.Namespace, cells: list[Cell]) -> Executor:
+    """Return what carries cells out: a cluster, or this machine's GPUs, on a CPU the largest cell's ranks."""
+    slots: int | None = arguments.slots
+    if arguments.ray is not None:
+        from rankdrift.studies.executors.ray import Ray
+
+        if slots is not None:
+            raise UserError(f"--slots {slots}: of a cluster each node says its own; leave it out with --ray")
+        return Ray(arguments.ray)
     import torch
 
-    from rankdrift.studies.executors.local import VISIBLE, Local
+    from rankdrift.studies.executors.local import Local
+    from rankdrift.studies.executors.processes import VISIBLE
 
     if slots is not None and slots < 1:
         raise UserError(f"--slots {slots}: give 1 or more, or leave it out")

@@ -15,6 +15,7 @@ from typing import Any
 
 from rankdrift import files, registry
 from rankdrift.analysis.engine import measure_checkpoints
+from rankdrift.analysis.sources.subjects import base_subject
 from rankdrift.errors import Preempted, RankError, UserError
 from rankdrift.export.consolidate import consolidate_run
 from rankdrift.layout import RunLayout
@@ -24,9 +25,9 @@ from rankdrift.scoring.run import score_run
 from rankdrift.spec import read_spec
 from rankdrift.studies.cells import Cell
 from rankdrift.studies.driver import MOMENT
-from rankdrift.studies.executors.local import node
+from rankdrift.studies.executors.processes import node
 from rankdrift.studies.restarts import NONE, Restarts, launch_to_the_end
-from rankdrift.studies.study_checkpoints import run_subjects, study_params
+from rankdrift.studies.study_checkpoints import run_subjects, stored_steps, study_params
 from rankdrift.zero_checkpoint.manifest import complete_steps
 
 STAGES = ("train", "consolidate", "score", "represent", "measure")
@@ -36,7 +37,7 @@ REPRESENTATIONS = ("drift",)
 
 def carry_out(
     cell: Cell,
-    scores_base: bool,
+    with_base: bool,
     stages: Sequence[str] = STAGES,
     restarts: Restarts = NONE,
     say: Say = print,
@@ -47,8 +48,8 @@ def carry_out(
     ----------
     cell
         The cell.
-    scores_base
-        Score the base model as well: the first of a group does, with its own.
+    with_base
+        Score and measure the base model as well: the first of a group does, with its own.
     stages
         Some of ``STAGES``; those before them are done.
     restarts
@@ -67,9 +68,9 @@ def carry_out(
         ways: dict[str, Callable[[], object]] = {
             "train": lambda: _train(cell, restarts, inner),
             "consolidate": lambda: _consolidate(cell, inner),
-            "score": lambda: score_run(cell.run, steps=[], base=scores_base, progress=inner),
-            "represent": lambda: _measure(cell, REPRESENTATIONS, record, inner),
-            "measure": lambda: _measure(cell, registry.names("analysis"), record, inner),
+            "score": lambda: score_run(cell.run, steps=[], base=with_base, progress=inner),
+            "represent": lambda: _measure(cell, REPRESENTATIONS, with_base, record, inner),
+            "measure": lambda: _measure(cell, registry.names("analysis"), with_base, record, inner),
         }
         for name in (stage for stage in STAGES if stage in stages):
             with record.stage(name, say):
@@ -109,14 +110,30 @@ def _consolidate(cell: Cell, say: Say) -> None:
         consolidate_run(cell.run, progress=say)
 
 
-def _measure(cell: Cell, names: Sequence[str], record: _Record, say: Say) -> None:
+def needs_nothing(cell: Cell, with_base: bool) -> bool:
+    """Return whether a cell is carried out as it is asked for now, so far as its folder tells."""
+    record, run = read_record(cell.run), cell.run
+    if (record.get("state"), record.get("digest")) != ("done", cell.digest) or not is_finished(run):
+        return False
+    steps = [0] * with_base + list(stored_steps(run))
+    measured = _wanted(cell, registry.names("analysis"), steps)
+    return read_spec(run.spec) == cell.spec and record.get("measured") == measured
+
+
+def _wanted(cell: Cell, names: Sequence[str], steps: Sequence[int]) -> dict[str, str]:
+    """Return what identifies the measurements of some steps, by analysis."""
+    settings = cell.spec.analysis.model_dump(mode="json")
+    versions = {name: registry.load("analysis", name).version for name in names}
+    return {name: files.digest_json([settings, version, list(steps)]) for name, version in versions.items()}
+
+
+def _measure(cell: Cell, names: Sequence[str], with_base: bool, record: _Record, say: Say) -> None:
     """Measure the cell's checkpoints, unless they were measured so: the parts may have been cleaned away."""
     base = resolve(cell.spec.model.name, cell.spec.model.revision)
     subjects = run_subjects(cell.spec, cell.run, base)
-    steps, settings = [subject.step for subject in subjects], cell.spec.analysis.model_dump(mode="json")
-    wanted = {
-        name: files.digest_json([settings, registry.load("analysis", name).version, steps]) for name in names
-    }
+    if with_base:
+        subjects.insert(0, base_subject(base, cell.study.base))
+    wanted = _wanted(cell, names, [subject.step for subject in subjects])
     measured: dict[str, str] = record.tree.get("measured", {})
     left = [name for name in names if measured.get(name) != wanted[name]]
     if left:

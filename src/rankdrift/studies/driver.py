@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from rankdrift import files
 from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
-from rankdrift.studies.executors.local import node
+from rankdrift.studies.executors.processes import node
 
 MOMENT = 2.0
 """Seconds for which a look whether a lock is held may hold it."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from rankdrift import files, registry
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.report.overview import build_overview
+from rankdrift.analysis.sources.elsewhere import Weights, none_elsewhere
 from rankdrift.analysis.worklist import Share
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.identity import run_identity
@@ -24,8 +26,8 @@ from rankdrift.progress import Say, indented, progress_lines
 from rankdrift.scoring.run import score_base
 from rankdrift.spec import Recipe, Spec, read_spec
 from rankdrift.spec.identity import differences, recorded
-from rankdrift.studies import driver
-from rankdrift.studies.carry_out import STAGES, carry_out, is_finished
+from rankdrift.studies import away, driver
+from rankdrift.studies.carry_out import STAGES, carry_out, is_finished, needs_nothing
 from rankdrift.studies.cells import Cell, groups_of, write_cells
 from rankdrift.studies.clean import clean
 from rankdrift.studies.executors import Executor, Outcome, Task
@@ -73,7 +75,7 @@ def run_study(
 
     """
     failed = run_part(root, recipe, cells, executor, cells if only is None else only, STAGES, restarts, say)
-    reports = compare_study(root, cells, lean and not failed, say)
+    reports = compare_study(root, cells, lean and not failed, say, executor)
     raise_first(root, failed, len(cells if only is None else only))
     return reports
 
@@ -109,11 +111,22 @@ def score_bases(cells: Sequence[Cell], say: Say = print) -> None:
             score_base(group[0].spec, progress=indented(say))
 
 
-def compare_study(root: StudyLayout, cells: Sequence[Cell], lean: bool, say: Say = print) -> list[Path]:
-    """Compare what there is of each group; return their reports."""
+def compare_study(
+    root: StudyLayout,
+    cells: Sequence[Cell],
+    lean: bool,
+    say: Say = print,
+    executor: Executor | None = None,
+) -> list[Path]:
+    """Compare what there is of each group; return their reports. An executor brings what weights it needs."""
+    weights: Weights = none_elsewhere
+    if executor and not executor.is_here:
+        weights = partial(away.brought, executor=executor, say=indented(say))
     with driver.alone(root):
         groups = groups_of(cells)
-        reports = {name: report for name, group in groups.items() if (report := _compared(group, lean, say))}
+        reports = {
+            name: report for name, group in groups.items() if (report := _compared(group, lean, weights, say))
+        }
         if reports and "" not in reports:
             studies = {name: groups[name][0].study for name in reports}
             say(f"report over all groups: {build_overview(root, studies)}")
@@ -143,9 +156,12 @@ def _carried_out(
         Task(cell.name, carry_out, (cell, cell.name in first, *how), cell.ranks, log=cell.run.cell_log)
         for cell in chosen
     ]
+    if not executor.is_here:
+        tasks = _sent(root, list(zip(tasks, chosen, strict=True)), first, executor, say)
     place = {task.name: f"[{number}/{len(tasks)}] {task.name}" for number, task in enumerate(tasks, start=1)}
     failed = []
     for outcome in executor.carry_out(tasks, lambda task, node: say(f"{place[task.name]} on {node}")):
+        outcome = away.arrived(outcome, root)
         name, took = place[outcome.task.name], f"{outcome.seconds:.0f} s"
         if outcome.error is None:
             say(f"{name}: done, {took}")
@@ -155,7 +171,22 @@ def _carried_out(
     return failed
 
 
-def _compared(group: Sequence[Cell], lean: bool, say: Say) -> Path | None:
+def _sent(
+    root: StudyLayout, tasks: Sequence[tuple[Task, Cell]], first: Container[str], executor: Executor, say: Say
+) -> list[Task]:
+    """Return the tasks as ones for other machines, each rather for the one that has the most of its cell.
+
+    What has come back whole is not sent again: the machine that holds its weights may be gone.
+    """
+    left = [(task, cell) for task, cell in tasks if not needs_nothing(cell, cell.name in first)]
+    if len(left) < len(tasks):
+        say(f"{len(tasks) - len(left)} of {len(tasks)} cells are done")
+    asked = [(cell.name, cell.run, cell.digest) for _, cell in left]
+    where = away.holders(executor.ask(away.holding, asked)) if left else {}
+    return [away.order_task(task, cell, root, where.get(cell.name)) for task, cell in left]
+
+
+def _compared(group: Sequence[Cell], lean: bool, weights: Weights, say: Say) -> Path | None:
     """Analyse and report a group; None where nothing of it is there yet."""
     study = group[0].study
     if not any(is_finished(study.run(name)) for name in study.run_names()):
@@ -163,7 +194,7 @@ def _compared(group: Sequence[Cell], lean: bool, say: Say) -> Path | None:
     title = f" {group[0].group}" if group[0].group else ""
     with _stage(f"analyse{title}", say):
         score_base(group[0].spec, progress=indented(say))
-        analyse_study(study, registry.names("analysis"), say)
+        analyse_study(study, registry.names("analysis"), say, weights=weights)
     with _stage(f"report{title}", say):
         report = build_report(study, progress_lines(say))
     if lean:
@@ -225,6 +256,7 @@ def analyse_study(
     source: Source = "auto",
     share: Share | None = None,
     workers: int | None = None,
+    weights: Weights = none_elsewhere,
 ) -> list[Path]:
     """Run some analyses over every stored step of a study's runs; return the tables' paths.
 
@@ -235,7 +267,7 @@ def analyse_study(
     params = study_params(study, spec, subjects[0].base)
     if workers is not None:
         params = dataclasses.replace(params, workers=workers)
-    return run_analyses(names, subjects, study.tables, params, progress_lines(say), share)
+    return run_analyses(names, subjects, study.tables, params, progress_lines(say), share, weights)
 
 
 @contextlib.contextmanager

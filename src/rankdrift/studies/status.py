@@ -15,7 +15,7 @@ from rankdrift.layout import RunLayout
 from rankdrift.progress import duration
 from rankdrift.studies.carry_out import is_carried_out, read_record
 from rankdrift.studies.cells import Cell
-from rankdrift.studies.executors.local import node
+from rankdrift.studies.executors.processes import node
 
 STATES = ("done", "running", "waiting", "stopped", "lost", "failed")
 """``lost``: it says that it runs, and its process is gone; ``stopped``: on request."""

@@ -15,6 +15,7 @@ from rankdrift import files
 from rankdrift.analysis.contract import Params
 from rankdrift.analysis.measures.checkpoint_gradients import Settings as Gradients
 from rankdrift.analysis.measures.drift import Settings as Drift
+from rankdrift.analysis.sources.elsewhere import Held
 from rankdrift.analysis.sources.folders import config_folder, is_adapter
 from rankdrift.analysis.sources.observations import BASE
 from rankdrift.analysis.sources.subjects import Subject, base_subject
@@ -81,7 +82,8 @@ def run_subjects(spec: Spec, run: RunLayout, base: Path, source: Source = "auto"
 def stored_steps(run: RunLayout, source: Source = "auto") -> dict[int, Path]:
     """Return the folder that holds each step of a run, by step: an export or a complete checkpoint.
 
-    Of a step that is there as both, "auto" takes the export, unless its weights were rounded.
+    Of a step that is there as both, "auto" takes the export, unless its weights were rounded; and of steps
+    that are not here, where another machine holds them.
     """
     exports = {step: run.export(step) for step in steps_in(run.exports)}
     if source == "exports":
@@ -90,7 +92,9 @@ def stored_steps(run: RunLayout, source: Source = "auto") -> dict[int, Path]:
     if source == "checkpoints":
         return checkpoints
     exact = {step: folder for step, folder in exports.items() if _is_exact(folder)}
-    return dict(sorted({**exports, **checkpoints, **exact}.items()))
+    held = Held.of(run)
+    elsewhere = {step: run.root / path for step, path in held.steps.items()} if held else {}
+    return dict(sorted({**elsewhere, **exports, **checkpoints, **exact}.items()))
 
 
 def _is_exact(export: Path) -> bool:

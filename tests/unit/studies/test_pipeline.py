@@ -36,9 +36,9 @@ def test_a_finished_run_is_scored_and_analysed_as_the_recipe_now_says(
     files.write_json(cell.run.status, {"state": "finished"})
     seen: list[Spec] = []
     monkeypatch.setattr(carry_out, "score_run", lambda run, **more: seen.append(read_spec(run.spec)))
-    monkeypatch.setattr(carry_out, "_measure", lambda cell, names, record, say: None)
+    monkeypatch.setattr(carry_out, "_measure", lambda *given: None)
     said: list[str] = []
-    carry_out.carry_out(cell, scores_base=False, say=said.append)
+    carry_out.carry_out(cell, with_base=False, say=said.append)
     assert "    finished before" in said
     assert seen == [now] != [before]
 

@@ -17,7 +17,7 @@ from rankdrift.spec import recipe_of
 from rankdrift.studies import carry_out as stages
 from rankdrift.studies import driver
 from rankdrift.studies.cells import CONFIGS, Cell, cells_of
-from rankdrift.studies.executors.local import node
+from rankdrift.studies.executors.processes import node
 from rankdrift.studies.status import CellStatus, as_json, left_in_all, status_of, table
 from rankdrift.studies.study_export import export
 
@@ -80,7 +80,7 @@ def test_a_cell_says_what_became_of_it(
     monkeypatch.setattr(stages, "_train", train)
     for attempt in (1, 2):
         with pytest.raises(type(error)):
-            stages.carry_out(cells[0], scores_base=False)
+            stages.carry_out(cells[0], with_base=False)
         record = stages.read_record(cells[0].run)
         assert (record["state"], record["error"], record["stage"]) == (state, said, "train")
         assert record["attempts"] == attempt
@@ -92,7 +92,7 @@ def test_two_processes_do_not_carry_out_one_cell(cells: list[Cell], monkeypatch:
         files.held(cells[0].run.cell_lock),
         pytest.raises(UserError, match="another process carries out this cell"),
     ):
-        stages.carry_out(cells[0], scores_base=False)
+        stages.carry_out(cells[0], with_base=False)
 
 
 def test_one_driver_at_a_time_and_it_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ class Task:
     log: Path | None = None
     """Where its output goes, if others run beside it."""
     node: str | None = None
-    """The only node that can do it, since what it reads is there; None is any."""
+    """The node that has what it goes on from; another one does it where that one has gone. None is any."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,17 @@ class Outcome:
 
 class Executor(Protocol):
     """Carries out tasks."""
+
+    is_here: bool
+    """Whether all tasks are done on this machine, so that they see its folders."""
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Return what a short function gives on every node, by node."""
+        ...
+
+    def at(self, node: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a short function gives on one node; raise RankError where that has gone."""
+        ...
 
     def carry_out(self, tasks: Sequence[Task], begun: Begun) -> Iterator[Outcome]:
         """Yield the outcome of every task as it ends; a task that fails stops no other.

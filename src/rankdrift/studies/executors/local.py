@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import socket
-import sys
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rankdrift import signals
-from rankdrift.errors import Preempted, RankError, UserError
+from rankdrift.errors import RankError, UserError
 from rankdrift.studies.executors import Begun, Outcome, Task
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+from rankdrift.studies.executors.processes import Running, ended, node, share_of_cores
 
 
 class Local:
@@ -31,10 +18,20 @@ class Local:
     has a process that sees its own GPUs, or its own share of the cores, and nothing more.
     """
 
+    is_here = True
+
     def __init__(self, slots: int, gpus: Sequence[str] = ()) -> None:
         self.slots = slots
         self.gpus = tuple(gpus)
         """What ``CUDA_VISIBLE_DEVICES`` calls them, a slot each; none on a machine without."""
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Return what a short function gives on every node: on this one."""
+        return {node(): function(*arguments)}
+
+    def at(self, node: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a short function gives on this machine, the only node."""
+        return function(*arguments)
 
     def carry_out(self, tasks: Sequence[Task], begun: Begun) -> Iterator[Outcome]:
         """Yield the outcome of every task as it ends, as ``Executor`` says."""
@@ -62,7 +59,7 @@ class Local:
     def _side_by_side(self, left: list[Task], begun: Begun) -> Iterator[Outcome]:
         """Carry out as many at a time as there are slots for, the earlier ones first, each in a process."""
         free = list(range(self.slots))
-        running: list[_Running] = []
+        running: list[Running] = []
         try:
             while left or running:
                 for task in [task for task in left if task.slots <= len(free)]:
@@ -71,111 +68,16 @@ class Local:
                         left.remove(task)
                         running.append(self._start(task, mine))
                         begun(task, node())
-                for ended in _ended(running):
-                    running.remove(ended)
-                    free = sorted(free + ended.slots)
-                    yield ended.outcome()
+                for each in ended(running):
+                    running.remove(each)
+                    free = sorted([*free, *each.slots])
+                    yield each.outcome()
         finally:
             for each in running:
-                each.process.terminate()
+                each.stop()
             for each in running:
                 each.process.join()
 
-    def _start(self, task: Task, slots: list[int]) -> _Running:
-        receiver, sender = _context.Pipe(duplex=False)
+    def _start(self, task: Task, slots: list[int]) -> Running:
         gpus = [self.gpus[slot] for slot in slots] if self.gpus else None
-        cores = None if self.gpus else _cores(slots, self.slots)
-        process = _context.Process(target=_child, args=(task, gpus, cores, os.getpid(), sender))
-        process.start()
-        sender.close()
-        return _Running(task, slots, process, receiver, time.monotonic())
-
-
-_context = multiprocessing.get_context("spawn")
-
-
-def node() -> str:
-    """Return this machine's name."""
-    return socket.gethostname()
-
-
-@dataclass(eq=False)
-class _Running:
-    """A task under way in a process."""
-
-    task: Task
-    slots: list[int]
-    process: SpawnProcess
-    receiver: Connection
-    began: float
-
-    def outcome(self) -> Outcome:
-        """Return what became of it; its process has said so, or has ended."""
-        value, error = self._told()
-        self.process.join()
-        self.receiver.close()
-        return Outcome(self.task, node(), value, error, time.monotonic() - self.began)
-
-    def _told(self) -> tuple[Any, BaseException | None]:
-        try:
-            value, error = self.receiver.recv()
-        except EOFError:
-            self.process.join()
-            code = self.process.exitcode or 0
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return None, RankError(f"its process ended by {how} and said nothing (out of memory?)")
-        return value, error
-
-
-def _ended(running: Sequence[_Running]) -> list[_Running]:
-    """Wait until some have something to say, and return them."""
-    ready = wait([each.receiver for each in running])
-    return [each for each in running if each.receiver in ready]
-
-
-def _cores(slots: Sequence[int], count: int) -> set[int]:
-    """Return the cores of some slots: all of this process's, divided evenly; never none."""
-    every = sorted(os.sched_getaffinity(0))
-    mine = {core for place, core in enumerate(every) if place * count // len(every) in slots}
-    return mine or {every[slot % len(every)] for slot in slots}
-
-
-def _child(
-    task: Task, gpus: Sequence[str] | None, cores: set[int] | None, parent: int, sender: Connection
-) -> None:
-    """Carry out a task in a process of its own, and tell what became of it."""
-    signals.end_with_parent(parent)
-    if gpus is not None:
-        os.environ[VISIBLE] = ",".join(gpus)  # before anything opens a GPU
-    if cores is not None:
-        os.sched_setaffinity(0, cores)
-    if task.log is not None:
-        _redirect(task.log)
-    with signals.answered_by(_stop):
-        told = _outcome(task)
-    sender.send(told)
-
-
-def _redirect(log: Path) -> None:
-    """Let a file take the output of this process and of those that it starts."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with open(log, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-
-
-def _outcome(task: Task) -> tuple[Any, BaseException | None]:
-    try:
-        return task.function(*task.arguments), None
-    except (UserError, RankError, Preempted) as error:
-        return None, error
-    except Exception as error:
-        traceback.print_exc()
-        return None, RankError(f"{type(error).__name__}: {error}")
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    if number in signals.STOP:
-        raise Preempted("run the same command again to go on")
+        return Running.start(task, slots, gpus, None if self.gpus else share_of_cores(slots, self.slots))
