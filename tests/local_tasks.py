@@ -23,6 +23,19 @@ def note(folder: Path, name: str, seconds: float = 0.0) -> str:
     return name
 
 
+def wait_here(name: str, seconds: float) -> str:
+    """Write in the folder this runs in that it begins, that it was asked to stop, or that it has ended."""
+    path = Path(f"{name}.{os.getpid()}")
+    path.write_text("begun")
+    try:
+        time.sleep(seconds)
+    except BaseException:
+        path.write_text("stopped")
+        raise
+    path.write_text("ended")
+    return str(Path.cwd())
+
+
 def fail(kind: str) -> None:
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: check first
     from rankdrift.studies.cells import Cell
     from rankdrift.studies.executors import Executor
     from rankdrift.studies.restarts import Restarts
+    from rankdrift.studies.status import CellStatus
 
 PAUSE = 2.0
 """Seconds between two looks of ``--watch``."""
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     status = _action(actions, "status", "say how far each cell is")
     _add_study(status)
     status.add_argument("--watch", action="store_true", help="go on showing it, until all is done")
+    add_ray(status)
     status.add_argument("--json", action="store_true", help="print JSON instead of a table")
     retry = _action(actions, "retry", "carry out the cells that failed, or those that are named, and report")
     _add_study(retry)
@@ -160,13 +162,18 @@ def _status(arguments: argparse.Namespace) -> int:
     from rich.live import Live
 
     from rankdrift.studies.cells import read_cells
-    from rankdrift.studies.status import as_json, status_of, table
+    from rankdrift.studies.status import as_json, status_everywhere, status_of, table
 
     cells = read_cells(StudyLayout(arguments.study))
+    cluster = _cluster(arguments.ray) if arguments.ray else None
+
+    def look() -> list[CellStatus]:
+        return status_everywhere(cells, cluster) if cluster else [status_of(cell) for cell in cells]
+
+    found = look()
     if arguments.json:
-        print(json.dumps(as_json([status_of(cell) for cell in cells]), indent=2))
+        print(json.dumps(as_json(found), indent=2))
         return 0
-    found = [status_of(cell) for cell in cells]
     console = Console()
     if not arguments.watch:
         console.print(table(found))
@@ -174,7 +181,7 @@ def _status(arguments: argparse.Namespace) -> int:
     with Live(table(found), console=console, auto_refresh=False) as live:
         while any(each.state in ("running", "waiting") for each in found):
             time.sleep(PAUSE)
-            found = [status_of(cell) for cell in cells]
+            found = look()
             live.update(table(found), refresh=True)
     return 0
 
@@ -233,11 +240,9 @@ def executor_of(arguments: argparse.Namespace, cells: list[Cell]) -> Executor:
     """Return what carries cells out: a cluster, or this machine's GPUs, on a CPU the largest cell's ranks."""
     slots: int | None = arguments.slots
     if arguments.ray is not None:
-        from rankdrift.studies.executors.ray import Ray
-
         if slots is not None:
             raise UserError(f"--slots {slots}: of a cluster each node says its own; leave it out with --ray")
-        return Ray(arguments.ray)
+        return _cluster(arguments.ray)
     import torch
 
     from rankdrift.studies.executors.local import Local
@@ -253,6 +258,12 @@ def executor_of(arguments: argparse.Namespace, cells: list[Cell]) -> Executor:
     visible = os.environ.get(VISIBLE)
     gpus = visible.split(",") if visible else [str(number) for number in range(count)]
     return Local(slots or count, gpus)
+
+
+def _cluster(address: str) -> Executor:
+    from rankdrift.studies.executors.ray import Ray
+
+    return Ray(address)
 
 
 def restarts_of(arguments: argparse.Namespace) -> Restarts:

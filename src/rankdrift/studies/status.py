@@ -15,6 +15,7 @@ from rankdrift.layout import RunLayout
 from rankdrift.progress import duration
 from rankdrift.studies.carry_out import is_carried_out, read_record
 from rankdrift.studies.cells import Cell
+from rankdrift.studies.executors import Executor
 from rankdrift.studies.executors.processes import node
 
 STATES = ("done", "running", "waiting", "stopped", "lost", "failed")
@@ -64,6 +65,24 @@ def status_of(cell: Cell) -> CellStatus:
         attempts=record["attempts"],
         error=record.get("error") or "",
     )
+
+
+def status_everywhere(cells: Sequence[Cell], executor: Executor) -> list[CellStatus]:
+    """Return how far the cells are, also those under way on nodes that share no folder with this machine."""
+    found = {cell.name: [status_of(cell)] for cell in cells}
+    for answers in executor.ask(_own, list(cells)).values():
+        for answer in answers:
+            found[answer.name].append(answer)
+    return [max(found[cell.name], key=_told_last) for cell in cells]
+
+
+def _own(cells: Sequence[Cell]) -> list[CellStatus]:
+    """Return how far the cells are that this machine has carried out, or does."""
+    return [status_of(cell) for cell in cells if read_record(cell.run).get("node") == node()]
+
+
+def _told_last(status: CellStatus) -> tuple[bool, bool, int]:
+    return status.state == "running", status.state == "done", status.step
 
 
 def as_json(found: Sequence[CellStatus]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def test_commands_are_found_by_file_name() -> None:
         "analyze",
         "check",
         "clean",
+        "cluster",
         "consolidate",
         "data",
         "doctor",

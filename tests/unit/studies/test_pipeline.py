@@ -53,6 +53,8 @@ def test_one_name_for_all_arms_is_refused(tmp_path: Path) -> None:
 class Scripted:
     """An executor of which a test says what becomes of each task."""
 
+    is_here = True
+
     def __init__(self, errors: dict[str, BaseException | None]) -> None:
         self.errors, self.tasks = errors, list[Task]()
 

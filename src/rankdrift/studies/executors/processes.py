@@ -66,6 +66,10 @@ class Running:
         self.receiver.close()
         return Outcome(self.task, node(), value, error, time.monotonic() - self.began)
 
+    def has_ended(self, seconds: float) -> bool:
+        """Return whether it has said what became of it, or has ended; waits so long for that."""
+        return self.receiver.poll(seconds)
+
     def stop(self) -> None:
         """Ask it to save and stop."""
         self.process.terminate()

@@ -22,6 +22,8 @@ RETRIES = 3
 """Nodes that a task may lose."""
 STOPS = 120.0
 """Seconds that tasks that were asked to stop have for it."""
+LOOK = 0.5
+"""Seconds until a task that is cancelled notices."""
 REPLIES = 30.0
 """Seconds that a node has for a short answer."""
 
@@ -218,6 +220,8 @@ def _carried_out_here(task: Task, told: Any) -> Outcome:
     told.begins.remote(task.name, node())
     running = Running.start(task)
     try:
+        while not running.has_ended(LOOK):  # Ray interrupts between two looks, not a wait without end
+            pass
         return running.outcome()
     finally:
         running.stop()

@@ -12,12 +12,13 @@ from rankdrift.models.base import resolve
 from rankdrift.progress import Say
 from rankdrift.spec.searched import SearchedArm
 from rankdrift.studies import driver
+from rankdrift.studies.away import Order
 from rankdrift.studies.cells import Cell
 from rankdrift.studies.executors import Executor, Outcome, Task
 from rankdrift.studies.search.found import Found, found_by, write_found
 from rankdrift.studies.search.ledger import Ledger
 from rankdrift.studies.search.records import Trial, short
-from rankdrift.studies.search.trial_runs import carry_out_trial
+from rankdrift.studies.search.trial_runs import carry_out_trial, carry_out_trial_away
 from rankdrift.training.selection import require_logged
 
 Asked = tuple[SearchedArm, Trial]
@@ -81,7 +82,7 @@ def _round(
 
     A trial whose settings cannot be trained with is one that failed, once another one of its arm could be.
     """
-    tasks = {task.name: (task, pair) for pair in asked for task in [_task(*pair, cells)]}
+    tasks = {task.name: (task, pair) for pair in asked for task in [_task(*pair, cells, executor.is_here)]}
     refused: list[Outcome] = []
     left: list[Outcome] = []
     outcomes = executor.carry_out([task for task, _ in tasks.values()], lambda task, node: None)
@@ -106,7 +107,7 @@ def _round(
     return left
 
 
-def _task(arm: SearchedArm, trial: Trial, cells: Sequence[Cell]) -> Task:
+def _task(arm: SearchedArm, trial: Trial, cells: Sequence[Cell], is_here: bool) -> Task:
     """Return a trial as a task: the runs of all its seeds, each started as the arm's are."""
     own = next(cell for cell in cells if (cell.group, cell.spec.arm) == (arm.group, arm.arm))
     runs = [
@@ -114,8 +115,12 @@ def _task(arm: SearchedArm, trial: Trial, cells: Sequence[Cell]) -> Task:
         for seed in arm.search.seeds
     ]
     name = f"{arm.name}-trial{trial.number:03d}"
-    arguments = (runs, arm.search.value, trial.bars)
-    return Task(name, carry_out_trial, arguments, own.ranks, log=runs[0].run.cell_log)
+    judged = (arm.search.value, trial.bars)
+    task = Task(name, carry_out_trial, (runs, *judged), own.ranks, log=runs[0].run.cell_log)
+    if is_here:
+        return task
+    orders = [Order.of(cell) for cell in runs]
+    return dataclasses.replace(task, function=carry_out_trial_away, arguments=(orders, *judged))
 
 
 def _told(trial: Trial) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from rankdrift import files
 from rankdrift.errors import IntegrityError, Preempted, UserError
 from rankdrift.layout import RunLayout
+from rankdrift.studies.away import Order
 from rankdrift.studies.carry_out import is_finished
 from rankdrift.studies.cells import Cell
 from rankdrift.studies.driver import MOMENT
@@ -63,6 +64,11 @@ def carry_out_trial(cells: Sequence[Cell], value: str, bars: Mapping[int, float]
         "steps": sum(result["steps"] for result in results),
         "seconds": round(sum(result["seconds"] for result in results), 1),
     }
+
+
+def carry_out_trial_away(orders: Sequence[Order], value: str, bars: Mapping[int, float]) -> dict[str, Any]:
+    """Carry out a trial on a machine that it was sent to; what it came to is all that has to come back."""
+    return carry_out_trial([order.here() for order in orders], value, bars)
 
 
 def _carried_out(cell: Cell, value: str, bars: Mapping[int, float]) -> dict[str, Any]:
