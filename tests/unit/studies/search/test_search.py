@@ -79,6 +79,8 @@ def has_lost(run: RunLayout) -> bool:
 class Here:
     """An executor that carries out tasks one after the other, and can be killed before any of them."""
 
+    is_here = True
+
     def __init__(self, killed_before: int = 10**6, lost: Sequence[str] = (), backwards: bool = False) -> None:
         self.left, self.lost, self.backwards = killed_before, lost, backwards
         self.rounds: list[list[str]] = []

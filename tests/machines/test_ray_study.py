@@ -1,0 +1,180 @@
+"""A study of twelve cells on three machines without a common folder, also where much of it is killed.
+
+Told at the end: the seconds of each part. Its tables are those of the same study on one machine, bit for bit,
+but for what was measured of time and memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from two_machines import thorough
+from vms import Machine, Machines, machines
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.machines, pytest.mark.distributed, pytest.mark.timeout(3600)]
+
+ADDRESS = "10.99.0.1:6379"
+SEEDS = [1, 2, 3, 4, 5, 6]
+RECIPE = {
+    "study": "cells",
+    "model": {"name": "tiny", "head": "classifier"},
+    "data": {"tasks": ["topic"], "train_limit": 24, "validation_limit": 6},
+    "training": {"steps": 4, "global_batch": 4, "save_every": 2, "eval_rows": 4},
+    "scoring": {"limit": 4, "text_limit": 2},
+    "analysis": {"drift": {"rows": 4}, "checkpoint_gradients": {"rows": 2}},
+    "arms": {"full": {"method": {"name": "full"}}, "lora": {"method": {"name": "lora", "rank": 2}}},
+    "seeds": SEEDS,
+}
+MEASURED = {"memory_least", "memory_in_use", "memory_predicted", "memory_measured", "memory_gib", "seconds"}
+MEASURED |= {"tokens_per_second", "teraflops", "mfu", "seconds_data"}
+TIMEOUT = 1500.0
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """Three machines, each with a folder of its own for Ray as well."""
+    folder = tmp_path_factory.mktemp("ray")
+    Path("/tmp/ray").mkdir(exist_ok=True)
+    binds = {}
+    for number in range(3):
+        own = folder / f"ray{number}"
+        own.mkdir()
+        binds[number] = {own: Path("/tmp/ray")}
+    yield from machines(folder, 3, binds=binds)
+
+
+def start(three: Machines, number: int) -> None:
+    """Start a machine's node; each has its own study folders, which are called alike."""
+    more = ["start"] if number == 0 else ["join", ADDRESS]
+    ip = ["--ip", f"10.99.0.{number + 1}"]
+    command = [
+        "rankdrift",
+        "cluster",
+        *more,
+        "--name",
+        f"vm{number + 1}",
+        "--slots",
+        "1",
+        "--memory",
+        "128",
+        *ip,
+    ]
+    status, said = three[number].run(*command, folder=three.folder)
+    assert status == 0, said
+
+
+def driver(three: Machines) -> subprocess.Popen[str]:
+    """Start the study on the first machine."""
+    (three.folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    command = ["rankdrift", "study", "run", "--ray", ADDRESS, "--experiment", "recipe.yaml", "--ranks", "1"]
+    return three[0].popen(*command, folder=three.folder)
+
+
+def statuses(machine: Machine) -> dict[str, dict[str, Any]]:
+    """What the cells say of themselves on a machine."""
+    found = {}
+    for path in machine.outputs.glob("cells/runs/*/cell.json"):
+        with contextlib.suppress(json.JSONDecodeError, FileNotFoundError):
+            found[path.parent.name] = json.loads(path.read_text())
+    return found
+
+
+def done(machine: Machine) -> set[str]:
+    return {name for name, told in statuses(machine).items() if told["state"] == "done"}
+
+
+def kill_all(machine: Machine, what: str) -> None:
+    """End all processes of a machine whose command has a word, at once."""
+    subprocess.run(machine.inside("pkill", "-KILL", "-f", what), check=False)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.2)
+
+
+def tables_of(machine: Machine, study: str) -> dict[str, pd.DataFrame]:
+    folder = machine.outputs / study / "tables"
+    return {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
+
+
+@thorough
+def test_twelve_cells_whatever_is_killed(three: Machines) -> None:
+    told: dict[str, float] = {}
+    began = time.monotonic()
+    for number in range(3):
+        start(three, number)
+    told["three nodes up"] = time.monotonic() - began
+    first, _, third = three.machines
+
+    began = time.monotonic()
+    process = driver(three)
+    wait_until(lambda: len(done(first)) >= 2)
+    told["first two cells"] = time.monotonic() - began
+    kill_all(first, "rankdrift study")
+    process.wait(30)
+    wait_until(lambda: not any(machine.ranks() for machine in three.machines), 60)
+    once = {name: told["attempts"] for name, told in statuses(first).items()}
+
+    began = time.monotonic()
+    process = driver(three)
+    wait_until(lambda: len(done(first)) >= 5)
+    told["driver killed, until three more"] = time.monotonic() - began
+    assert {
+        name: statuses(first)[name]["attempts"] for name in once
+    } == once  # what was done is not done again
+
+    wait_until(lambda: bool(third.ranks()))
+    there = {name for name, told in statuses(third).items() if told["state"] == "running"}
+    began = time.monotonic()
+    kill_all(third, "ray")
+    kill_all(third, "rankdrift")
+    wait_until(lambda: there <= done(first))
+    told["node killed, until its cell is done elsewhere"] = time.monotonic() - began
+    assert {statuses(first)[name]["node"] for name in there} <= {"vm1", "vm2"}
+
+    began = time.monotonic()
+    for machine in three.machines:
+        kill_all(machine, "raylet")
+        kill_all(machine, "gcs_server")
+    said = process.communicate(timeout=300)[0]
+    told["head killed, until the driver has ended"] = time.monotonic() - began
+    assert process.returncode == 1, said[-3000:]
+    assert "rankdrift study: failed:" in said.splitlines()[-1]
+    for machine in three.machines:
+        machine.run("rankdrift", "cluster", "stop", folder=three.folder)
+    began = time.monotonic()
+    for number in range(3):
+        start(three, number)
+    process = driver(three)
+    said = process.communicate(timeout=TIMEOUT)[0]
+    told["started again, until the report"] = time.monotonic() - began
+    assert process.returncode == 0, said[-6000:]
+    assert len(done(first)) == 12
+    assert (first.outputs / "cells" / "report.html").exists()
+
+    command = ["rankdrift", "study", "run", "--experiment", "recipe.yaml", "--ranks", "1", "study=local"]
+    began = time.monotonic()
+    status, said = first.run(*command, folder=three.folder, timeout=TIMEOUT)
+    told["the same on one machine"] = time.monotonic() - began
+    assert status == 0, said[-3000:]
+    print(json.dumps({name: round(seconds, 1) for name, seconds in told.items()}, indent=1))
+    local, spread = tables_of(first, "local"), tables_of(first, "cells")
+    assert set(local) == set(spread)
+    for name, table in local.items():
+        assert list(table.columns) == list(spread[name].columns)
+        assert len(table) == len(spread[name])
+        for column in set(table.columns) - MEASURED:
+            assert table[column].map(repr).equals(spread[name][column].map(repr)), (name, column)
