@@ -57,18 +57,8 @@ def start(three: Machines, number: int) -> None:
     """Start a machine's node; each has its own study folders, which are called alike."""
     more = ["start"] if number == 0 else ["join", ADDRESS]
     ip = ["--ip", f"10.99.0.{number + 1}"]
-    command = [
-        "rankdrift",
-        "cluster",
-        *more,
-        "--name",
-        f"vm{number + 1}",
-        "--slots",
-        "1",
-        "--memory",
-        "128",
-        *ip,
-    ]
+    own = ["--name", f"vm{number + 1}", "--slots", "1", "--memory", "128", *ip]
+    command = ["rankdrift", "cluster", *more, *own]
     status, said = three[number].run(*command, folder=three.folder)
     assert status == 0, said
 
@@ -132,9 +122,7 @@ def test_twelve_cells_whatever_is_killed(three: Machines) -> None:
     process = driver(three)
     wait_until(lambda: len(done(first)) >= 5)
     told["driver killed, until three more"] = time.monotonic() - began
-    assert {
-        name: statuses(first)[name]["attempts"] for name in once
-    } == once  # what was done is not done again
+    assert {name: statuses(first)[name]["attempts"] for name in once} == once  # not done again
 
     wait_until(lambda: bool(third.ranks()))
     there = {name for name, told in statuses(third).items() if told["state"] == "running"}

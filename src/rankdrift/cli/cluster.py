@@ -20,7 +20,8 @@ from typing import Any
 
 from rankdrift.errors import UserError
 
-KILOBYTE = 2**10
+HEAD = ("--head", "--include-dashboard=false")
+MEBIBYTE = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     start = _action(actions, "start", "start the first node")
     start.add_argument("--port", type=int, default=6379, help="that the others join at (6379)")
+    start.add_argument("--temporary", type=Path, metavar="DIR", help="for logs and sockets of all (/tmp/ray)")
     join = _action(actions, "join", "start a node that joins")
     join.add_argument("address", metavar="HOST:PORT", help="as 'cluster start' has printed it")
     for parser in (start, join):
@@ -52,10 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "start":
         ip = arguments.ip or _own_ip()
         address = f"{ip}:{arguments.port}"
+        temporary = ["--temp-dir", os.path.abspath(arguments.temporary)] if arguments.temporary else []
         ray_cluster.start(
             arguments.name,
             arguments.folder,
-            ["--head", "--port", str(arguments.port), "--node-ip-address", ip, *options],
+            [*HEAD, "--port", str(arguments.port), "--node-ip-address", ip, *temporary, *options],
         )
         print(f"cluster at {address}; on each other machine: rankdrift cluster join {address}")
         return 0
@@ -83,7 +86,6 @@ def _add_node(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="for what tasks return, MiB of shared memory (512)",
     )
-    parser.add_argument("--temporary", type=Path, metavar="DIR", help="for Ray's logs and sockets (/tmp/ray)")
 
 
 def _options(arguments: argparse.Namespace) -> list[str]:
@@ -93,10 +95,7 @@ def _options(arguments: argparse.Namespace) -> list[str]:
     if arguments.slots is not None and arguments.slots < 0:
         raise UserError(f"--slots {arguments.slots}: give 0 (a node that carries nothing out) or more")
     slots = default_ranks() if arguments.slots is None else arguments.slots
-    options = ["--num-cpus", str(slots), "--include-dashboard=false"]
-    options += ["--object-store-memory", str(arguments.memory * KILOBYTE * KILOBYTE)]
-    if arguments.temporary and arguments.action == "start":
-        options += ["--temp-dir", os.path.abspath(arguments.temporary)]
+    options = ["--num-cpus", str(slots), "--object-store-memory", str(arguments.memory * MEBIBYTE)]
     return options
 
 
