@@ -98,7 +98,7 @@ class Analysis:
     parquet_only: frozenset[str] = frozenset()
     """Tables too long to be useful as CSV."""
     split: Callable[[Any, Params], Sequence[str]] | None = None
-    """Names a checkpoint's units (matrices), in the order of the table: what processes and ranks share. Of a
+    """Names a checkpoint's units (matrices), in the order of the table: what processes share. Of a
     study it takes all its subjects, and so does ``measure``."""
     measure: Callable[[Any, Params, str], Tables] | None = None
     """Returns the rows of one unit; it is called on one thread, in any process and order."""

@@ -3,8 +3,8 @@
 A part is what one analysis gives for one checkpoint (or run). It is stored below ``tables/.parts`` with the
 fingerprint of its inputs and settings, so an analysis that was killed continues where it stopped, a new
 checkpoint costs only itself, and an unchanged study costs nothing. An analysis that works matrix by matrix
-shares all matrices of all checkpoints over processes, and over ranks where several are started
-(:mod:`rankdrift.analysis.worklist`). Analyses of a whole study come last and read the others' tables.
+shares all matrices of all checkpoints over processes (:mod:`rankdrift.analysis.worklist`). Those of a whole
+study come last and read the others' tables.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rankdrift.analysis.contract import Analysis, Params, Tables
 from rankdrift.analysis.parts import Part, StudyPart, settings_of
 from rankdrift.analysis.sources.elsewhere import Weights, none_elsewhere
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject
-from rankdrift.analysis.worklist import Share, bring_up_to_date
+from rankdrift.analysis.worklist import bring_up_to_date
 from rankdrift.errors import UserError
 from rankdrift.progress import Progress
 
@@ -34,14 +34,12 @@ def run_analyses(
     tables: Path,
     params: Params,
     progress: Progress,
-    share: Share | None = None,
     weights: Weights = none_elsewhere,
 ) -> list[Path]:
     """Bring the tables of the named analyses up to date; return their Parquet files.
 
-    Rows are in the order of ``subjects``, identity columns first. Several ranks that are each given their
-    ``share`` divide the work; rank 0 writes the tables, the others return no files. ``weights`` has here what
-    another machine holds, for what compares weights of several runs.
+    Rows are in the order of ``subjects``, identity columns first. ``weights`` has here what another machine
+    holds, for what compares weights of several runs.
 
     Raises
     ------
@@ -49,23 +47,21 @@ def run_analyses(
         For an unknown analysis, and for whatever an analysis cannot read.
 
     """
-    share = share or Share()
     analyses = [registry.load("analysis", name) for name in names]
     written = []
     for analysis in sorted(analyses, key=lambda analysis: analysis.per == "study"):
         if analysis.per == "study":
-            written += _run_on_study(analysis, subjects, tables, params, progress, share, weights)
+            written += _run_on_study(analysis, subjects, tables, params, progress, weights)
             continue
         parts = _parts(analysis, subjects, tables / PARTS / analysis.name)
         paths = [tables / f"{table}.parquet" for table in analysis.tables]
         wanted = {part.name: part.dependencies(params) for part in parts}
         if all(_is_current(path, wanted) for path in paths):  # the parts may have been cleaned away
-            written += paths if share.rank == 0 else []
+            written += paths
             continue
-        bring_up_to_date(analysis, parts, params, progress, share)
-        if share.rank == 0:
-            found = [(part, part.stored()) for part in parts]
-            written += [_join(analysis, table, found, tables) for table in analysis.tables]
+        bring_up_to_date(analysis, parts, params, progress)
+        found = [(part, part.stored()) for part in parts]
+        written += [_join(analysis, table, found, tables) for table in analysis.tables]
     return written
 
 
@@ -76,7 +72,7 @@ def measure_checkpoints(
     for analysis in (registry.load("analysis", name) for name in names):
         if analysis.per == "checkpoint":
             parts = _parts(analysis, subjects, tables / PARTS / analysis.name)
-            bring_up_to_date(analysis, parts, params, progress, Share())
+            bring_up_to_date(analysis, parts, params, progress)
 
 
 def _parts(analysis: Analysis, subjects: Sequence[Subject], folder: Path) -> list[Part]:
@@ -121,7 +117,6 @@ def _run_on_study(
     tables: Path,
     params: Params,
     progress: Progress,
-    share: Share,
     weights: Weights,
 ) -> list[Path]:
     """Compute a study's tables unless checkpoints, scores and the tables it reads are the same as before."""
@@ -134,9 +129,7 @@ def _run_on_study(
     current = all(_is_current(path, dependencies) for path in paths)  # its parts may have been cleaned away
     if analysis.split and not current:
         with weights(subjects):
-            bring_up_to_date(analysis, [part], params, progress, share)
-    if share.rank:
-        return []
+            bring_up_to_date(analysis, [part], params, progress)
     if not current:
         progress(analysis.name, 0, 1)
         frames = _study_tables(part, params, tables)

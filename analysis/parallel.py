@@ -23,13 +23,13 @@ PRELOADED = ("rankdrift.analysis.worklist", "rankdrift.analysis.measures.spectra
 
 
 def map_unordered(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, place: int = 0
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[Result]:
     """Yield ``function(item)`` of every item as it is done, by ``workers`` processes (0: one a core).
 
     Every result is computed on one thread, so it does not depend on the number of workers. The function and
     the items must be picklable. What has not begun when one fails is not begun. The processes take the
-    machine's GPUs in turn, beginning with the one at ``place``.
+    machine's GPUs in turn.
     """
     workers = min(workers or len(os.sched_getaffinity(0)), len(items))
     if workers <= 1:
@@ -39,7 +39,7 @@ def map_unordered(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     _start_server()
-    places, others = context.Value("i", place), set(multiprocessing.active_children())
+    places, others = context.Value("i", 0), set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, initializer=_take_next_gpu, initargs=(places,)) as pool:
         try:
             with _interrupts_kept():

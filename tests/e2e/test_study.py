@@ -219,17 +219,3 @@ def test_runs_are_compared(study: StudyLayout) -> None:
     for words in ("Learning and forgetting", "Item by item", "one seed: no interval over seeds"):
         assert words in printed
     assert "two or more run folders" in refused("analyze", "compare", runs[0])
-
-
-def test_ranks_share_an_analysis_and_change_no_number(study: StudyLayout, tmp_path: Path) -> None:
-    copy = StudyLayout(tmp_path / "copy")
-    for part in ("runs", "base"):
-        shutil.copytree(study.root / part, copy.root / part)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    shared = ["-m", "rankdrift.cli.analyze", "--study", str(copy.root)]
-    subprocess.run([*launcher, *shared, "spectra", "checkpoint_gradients", "drift"], check=True, timeout=600)
-    for table in ("svd_analysis_results", "subspace_drift", "intruder_dimensions", "singular_values"):
-        one, other = (files.read_table(layout.table(table)) for layout in (study, copy))
-        pd.testing.assert_frame_equal(one, other, check_exact=True)
-    one, other = (files.read_table(layout.table("drift_metrics")) for layout in (study, copy))
-    assert len(one) == len(other)

@@ -140,7 +140,7 @@ def test_twelve_cells_whatever_is_killed(three: Machines) -> None:
     said = process.communicate(timeout=300)[0]
     told["head killed, until the driver has ended"] = time.monotonic() - began
     assert process.returncode == 1, said[-3000:]
-    assert "rankdrift study: failed:" in said.splitlines()[-1]
+    assert "Failed to connect to GCS" in said  # Ray ends a program that has lost its head for 60 s
     for machine in three.machines:
         machine.run("rankdrift", "cluster", "stop", folder=three.folder)
     began = time.monotonic()
@@ -166,3 +166,37 @@ def test_twelve_cells_whatever_is_killed(three: Machines) -> None:
         assert len(table) == len(spread[name])
         for column in set(table.columns) - MEASURED:
             assert table[column].map(repr).equals(spread[name][column].map(repr)), (name, column)
+
+
+@thorough
+def test_a_cell_that_is_larger_than_a_machine(three: Machines) -> None:
+    """Two ranks on two machines, whose checkpoints come together on the first: as two ranks on one."""
+    for machine in three.machines:
+        machine.run("rankdrift", "cluster", "stop", folder=three.folder)
+    for number in (0, 1):
+        start(three, number)
+    first, second = three[0], three[1]
+    (three.folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"seeds": [1]}))
+    command = ["rankdrift", "study", "run", "--experiment", "recipe.yaml", "--ranks", "2"]
+    for more in (["study=wide", "--ray", ADDRESS], ["study=narrow"]):
+        began = time.monotonic()
+        status, said = first.run(*command, *more, folder=three.folder, timeout=TIMEOUT)
+        print(f"{more[0]}: {time.monotonic() - began:.0f} s")
+        assert status == 0, said[-6000:]
+        if "--ray" in more:
+            assert " on vm1+vm2\n" in said or " on vm2+vm1\n" in said
+    wide, narrow = tables_of(first, "wide"), tables_of(first, "narrow")
+    losses = [
+        table.sort_values(["run", "step", "split"])["loss"]
+        for table in (wide["training_metrics"], narrow["training_metrics"])
+    ]
+    assert losses[0].to_numpy() == pytest.approx(losses[1].to_numpy(), abs=1e-6)
+    assert set(wide) == set(narrow)
+    assert {name: len(table) for name, table in wide.items()} == {
+        name: len(table) for name, table in narrow.items()
+    }
+    parts = [
+        list(machine.outputs.glob("wide/runs/*/checkpoints/*/*optim_states.pt"))
+        for machine in (first, second)
+    ]
+    assert all(parts)

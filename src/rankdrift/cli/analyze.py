@@ -12,13 +12,14 @@ And of a study:            training, gradients, probes, forecasts (recorded whil
                            predictors, searches
 
 Tables go to STUDY/tables or OUTPUT/tables; 'rankdrift report' draws them. What is up to date is not measured
-again. Under a launcher (torchrun, deepspeed --module rankdrift.cli.analyze) ranks share the work of the first
-two.
+again. One process of this command is enough: it uses all cores and GPUs of a machine. Over several machines
+each measures what it has trained ('rankdrift study run --ray', 'rankdrift phase').
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,6 @@ from rankdrift.layout import RunLayout, StudyLayout
 if TYPE_CHECKING:  # torch takes seconds to import, and other commands read this file for its help
     from rankdrift.analysis.contract import Params
     from rankdrift.analysis.sources.subjects import Subject
-    from rankdrift.analysis.worklist import Share
     from rankdrift.studies.study_checkpoints import Source
 
 OUTPUT = Path("outputs/analysis")
@@ -124,6 +124,11 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what is asked; return 0. Raises UserError."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            f"analyze was started as {os.environ['WORLD_SIZE']} ranks; start it once, without a launcher: "
+            "it uses all cores and GPUs of its machine"
+        )
     asked = _asked(arguments)
     _refuse_other_options(asked, arguments)
     if arguments.workers is not None and arguments.workers < 1:
@@ -161,43 +166,41 @@ def _refuse_other_options(asked: str, arguments: argparse.Namespace) -> None:
 
 
 def _of_study(arguments: argparse.Namespace) -> Iterator[Path]:
-    from rankdrift.analysis.worklist import Share
     from rankdrift.studies.pipeline import analyse_study
 
-    study, share = StudyLayout(arguments.study), Share.of_environment()
+    study = StudyLayout(arguments.study)
     if not study.run_names():
         raise UserError(f"{study.runs}: no runs there; give the folder that holds 'runs/'")
     _require_writable(study.root, "--study")
     names = arguments.names or registry.names("analysis")
     source: Source = arguments.source or "auto"
-    yield from analyse_study(study, names, _say(share), source, share, arguments.workers)
+    yield from analyse_study(study, names, _print, source, arguments.workers)
 
 
 def _of_folders(arguments: argparse.Namespace) -> Iterator[Path]:
     from rankdrift.analysis.engine import run_analyses
-    from rankdrift.analysis.worklist import Share
     from rankdrift.progress import progress_lines
 
     if not arguments.tuned:
         raise UserError("--base needs at least one --tuned FOLDER to compare it with")
     names = _of_any_folder(arguments.names)
     subjects = _given_subjects(names, arguments)
-    study, share = _output(arguments), Share.of_environment()
+    study = _output(arguments)
     names, params = _folder_params(
-        names, study, subjects[0].base, arguments.workers or 0, bool(arguments.names), _say(share)
+        names, study, subjects[0].base, arguments.workers or 0, bool(arguments.names), _print
     )
-    progress = progress_lines(_say(share))
+    progress = progress_lines(_print)
     for line in _sources(subjects):
-        _say(share)(line)
+        _print(line)
     for name in names:  # one after the other: what is done is said, whatever becomes of the next
         try:
-            yield from run_analyses([name], subjects, study.tables, params, progress, share)
+            yield from run_analyses([name], subjects, study.tables, params, progress)
         except NotApplicableError as error:
             if arguments.names:
                 raise
-            _say(share)(f"{name}: left out; {error}")
+            _print(f"{name}: left out; {error}")
     for line in _drowned(study):
-        _say(share)(line)
+        _print(line)
 
 
 def _sources(subjects: Sequence[Subject]) -> Iterator[str]:
@@ -339,11 +342,6 @@ def _require_fit(names: Sequence[str], base: Path, subjects: Sequence[Subject]) 
         for subject in subjects:
             if subject.tuned:
                 weights_of(subject)
-
-
-def _say(share: Share) -> Callable[[str], None]:
-    """Return what says progress: rank 0 prints, the others are quiet."""
-    return _print if share.rank == 0 else lambda line: None
 
 
 def _print(line: str) -> None:

@@ -14,8 +14,9 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ from rankdrift.errors import IntegrityError, Preempted, RankError, UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import resolve
 from rankdrift.progress import Say
-from rankdrift.studies.carry_out import carry_out, read_record
+from rankdrift.studies.carry_out import carry_out, read_record, train_elsewhere
 from rankdrift.studies.cells import Cell
-from rankdrift.studies.executors import Executor, Outcome, Task
+from rankdrift.studies.executors import Ask, Executor, Outcome, Spread, Task
 from rankdrift.studies.executors.processes import node
+from rankdrift.studies.launcher import Among
 from rankdrift.studies.restarts import Restarts
 from rankdrift.studies.study_checkpoints import run_subjects
-from rankdrift.zero_checkpoint.manifest import complete_steps
+from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps
 
 STAYS = frozenset({"checkpoints", "exports", "merged", "model", "traces", "held.json"})
 """Of a run's folder: weights, and what is as large."""
@@ -101,6 +103,43 @@ def carry_out_away(
     return Brought(None if shared else _packed(cell, how[0], root), error)
 
 
+def train_part(
+    order: Order,
+    driver: dict[str, Any],
+    root: StudyLayout,
+    how: tuple[bool, Sequence[str], Restarts],
+    among: Among,
+) -> None:
+    """Train a cell with this machine's ranks while others do so with theirs; the first says how far it is."""
+    cell, restarts = order.here(), Restarts(among=among)
+    if among.node:
+        train_elsewhere(cell, restarts)
+    else:
+        carry_out(cell, how[0], ("train",), restarts)
+
+
+def bring_together(
+    order: Order,
+    driver: dict[str, Any],
+    root: StudyLayout,
+    how: tuple[bool, Sequence[str], Restarts],
+    nodes: int,
+    ask: Ask,
+) -> None:
+    """Make the checkpoints of a run whole here, whose machines share no folder."""
+    run = order.cell.run
+    for step in complete_steps(run.checkpoints):
+        folder = run.checkpoint(step)
+        manifest = Manifest.read_part(folder)
+        for name, part in manifest.elsewhere().items():
+            bring_file(
+                partial(ask, part), str(folder.absolute() / name), folder / name, manifest.files[name].size
+            )
+        whole = manifest.whole()
+        whole.check_contents(folder, names=list(manifest.elsewhere()))
+        whole.keep(folder)
+
+
 def arrived(outcome: Outcome, root: StudyLayout) -> Outcome:
     """Unpack what came of a cell into the study's folder; return what became of it."""
     if not isinstance(outcome.value, Brought):
@@ -116,7 +155,8 @@ def order_task(task: Task, cell: Cell, root: StudyLayout, where: str | None) -> 
     """Return the task of a cell as one for another machine, rather on a node that has a part of it."""
     driver = files.read_json(root.driver)
     arguments = (Order.of(cell), driver, root, task.arguments[1:])
-    return dataclasses.replace(task, function=carry_out_away, arguments=arguments, node=where)
+    spread = Spread(train_part, bring_together)
+    return dataclasses.replace(task, function=carry_out_away, arguments=arguments, node=where, spread=spread)
 
 
 def holding(cells: Sequence[tuple[str, RunLayout, str]]) -> dict[str, tuple[int, int]]:
@@ -166,16 +206,21 @@ def brought(subjects: Iterable[Subject], executor: Executor, say: Say) -> Iterat
 def _bring(held: Held, name: str, run: RunLayout, executor: Executor) -> None:
     """Copy a folder of a run from the node that holds it."""
     for relative, size in executor.at(held.node, listed, str(Path(held.folder, name))):
-        path = run.root / name / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            while file.tell() < size:
-                file.write(executor.at(held.node, piece, str(Path(held.folder, name, relative)), file.tell()))
+        there = str(Path(held.folder, name, relative))
+        bring_file(partial(executor.at, held.node), there, run.root / name / relative, size)
     if content(run.root / name) != held.contents[name]:
         raise IntegrityError(
             f"{held.folder}/{name} on {held.node}: not what was measured there; carry the cell out again: "
             f"'rankdrift study retry STUDY {run.root.name}'"
         )
+
+
+def bring_file(ask: Callable[..., Any], there: str, here: Path, size: int) -> None:
+    """Copy a file from the node that is asked."""
+    here.parent.mkdir(parents=True, exist_ok=True)
+    with open(here, "wb") as file:
+        while file.tell() < size:
+            file.write(ask(piece, there, file.tell()))
 
 
 def listed(folder: str) -> list[tuple[str, int]]:

@@ -92,6 +92,11 @@ def is_carried_out(run: RunLayout) -> bool:
     return files.is_held(run.cell_lock)
 
 
+def train_elsewhere(cell: Cell, restarts: Restarts) -> None:
+    """Train a cell with ranks of this machine that are not the first; what the first has to say, it says."""
+    _train(cell, restarts, lambda line: None)
+
+
 def _train(cell: Cell, restarts: Restarts, say: Say) -> None:
     """Train the run unless it is finished; how it is scored and analysed may have changed since."""
     run = cell.run

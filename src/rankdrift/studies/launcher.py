@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rankdrift import signals
@@ -32,6 +33,29 @@ LINGER = 5.0
 Rank = subprocess.Popen[bytes]
 
 
+@dataclass(frozen=True)
+class Among:
+    """The ranks of a training that are started here, of all that it has on several machines."""
+
+    node: int
+    """Which of the machines this is; rank 0 is on the first."""
+    first: int
+    """The first rank here."""
+    ranks: int
+    """How many are started here."""
+    world: int
+    """How many there are in all."""
+    address: str
+    """Of rank 0's machine."""
+    port: int
+    """At which rank 0 listens there."""
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What all ranks are told of where rank 0 is."""
+        return {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port), "WORLD_SIZE": str(self.world)}
+
+
 def default_ranks() -> int:
     """Return the number of GPUs of this machine; without one, two ranks, or one on a single core."""
     import torch  # takes seconds; starting ranks does not need it
@@ -41,10 +65,16 @@ def default_ranks() -> int:
     return min(2, len(os.sched_getaffinity(0)))
 
 
-def launch(ranks: int, arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+def launch(
+    ranks: int,
+    arguments: Sequence[str],
+    variables: Mapping[str, str] | None = None,
+    among: Among | None = None,
+) -> None:
     """Run ``rankdrift train`` with so many ranks on this machine and wait for them.
 
-    ``variables`` are added to their environment.
+    ``variables`` are added to their environment. Where they are ``among`` those of several machines, as many
+    are started as it says.
 
     Raises
     ------
@@ -58,7 +88,8 @@ def launch(ranks: int, arguments: Sequence[str], variables: Mapping[str, str] | 
         If a rank failed by an error of its own.
 
     """
-    status = run_ranks(ranks, [sys.executable, "-u", "-m", "rankdrift.cli.train", *arguments], variables)
+    command = [sys.executable, "-u", "-m", "rankdrift.cli.train", *arguments]
+    status = run_ranks(ranks, command, variables, among)
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == Preempted.exit_code:
@@ -74,7 +105,12 @@ def launch(ranks: int, arguments: Sequence[str], variables: Mapping[str, str] | 
         raise RankError(f"{_ending(status)}; see above, and train.log in the run's folder")
 
 
-def run_ranks(ranks: int, command: Sequence[str], variables: Mapping[str, str] | None = None) -> int:
+def run_ranks(
+    ranks: int,
+    command: Sequence[str],
+    variables: Mapping[str, str] | None = None,
+    among: Among | None = None,
+) -> int:
     """Run a command once a rank and wait for all; none outlives this process by more than it takes to save.
 
     Signals that ask something of a training are passed on to every rank, and saving may take its time. Once
@@ -88,14 +124,16 @@ def run_ranks(ranks: int, command: Sequence[str], variables: Mapping[str, str] |
         exit code of the first that failed: its signal's number, negative, where one killed it.
 
     """
-    shared: dict[str, Any] = {**(variables or {}), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-    shared |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "LOCAL_SIZE": ranks}
+    among = among or Among(0, 0, ranks, ranks, "127.0.0.1", free_port())
+    here: dict[str, Any] = {"LOCAL_WORLD_SIZE": among.ranks, "LOCAL_SIZE": among.ranks}
+    shared = {**(variables or {}), **among.variables, **here}
     asked: deque[int] = deque()
     processes: list[Rank] = []
     with signals.answered_by(lambda number, frame: asked.append(number)), signals.adopting_orphans():
         try:
-            for rank in range(ranks):
-                processes.append(_start(command, shared | {"RANK": rank, "LOCAL_RANK": rank}))
+            for place in range(among.ranks):
+                own = {"RANK": among.first + place, "LOCAL_RANK": place}
+                processes.append(_start(command, shared | own))
             return _wait(processes, asked)
         finally:
             for process in processes:
@@ -185,8 +223,9 @@ def _ending(status: int) -> str:
     return f"a rank failed with exit code {status}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine at which nobody listens."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         port: int = probe.getsockname()[1]
         return port

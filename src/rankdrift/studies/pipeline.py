@@ -14,7 +14,6 @@ from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.report.overview import build_overview
 from rankdrift.analysis.sources.elsewhere import Weights, none_elsewhere
-from rankdrift.analysis.worklist import Share
 from rankdrift.data.dataset import load_rows
 from rankdrift.data.identity import run_identity
 from rankdrift.data.length import with_steps
@@ -254,20 +253,19 @@ def analyse_study(
     names: list[str],
     say: Say,
     source: Source = "auto",
-    share: Share | None = None,
     workers: int | None = None,
     weights: Weights = none_elsewhere,
 ) -> list[Path]:
     """Run some analyses over every stored step of a study's runs; return the tables' paths.
 
-    Several ranks, each given its ``share``, divide the work. Raises UserError where nothing is stored.
+    Raises UserError where nothing is stored.
     """
     subjects = study_subjects(study, source)
     spec = read_spec(study.run(study.run_names()[0]).spec)
     params = study_params(study, spec, subjects[0].base)
     if workers is not None:
         params = dataclasses.replace(params, workers=workers)
-    return run_analyses(names, subjects, study.tables, params, progress_lines(say), share, weights)
+    return run_analyses(names, subjects, study.tables, params, progress_lines(say), weights)
 
 
 @contextlib.contextmanager

@@ -111,6 +111,15 @@ def connect(address: str) -> ModuleType:
     return ray
 
 
+def go_to_folder() -> None:
+    """Be where studies are on this node, with the threads that its user has asked for, or no word of them."""
+    os.chdir(os.environ.get(FOLDER, os.getcwd()))
+    if threads := os.environ.get(THREADS):
+        os.environ["OMP_NUM_THREADS"] = threads
+    else:
+        os.environ.pop("OMP_NUM_THREADS", None)
+
+
 def _ray(arguments: Sequence[str], variables: dict[str, str]) -> str:
     """Run the ``ray`` command of this environment."""
     program = Path(sys.executable).with_name("ray")

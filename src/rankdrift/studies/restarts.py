@@ -12,7 +12,7 @@ from rankdrift import files
 from rankdrift.errors import RankError
 from rankdrift.layout import RunLayout
 from rankdrift.progress import Say
-from rankdrift.studies.launcher import launch
+from rankdrift.studies.launcher import Among, launch
 from rankdrift.zero_checkpoint.manifest import newest
 
 PAUSE, LONGEST_PAUSE = 2.0, 30.0
@@ -27,6 +27,8 @@ class Restarts:
     """How often a run is started again."""
     elastic: bool = False
     """Whether one rank less is started each time, and not on the GPU of the one that failed."""
+    among: Among | None = None
+    """The ranks that are started here, where the run has more on other machines."""
 
 
 NONE = Restarts()
@@ -49,7 +51,7 @@ def launch_to_the_end(
     for failures in range(restarts.most + 1):
         before = _Stand.of(run)
         try:
-            launch(ranks, arguments, variables)
+            launch(ranks, arguments, variables, restarts.among)
             return
         except RankError as error:
             after = _Stand.of(run)

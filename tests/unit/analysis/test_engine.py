@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,10 @@ import pandas as pd
 import pytest
 
 from rankdrift import files, registry
-from rankdrift.analysis import engine
+from rankdrift.analysis import engine, worklist
 from rankdrift.analysis.contract import Analysis, Params
 from rankdrift.analysis.parts import settings_of
 from rankdrift.analysis.sources.subjects import IDENTITY, Subject, base_subject
-from rankdrift.analysis.worklist import Share
 from rankdrift.errors import UserError
 from rankdrift.settings import Section
 
@@ -302,43 +301,24 @@ def test_a_kill_loses_a_portion_and_other_settings_take_nothing_of_it(study: Stu
     assert len(measured(study)) - before == 42
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_ranks_divide_the_work_and_rank_0_writes_the_table(study: Study, count: int) -> None:
-    study.analysis = BY_MATRIX
-    alone = pd.read_parquet(study.run(workers=1)[0])
-    shared = study.root / "shared"
-    params = Params(cache=study.root / "cache", workers=1)
-    seen = {}
-    for rank in reversed(range(count)):  # rank 0 last: it waits for the others
-        before = len(measured(study))
-        share = Share(rank, count)
-        written = engine.run_analyses(["sizes"], study.subjects, shared, params, lambda *_: None, share)
-        seen[rank] = measured(study)[before:]
-        assert bool(written) == (rank == 0)
-    pd.testing.assert_frame_equal(pd.read_parquet(shared / "matrices.parquet"), alone, check_exact=True)
-    every = [f"{step} {unit}" for step in (1, 2) for unit in UNITS]
-    assert sorted(itertools.chain(*seen.values())) == every
-    assert min(len(units) for units in seen.values()) >= 8
+def test_checkpoints_that_are_computed_whole_share_several_gpus(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many processes as GPUs; one GPU, or none, and this process does it."""
+    asked: list[int] = []
 
+    def by_processes(function: Callable[..., Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
+        asked.append(workers)
+        return map(function, items)
 
-def test_ranks_divide_checkpoints_that_are_computed_whole(study: Study) -> None:
-    params = Params(cache=study.root / "cache")
-    for rank in (1, 0):
-        engine.run_analyses(["sizes"], study.subjects, study.tables, params, lambda *_: None, Share(rank, 2))
-    assert study.computed == ["step-1", "base", "step-2"]
-    assert pd.read_parquet(study.tables / "names.parquet")["name"].tolist() == ["base", "step-1", "step-2"]
-
-
-def test_a_share_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert Share.of_environment() == Share(0, 1, 1)
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
-        monkeypatch.setenv(name, value)
-    share = Share.of_environment()
-    assert share == Share(5, 8, 4)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(10)))
-    assert (share.workers(0), share.workers(3), Share(0, 99, 99).workers(0)) == (2, 3, 1)
+    monkeypatch.setattr(worklist, "map_unordered", by_processes)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    study.run()
+    assert (asked, study.computed) == ([3], ["base", "step-1", "step-2"])
+    study.computed.clear()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    study.run(settings=(Settings(k=4),))
+    assert (asked, study.computed) == ([3], ["base", "step-1", "step-2"])
 
 
 def test_a_study_table_is_made_of_the_others_and_anew_where_they_change(study: Study) -> None:

@@ -17,9 +17,9 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from rankdrift.analysis import parallel, worklist
+from rankdrift.analysis import parallel
 from rankdrift.analysis.parallel import map_unordered
-from rankdrift.analysis.worklist import GPU_PROCESSES, Share
+from rankdrift.analysis.worklist import GPU_PROCESSES, processes
 
 
 def test_every_result_is_computed_on_one_thread() -> None:
@@ -53,14 +53,6 @@ def test_processes_take_the_gpus_in_turn(taken: list[int], first: int, expected:
     assert taken == expected
 
 
-def test_ranks_of_a_machine_take_different_gpus(taken: list[int]) -> None:
-    shares = [Share(rank, count=6, neighbours=3) for rank in range(6)]
-    for share in shares:
-        worklist.take_gpu(share.place)
-    assert [share.place for share in shares] == [0, 1, 2, 0, 1, 2]
-    assert taken == [1, 2, 1, 2]
-
-
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_gpu_or_none_is_never_set(taken: list[int], monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -69,24 +61,15 @@ def test_one_gpu_or_none_is_never_set(taken: list[int], monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("gpus", "neighbours", "wanted", "expected"),
-    [
-        (0, 1, 0, 16),
-        (0, 4, 0, 4),
-        (1, 1, 0, GPU_PROCESSES),
-        (2, 1, 0, 2 * GPU_PROCESSES),
-        (2, 2, 0, GPU_PROCESSES),
-        (1, 16, 0, 1),
-        (8, 1, 0, 16),
-        (1, 1, 9, 9),
-    ],
+    ("gpus", "wanted", "expected"),
+    [(0, 0, 16), (1, 0, GPU_PROCESSES), (2, 0, 2 * GPU_PROCESSES), (8, 0, 16), (1, 9, 9)],
 )
 def test_a_gpu_is_shared_by_few_processes(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, neighbours: int, wanted: int, expected: int
+    monkeypatch: pytest.MonkeyPatch, gpus: int, wanted: int, expected: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    assert Share(neighbours=neighbours).workers(wanted) == expected
+    assert processes(wanted) == expected
 
 
 INTERRUPTED = {

@@ -205,7 +205,20 @@ def test_a_killed_starter_leaves_no_rank(starter: Starter, tmp_path: Path) -> No
 def test_a_study_says_how_training_ended(
     status: int, raised: type[BaseException], message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher, "run_ranks", lambda ranks, command, variables: status)
+    monkeypatch.setattr(launcher, "run_ranks", lambda *given: status)
     with pytest.raises(raised, match=message) as caught:
         launcher.launch(2, [])
     assert caught.type is raised
+
+
+def test_ranks_among_those_of_other_machines(tmp_path: Path) -> None:
+    """They are numbered behind those of the machines before, and told where rank 0 is."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    program = "import os, sys; from pathlib import Path\n"
+    program += (
+        f"Path({str(tmp_path)!r}, os.environ['RANK']).write_text(' '.join(map(os.environ.get, {names})))"
+    )
+    among = launcher.Among(1, 4, 2, 8, "vm1", 2345)
+    assert launcher.run_ranks(8, [sys.executable, "-c", program], None, among) == 0
+    told = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert told == {"4": "4 0 8 2 vm1 2345", "5": "5 1 8 2 vm1 2345"}

@@ -15,15 +15,16 @@ import pytest
 from local_tasks import fail, wait_here
 
 from rankdrift.errors import IntegrityError, RankError, UserError
-from rankdrift.studies.executors import Outcome, Task
+from rankdrift.studies.executors import Outcome, Spread, Task
 from rankdrift.studies.executors.processes import NODE
 from rankdrift.studies.ray_cluster import FOLDER, connect, imported, require_answer
 
 ray = pytest.importorskip("ray")
 from rankdrift.studies.executors.ray import Ray, require_same  # noqa: E402
+from rankdrift.studies.executors.ray_spread import shares  # noqa: E402
 
 pytestmark = pytest.mark.distributed
-HERE = Path(local_tasks.__file__).parent
+PATHS = os.pathsep.join([str(Path(local_tasks.__file__).parent), os.environ.get("PYTHONPATH", "")])
 MEMORY = 80 * 2**20
 
 
@@ -36,7 +37,7 @@ class Nodes:
 
     def add(self, name: str, slots: int = 1) -> Any:
         (self.folder / name).mkdir(exist_ok=True)
-        told = {NODE: name, FOLDER: str(self.folder / name), "PYTHONPATH": str(HERE)}
+        told = {NODE: name, FOLDER: str(self.folder / name), "PYTHONPATH": PATHS}
         return self.cluster.add_node(num_cpus=slots, object_store_memory=MEMORY, env_vars=told)
 
     def written(self, name: str) -> dict[str, str]:
@@ -51,7 +52,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     imported()
     before = os.getcwd()
     head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args={**head, "env_vars": {NODE: "head"}})
+    made = Cluster(
+        initialize_head=True, head_node_args={**head, "env_vars": {NODE: "head", "PYTHONPATH": PATHS}}
+    )
     found = Nodes(made, tmp_path_factory.mktemp("nodes"))
     found.add("n1")
     found.add("n2", slots=2)
@@ -183,3 +186,36 @@ def test_an_address_that_does_not_answer() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UserError, match=f"{address}: no Ray cluster answers .*rankdrift cluster start"):
             connect(address)
+
+
+def test_what_is_larger_than_a_node_is_done_by_several(nodes: Nodes, executor: Ray) -> None:
+    """A part on each at a time, the first hears from the others, and does the rest."""
+    spread = Spread(local_tasks.do_part, local_tasks.join_parts)
+    begun: list[str] = []
+    task = Task("g", wait_here, ("g", 0.0), slots=3, spread=spread)
+    (outcome,) = executor.carry_out([task], lambda task, node: begun.append(node))
+    assert outcome.error is None
+    assert (begun, outcome.node) == (["n2+n1"], "n2")
+    assert nodes.written("n2")["g"] == "ended"
+    parts = [(nodes.folder / name / "g-part").read_text().split() for name in ("n2", "n1")]
+    assert [part[:4] for part in parts] == [["0", "0", "2", "3"], ["1", "2", "1", "3"]]
+    assert parts[0][4:] == parts[1][4:]  # where rank 0 is
+    assert (nodes.folder / "n2" / "g-joined").read_text() == f"{nodes.folder / 'n1'}"
+
+
+def test_a_part_that_fails_ends_the_others(nodes: Nodes, executor: Ray) -> None:
+    spread = Spread(local_tasks.fail_second, local_tasks.join_parts)
+    began = time.monotonic()
+    (outcome,) = executor.carry_out(
+        [Task("h", wait_here, ("h", 300.0), slots=3, spread=spread)], lambda task, node: None
+    )
+    assert (type(outcome.error), str(outcome.error), outcome.node) == (UserError, "no room", "n2+n1")
+    assert time.monotonic() - began < 60
+    assert nodes.written("n2")["h"] == "stopped"
+    with pytest.raises(UserError, match="i: asks for 4 slots, the cluster has 3"):
+        executor.carry_out([Task("i", wait_here, ("i", 0), slots=4, spread=spread)], lambda task, node: None)
+
+
+def test_the_largest_nodes_are_taken_first() -> None:
+    assert shares(16, [8, 0, 8, 4]) == [8, 8]
+    assert shares(17, [8, 4, 8]) == [8, 8, 1]

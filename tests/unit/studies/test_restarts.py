@@ -46,7 +46,7 @@ def tried(
     pauses: list[float] = []
     said: list[str] = []
 
-    def launch(ranks: int, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+    def launch(ranks: int, arguments: Sequence[str], variables: Mapping[str, str], among: None) -> None:
         assert arguments == ["--config", "x.json"]
         made.append((ranks, variables.get("CUDA_VISIBLE_DEVICES")))
         left.pop(0)(run)

@@ -16,6 +16,20 @@ Begun = Callable[["Task", str], None]
 """Takes a task that begins, and the node on which it does."""
 
 
+Ask = Callable[..., Any]
+"""Takes the number of one of a task's nodes, a short function and arguments; returns what it gives there."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a task is done that is larger than a node: parts on several, then the rest on the first of them."""
+
+    part: Callable[..., None]
+    """Called on every node at a time, with the task's arguments and an ``Among``."""
+    join: Callable[..., None]
+    """Called on the first node behind them, with the task's arguments, the number of nodes, and ``Ask``."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Something to be done once."""
@@ -26,6 +40,8 @@ class Task:
     arguments: tuple[Any, ...] = ()
     """Picklable."""
     slots: int = 1
+    spread: Spread | None = None
+    """How it is done by several nodes; None is never."""
     log: Path | None = None
     """Where its output goes, if others run beside it."""
     node: str | None = None

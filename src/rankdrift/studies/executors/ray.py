@@ -7,7 +7,6 @@ a process of its own there, in the folder that the node was told, with the GPUs 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +14,14 @@ from typing import Any
 from rankdrift.errors import Preempted, RankError, UserError
 from rankdrift.hosts.code import code_digest, versions
 from rankdrift.studies.executors import Begun, Outcome, Task
-from rankdrift.studies.executors.processes import Running, node
-from rankdrift.studies.ray_cluster import FOLDER, THREADS, connect
+from rankdrift.studies.executors.processes import node
+from rankdrift.studies.executors.ray_spread import carry_out_spread, in_process, shares
+from rankdrift.studies.ray_cluster import connect, go_to_folder
 
 RETRIES = 3
 """Nodes that a task may lose."""
 STOPS = 120.0
 """Seconds that tasks that were asked to stop have for it."""
-LOOK = 0.5
-"""Seconds until a task that is cancelled notices."""
 REPLIES = 30.0
 """Seconds that a node has for a short answer."""
 
@@ -86,13 +84,8 @@ class Ray:
 
     def carry_out(self, tasks: Sequence[Task], begun: Begun) -> Iterator[Outcome]:
         """Yield the outcome of every task as it ends, as ``Executor`` says."""
-        most = max((each.slots for each in self.nodes), default=0)
         for task in tasks:
-            if task.slots > most:
-                raise UserError(
-                    f"{task.name}: asks for {task.slots} slots, the largest node of the cluster has {most}; "
-                    "lower its ranks, or join larger nodes"
-                )
+            self._require_room(task)
         return self._carried_out({task.name: task for task in tasks}, begun)
 
     def _carried_out(self, tasks: dict[str, Task], begun: Begun) -> Iterator[Outcome]:
@@ -117,14 +110,29 @@ class Ray:
                 ray.wait(list(left), num_returns=len(left), timeout=STOPS)
             ray.kill(told)
 
+    def _require_room(self, task: Task) -> None:
+        """Raise UserError where a node, or of what can be spread all nodes, have too few slots."""
+        sizes = [each.slots for each in self.nodes]
+        most = sum(sizes) if task.spread else max(sizes, default=0)
+        if task.slots > most:
+            where = "the cluster" if task.spread else "the largest node of the cluster"
+            raise UserError(
+                f"{task.name}: asks for {task.slots} slots, {where} has {most}; lower its ranks, or join more"
+            )
+
     def _submit(self, task: Task, told: Any) -> Any:
         """Start a task as soon as a node has slots for it; rather on the node that has a part of it."""
+        if task.slots > max(each.slots for each in self.nodes):
+            sizes = shares(task.slots, [each.slots for each in self.nodes])
+            here = self._at(self._ray.get_runtime_context().get_node_id(), soft=False)
+            spread = self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(carry_out_spread)
+            return spread.remote(task, told, sizes, self.has_gpus)
         options: dict[str, Any] = {"max_retries": RETRIES, "name": task.name}
-        options |= {"num_gpus": task.slots, "num_cpus": 0} if self.has_gpus else {"num_cpus": task.slots}
+        options |= resources(task.slots, self.has_gpus)
         identifiers = {each.name: each.identifier for each in self.nodes}
         if task.node in identifiers:
             options["scheduling_strategy"] = self._at(identifiers[task.node], soft=True)
-        return self._ray.remote(**options)(_carried_out_here).remote(task, told)
+        return self._ray.remote(**options)(carried_out_here).remote(task, told)
 
     def _outcome(self, task: Task, ref: Any) -> Outcome:
         """Return what became of a task that has ended, or was lost too often."""
@@ -132,6 +140,8 @@ class Ray:
             return dataclasses.replace(self._ray.get(ref), task=task)
         except self._ray.exceptions.TaskCancelledError:
             return Outcome(task, "", error=Preempted("run the same command again to go on"))
+        except self._ray.exceptions.RayTaskError as error:  # of ours, beside the task
+            return Outcome(task, "", error=RankError(str(error).strip().splitlines()[-1]))
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]
             return Outcome(task, "", error=RankError(f"lost with its node, {RETRIES} times again: {reason}"))
@@ -187,6 +197,11 @@ def require_same(name: str, found: dict[str, str], expected: dict[str, str]) -> 
         raise UserError(f"node {name} has {what}; install the same versions on all nodes")
 
 
+def resources(slots: int, has_gpus: bool) -> dict[str, int]:
+    """Return what a task asks Ray for."""
+    return {"num_gpus": slots, "num_cpus": 0} if has_gpus else {"num_cpus": slots}
+
+
 class _Told:
     """What tasks tell when they begin: an actor that has no more to say than was told."""
 
@@ -210,28 +225,11 @@ def _facts() -> dict[str, str]:
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:
     """Return this node's name and what a function gives here."""
-    _go_to_folder()
+    go_to_folder()
     return node(), function(*arguments)
 
 
-def _carried_out_here(task: Task, told: Any) -> Outcome:
+def carried_out_here(task: Task, told: Any) -> Outcome:
     """Carry out a task on this node; cancelled, it is asked to stop, and waited for."""
-    _go_to_folder()
     told.begins.remote(task.name, node())
-    running = Running.start(task)
-    try:
-        while not running.has_ended(LOOK):  # Ray interrupts between two looks, not a wait without end
-            pass
-        return running.outcome()
-    finally:
-        running.stop()
-        running.process.join()
-
-
-def _go_to_folder() -> None:
-    """Be where studies are on this node, with the threads that its user has asked for, or no word of them."""
-    os.chdir(os.environ.get(FOLDER, os.getcwd()))
-    if threads := os.environ.get(THREADS):
-        os.environ["OMP_NUM_THREADS"] = threads
-    else:
-        os.environ.pop("OMP_NUM_THREADS", None)
+    return in_process(task)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rankdrift.analysis.comparisons import task_vectors
 from rankdrift.analysis.comparisons.task_vectors import COLUMNS, SUMS, TABLE, find_pairs
 from rankdrift.analysis.contract import Params
-from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.mathematics.spectral import task_arithmetic
 from rankdrift.analysis.mathematics.spectral.task_arithmetic import PairSums
 from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.analysis.sources.updates import DenseUpdate, touched
 from rankdrift.analysis.sources.weights import open_weights
-from rankdrift.analysis.worklist import Share
 
 M, N = 24, 40
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -224,21 +221,6 @@ def test_a_zero_update_has_no_direction_and_says_so(table: pd.DataFrame) -> None
     assert still["reason"].str.contains("zero").all()
     full = table[(table["other_run"] == "lora") & (table["level"] == "global")]
     assert (full["reason"] == "").all()
-
-
-def test_ranks_share_the_matrices_and_their_table_is_the_same(
-    study: list[Subject], table: pd.DataFrame, tmp_path: Path
-) -> None:
-    params = Params(cache=tmp_path, workers=1)
-
-    def run(share: Share) -> list[Path]:
-        return run_analyses(["task_vectors"], study, tmp_path, params, lambda *_: None, share)
-
-    other = threading.Thread(target=run, args=(Share(rank=1, count=2),))
-    other.start()
-    (path,) = run(Share(rank=0, count=2))
-    other.join()
-    pd.testing.assert_frame_equal(pd.read_parquet(path), table, check_dtype=False)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
