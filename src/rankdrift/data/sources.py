@@ -8,7 +8,9 @@ training rows, by a hash of what they ask.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +27,10 @@ CARVED = 0.1
 CONVERTED = "refs/convert/parquet"
 """The branch on which the hub keeps a data set's rows as Parquet, also where a script of its own makes them:
 such scripts are not run any more (datasets 4)."""
+
+
+class _NoSplitError(UserError):
+    """A split that a task does not have."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,46 @@ def rows_of(task: Task, split: Split, data: DataSpec) -> tuple[str, list[dict[st
     return source.origin, rows
 
 
+def fetch(task: Task, data: DataSpec) -> dict[str, int]:
+    """Have all splits of a task's source at hand, the hub's in the cache of its library; return their rows.
+
+    The splits are the source's own, by its names. Raises UserError where one or a column is missing.
+    """
+    rows: dict[str, int] = {}
+    for split in SPLITS:
+        with contextlib.suppress(_NoSplitError):
+            theirs, _ = split_of(task, split, data)
+            if theirs not in rows:
+                rows[theirs] = _count(task, split, theirs, data)
+    return rows
+
+
+def _count(task: Task, split: Split, theirs: str, data: DataSpec) -> int:
+    if from_hub(task, data):
+        assert task.source is not None
+        return len(_hub_table(task, theirs, task.source)[1])
+    return len(rows_of(task, split, data)[1])
+
+
+def forget(task: Task, data: DataSpec) -> None:
+    """Remove what the hub's library made of a task's files, so that it makes it again of what it fetches."""
+    if not from_hub(task, data):
+        return
+    assert task.source is not None
+    for split in SPLITS:
+        with contextlib.suppress(UserError):  # of what was not made, or is no split of the task
+            table = _hub_table(task, split_of(task, split, data)[0], task.source)[1]
+            for file in table.cache_files:
+                shutil.rmtree(Path(file["filename"]).parent, ignore_errors=True)
+            return  # all splits of a configuration are made at once, in one folder
+
+
+def from_hub(task: Task, data: DataSpec) -> bool:
+    """Say whether a task's rows come from the hub: neither from files nor built in."""
+    source = task.source
+    return source is not None and source.files is None and data.root is None and task.generate is None
+
+
 def split_of(task: Task, split: Split, data: DataSpec) -> tuple[str, float]:
     """Return the source's name of a split, and the share that is carved out of it (0: all of it is taken).
 
@@ -86,7 +132,7 @@ def split_of(task: Task, split: Split, data: DataSpec) -> tuple[str, float]:
     theirs = names[split]
     if theirs is None:
         has = ", ".join(ours for ours in SPLITS if names[ours])
-        raise UserError(
+        raise _NoSplitError(
             f"task '{task.name}' has no split '{split}', only {has}; choose another task or split"
         )
     return theirs, share if split != "test" else 0.0
@@ -169,6 +215,12 @@ def _read_files(task: Task, paths: list[Path]) -> _Rows:
 
 
 def _read_hub(task: Task, theirs: str, source: Source) -> _Rows:
+    origin, table = _hub_table(task, theirs, source)
+    return _Rows(origin, table.select_columns(list(task.columns)).to_list())
+
+
+def _hub_table(task: Task, theirs: str, source: Source) -> tuple[str, Any]:
+    """Return a split of the hub as its library maps it, and what to call it; its columns are there."""
     named = f"{source.hub}{f' ({source.configuration})' if source.configuration else ''}"
     origin = f"hub dataset {named}, split '{theirs}'"
     try:
@@ -179,7 +231,7 @@ def _read_hub(task: Task, theirs: str, source: Source) -> _Rows:
             f"data.root to a folder that holds {source.folder or source.hub}/{theirs}.parquet"
         ) from None
     require_columns(task.columns, table.column_names, task.name, origin)
-    return _Rows(origin, table.select_columns(list(task.columns)).to_list())
+    return origin, table
 
 
 def _load_hub(source: Source, theirs: str) -> Any:
@@ -191,6 +243,8 @@ def _load_hub(source: Source, theirs: str) -> Any:
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
+    except datasets.exceptions.DatasetsError as error:  # of a file that cannot be read
+        raise ValueError(error) from None
     # a branch of conversions has a folder for each configuration
     return datasets.load_dataset(source.hub, data_dir=source.configuration, split=theirs, revision=CONVERTED)
 

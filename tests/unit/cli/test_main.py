@@ -33,6 +33,7 @@ def test_commands_are_found_by_file_name() -> None:
         "consolidate",
         "data",
         "doctor",
+        "fetch",
         "gather",
         "launch",
         "phase",
@@ -43,6 +44,7 @@ def test_commands_are_found_by_file_name() -> None:
         "search",
         "study",
         "train",
+        "upload",
         "verify",
     ]
 
