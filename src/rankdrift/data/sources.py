@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +38,16 @@ class _Rows:
 
     origin: str
     rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A task's source at hand."""
+
+    rows: Mapping[str, int]
+    """Of every split, by the source's names."""
+    made: frozenset[Path]
+    """Folders of what the hub's library made of the files that it fetched."""
 
 
 def load_examples(task: Task, split: Split, data: DataSpec) -> list[Example]:
@@ -76,38 +85,26 @@ def rows_of(task: Task, split: Split, data: DataSpec) -> tuple[str, list[dict[st
     return source.origin, rows
 
 
-def fetch(task: Task, data: DataSpec) -> dict[str, int]:
-    """Have all splits of a task's source at hand, the hub's in the cache of its library; return their rows.
+def fetch(task: Task, data: DataSpec) -> Fetched:
+    """Have all splits of a task's source at hand, the hub's in the cache of its library.
 
-    The splits are the source's own, by its names. Raises UserError where one or a column is missing.
+    Raises UserError where one or a column is missing.
     """
     rows: dict[str, int] = {}
+    made: set[Path] = set()
     for split in SPLITS:
         with contextlib.suppress(_NoSplitError):
             theirs, _ = split_of(task, split, data)
-            if theirs not in rows:
-                rows[theirs] = _count(task, split, theirs, data)
-    return rows
-
-
-def _count(task: Task, split: Split, theirs: str, data: DataSpec) -> int:
-    if from_hub(task, data):
-        assert task.source is not None
-        return len(_hub_table(task, theirs, task.source)[1])
-    return len(rows_of(task, split, data)[1])
-
-
-def forget(task: Task, data: DataSpec) -> None:
-    """Remove what the hub's library made of a task's files, so that it makes it again of what it fetches."""
-    if not from_hub(task, data):
-        return
-    assert task.source is not None
-    for split in SPLITS:
-        with contextlib.suppress(UserError):  # of what was not made, or is no split of the task
-            table = _hub_table(task, split_of(task, split, data)[0], task.source)[1]
-            for file in table.cache_files:
-                shutil.rmtree(Path(file["filename"]).parent, ignore_errors=True)
-            return  # all splits of a configuration are made at once, in one folder
+            if theirs in rows:
+                continue
+            if from_hub(task, data):
+                assert task.source is not None
+                table = _hub_table(task, theirs, task.source)[1]
+                rows[theirs] = len(table)
+                made |= {Path(file["filename"]).parent for file in table.cache_files}
+            else:
+                rows[theirs] = len(rows_of(task, split, data)[1])
+    return Fetched(rows, frozenset(made))
 
 
 def from_hub(task: Task, data: DataSpec) -> bool:

@@ -43,5 +43,5 @@ def _at_the_hub(name: str, revision: str | None, say: Say) -> Repository | None:
     try:
         return find_any(repository, revision)
     except UserError as error:  # it may be in the cache, or be had from elsewhere
-        say(f"{name}: not compared with the hub ({error})")
+        say(f"not compared with the hub: {error}")
         return None

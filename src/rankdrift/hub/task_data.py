@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from rankdrift.data.sources import fetch, forget, from_hub
+import shutil
+from collections.abc import Mapping
+
+from rankdrift.data.sources import fetch, from_hub
 from rankdrift.errors import IntegrityError, UserError
 from rankdrift.hub.cached import check_cached
 from rankdrift.progress import Say
@@ -10,7 +13,7 @@ from rankdrift.spec import DataSpec
 from rankdrift.tasks import Task
 
 
-def fetch_task(task: Task, data: DataSpec, say: Say) -> dict[str, int]:
+def fetch_task(task: Task, data: DataSpec, say: Say) -> Mapping[str, int]:
     """Return the rows of every split of a task's source, by its names; the hub's are fetched into the cache.
 
     Raises
@@ -22,16 +25,17 @@ def fetch_task(task: Task, data: DataSpec, say: Say) -> dict[str, int]:
 
     """
     try:
-        rows = fetch(task, data)
+        fetched = fetch(task, data)
     except UserError:  # of a damaged file it says more that it is damaged
         _compare(task, data, say)
         raise
     try:
         _compare(task, data, say)
     except IntegrityError:
-        forget(task, data)
+        for folder in fetched.made:  # else the next call would read what was made of it
+            shutil.rmtree(folder, ignore_errors=True)
         raise
-    return rows
+    return fetched.rows
 
 
 def _compare(task: Task, data: DataSpec, say: Say) -> None:

@@ -42,7 +42,7 @@ def test_a_base_model_of_the_hub_is_where_training_finds_it(
     assert f"owner/base: {count} files are as the hub states them" in err
     hub.server_close()  # it needs no hub any more, and says that it was not compared
     assert main(["fetch", "owner/base"]) == 0
-    assert "owner/base: not compared with the hub" in capsys.readouterr().err
+    assert "not compared with the hub: owner/base: " in capsys.readouterr().err
 
 
 def test_a_base_model_that_is_damaged_in_the_cache_is_noticed_and_fetched_again(
@@ -98,7 +98,7 @@ def test_data_of_a_task_are_fetched_and_compared_and_made_again_if_they_were_dam
     splits = ("train", "validation", "test")
     listed = "".join(f"  - split: {of}\n    path: mrpc/{of}-*\n" for of in splits)
     hub.repositories["dataset", "nyu-mll/glue"] = {
-        "README.md": f"---\nconfigs:\n- config_name: mrpc\n  data_files:\n{listed}---\n".encode(),
+        "README.md": f"---\nconfigs:\n- config_name: mrpc\n  data_files:\n{listed}---\n# Pairs\n".encode(),
         **{f"mrpc/{of}-00000-of-00001.parquet": pairs(first) for first, of in enumerate(splits)},
     }
     hub.damaged.add(name)

@@ -225,18 +225,21 @@ def test_private_is_private_or_refused(hub: Hub, export: Path) -> None:
         sent(export, "me/open", private=True)
 
 
-def test_progress_is_told_file_by_file(hub: Hub, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_is_told_file_by_file_of_what_was_sent(
+    hub: Hub, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int, int]] = []
     monkeypatch.setattr(
-        upload, "byte_lines", lambda say, what: lambda done, total: told.append((done, total))
+        upload, "byte_lines", lambda say, what: lambda done, total: told.append((done, total, len(hub.large)))
     )
     sent(export)
-    size = sum(map(len, hub.repositories["model", "me/x"].values()))
-    size -= len(hub.repositories["model", "me/x"][ATTRIBUTES])
-    ours = [pair for pair in told if pair[1] == size]
+    stored = hub.repositories["model", "me/x"]
+    size = sum(len(content) for name, content in stored.items() if name != ATTRIBUTES)
+    ours = [line for line in told if line[1] == size]
     assert len(ours) == len(CONTENT)
     assert ours == sorted(ours)
-    assert ours[-1] == (size, size)
+    assert ours[-1] == (size, size, 1)
+    assert [large for *_, large in ours].count(1) == sum(name >= "model.safetensors" for name in CONTENT)
 
 
 def test_what_cannot_be_uploaded_says_why(hub: Hub, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
