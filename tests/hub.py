@@ -9,17 +9,27 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+import huggingface_hub.constants
+import pytest
 
 Files = dict[str, bytes]
 MAIN = "main"
 LARGE = (".parquet", ".safetensors")
 """Ends of the names of files that the hub takes apart from their commit, by the protocol of Git LFS."""
+ATTRIBUTES = ".gitattributes"
+TOKEN = "hf_test"
+"""The token that may write, and read what is private."""
 
 
 class Hub(ThreadingHTTPServer):
-    """Keeps repositories in memory, and the branches that a repository has beside ``main``."""
+    """Keeps repositories in memory, and the branches that a repository has beside ``main``.
+
+    A branch's commit is named by its content; of commits before it nothing is known.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answers)
@@ -29,11 +39,14 @@ class Hub(ThreadingHTTPServer):
         """(kind, name, branch) -> path -> content."""
         self.large: Files = {}
         """SHA-256 -> content of large files that were sent, committed or not."""
-
-    def commit(self, name: str, revision: str) -> str:
-        """Return the commit that a revision names."""
-        branches = [branch for *_, branch in self.branches]
-        return commit(name, next((of for of in branches if revision in (of, commit(name, of))), MAIN))
+        self.private: set[tuple[str, str]] = set()
+        """(kind, name) of what is shown to those who have the token."""
+        self.damaged: set[str] = set()
+        """Paths of files that lose a bit on their way, in either direction."""
+        self.is_full = False
+        """Whether large files are refused."""
+        self.asked: list[str] = []
+        """What was asked for, as "GET /path", one after the other."""
 
     @property
     def endpoint(self) -> str:
@@ -45,7 +58,11 @@ class Hub(ThreadingHTTPServer):
         of_branches = {branch: files for (*of, branch), files in self.branches.items() if of == [kind, name]}
         if (kind, name) in self.repositories:
             of_branches[MAIN] = self.repositories[kind, name]
-        return next((files for of, files in of_branches.items() if revision in (of, commit(name, of))), None)
+        return next((files for of, files in of_branches.items() if revision in (of, commit(files))), None)
+
+    def carried(self, path: str, content: bytes) -> bytes:
+        """Return a file as it arrives."""
+        return content[:-1] + bytes([content[-1] ^ 1]) if path in self.damaged else content
 
 
 @contextlib.contextmanager
@@ -57,9 +74,32 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
 
 
-def commit(name: str, branch: str) -> str:
-    """Return the name of a branch's one commit."""
-    return hashlib.sha1(f"{name} {branch}".encode(), usedforsecurity=False).hexdigest()
+def be_asked(server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the hub's library of this process ask a stand-in, logged in, with a cache of its own."""
+    settings = {
+        "ENDPOINT": server.endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": False,
+        # large files go by Git LFS: Xet's storage is no protocol that a stand-in could speak
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": "/none",
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+def commit(files: Files) -> str:
+    """Return the name of the commit that has these files."""
+    named = json.dumps([[path, _blob(content)] for path, content in sorted(files.items())])
+    return hashlib.sha1(named.encode(), usedforsecurity=False).hexdigest()
+
+
+def _blob(content: bytes) -> str:
+    """Return the name that Git gives a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 class _Answers(BaseHTTPRequestHandler):
@@ -72,7 +112,10 @@ class _Answers(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        if "/resolve/" in self.path:
+        self.server.asked.append(f"{self.command} {self.path}")
+        if self._asked()[:2] in self.server.private and not self._has_token:
+            self._answer({"error": "not found"}, 401)
+        elif "/resolve/" in self.path:
             self._send_file()
         elif "/tree/" in self.path:
             self._list()
@@ -80,8 +123,11 @@ class _Answers(BaseHTTPRequestHandler):
             self._describe()
 
     def do_POST(self) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        if self.path == "/api/repos/create":
+        if not self._has_token:
+            self._answer({"error": "Invalid username or password."}, 401, "")
+        elif self.path == "/api/repos/create":
             self._create(json.loads(body))
         elif self.path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
@@ -99,8 +145,15 @@ class _Answers(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.is_full:
+            self._answer({"error": "Storage limit reached"}, 413, "")
+            return
         self.server.large[hashlib.sha256(content).hexdigest()] = content
         self._answer({})
+
+    @property
+    def _has_token(self) -> bool:
+        return self.headers["Authorization"] == f"Bearer {TOKEN}"
 
     def _upload_of(self, file: dict[str, Any]) -> dict[str, Any]:
         """Return where a large file is sent to; nothing where it is here already."""
@@ -109,36 +162,48 @@ class _Answers(BaseHTTPRequestHandler):
 
     def _create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-        self.server.repositories.setdefault((asked.get("type", "model"), name), {})
+        of = asked.get("type", "model"), name
+        self.server.repositories.setdefault(of, {ATTRIBUTES: b"*.parquet filter=lfs\n"})
+        if asked.get("visibility") == "private":
+            self.server.private.add(of)
         place = "datasets/" if asked.get("type") == "dataset" else ""
         self._answer({"url": f"{self.server.endpoint}/{place}{name}", "name": name, "id": name})
 
     def _commit(self, lines: list[dict[str, Any]]) -> None:
         kind, name, _, _ = self._asked()
         stored = self.server.repositories[kind, name]
+        if lines[0]["value"].get("parentCommit", commit(stored)) != commit(stored):
+            self._answer({"error": "The branch has moved."}, 412, "")
+            return
         for line in lines:
             file = line["value"]
             if line["key"] == "file":
-                stored[file["path"]] = base64.b64decode(file["content"])
+                stored[file["path"]] = self.server.carried(file["path"], base64.b64decode(file["content"]))
             elif line["key"] == "lfsFile":
-                stored[file["path"]] = self.server.large[file["oid"]]
+                stored[file["path"]] = self.server.carried(file["path"], self.server.large[file["oid"]])
+            elif line["key"] == "deletedFile":
+                del stored[file["path"]]
         place = f"{self.server.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
-        self._answer({"success": True, "commitOid": "0" * 40, "commitUrl": f"{place}/commit/0"})
+        self._answer(
+            {"success": True, "commitOid": commit(stored), "commitUrl": f"{place}/commit/{commit(stored)}"}
+        )
 
     def _describe(self) -> None:
-        _, name, revision, files = self._asked()
+        kind, name, _, files = self._asked()
         if files is None:
-            self._answer({"error": "not found"}, 404, "RepoNotFound")
+            there = self.server.files(kind, name, MAIN) is not None
+            self._answer({"error": "not found"}, 404, "RevisionNotFound" if there else "RepoNotFound")
         else:
             siblings = [{"rfilename": path} for path in files]
-            self._answer({"id": name, "sha": self.server.commit(name, revision), "siblings": siblings})
+            private = (kind, name) in self.server.private
+            self._answer({"id": name, "sha": commit(files), "siblings": siblings, "private": private})
 
     def _list(self) -> None:
         _, _, revision, files = self._asked()
         below = unquote(self.path.split("?")[0].partition("/tree/")[2].partition("/")[2])
         prefix = f"{below}/" if below else ""
         found = {path: content for path, content in (files or {}).items() if path.startswith(prefix)}
-        if not found:
+        if not found and (below or files is None):
             self._answer({"error": f"{revision}: no {below}"}, 404, "EntryNotFound")
             return
         folders = {path.rsplit("/", depth)[0] for path in found for depth in range(1, path.count("/") + 1)}
@@ -149,20 +214,22 @@ class _Answers(BaseHTTPRequestHandler):
         self._answer(entries)
 
     def _send_file(self) -> None:
-        _, name, revision, files = self._asked()
+        *_, files = self._asked()
         path = self.path.split("?")[0].partition("/resolve/")[2].partition("/")[2]
         content = (files or {}).get(unquote(path))
-        if content is None:
+        if files is None or content is None:
             self._answer({"error": "no such file"}, 404, "EntryNotFound")
             return
+        etag = hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else _blob(content)
+        content = self.server.carried(unquote(path), content)
         first, last = 0, len(content) - 1
         if asked := self.headers.get("Range"):
             ends = asked.removeprefix("bytes=").split("-")
             first, last = int(ends[0]), min(int(ends[1] or last), last)
         part = content[first : last + 1]
         self.send_response(206 if asked else 200)
-        self.send_header("X-Repo-Commit", self.server.commit(name, revision))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", commit(files))
+        self.send_header("ETag", f'"{etag}"')
         self.send_header("Content-Length", str(len(part)))
         self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
         self.end_headers()
@@ -183,7 +250,7 @@ class _Answers(BaseHTTPRequestHandler):
     def _answer(self, value: Any, status: int = 200, code: str = "RepoNotFound") -> None:
         content = json.dumps(value).encode()
         self.send_response(status)
-        if status == 404:
+        if status >= 400 and code:
             self.send_header("X-Error-Code", code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
@@ -193,5 +260,8 @@ class _Answers(BaseHTTPRequestHandler):
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:
-    digest = hashlib.sha1(content, usedforsecurity=False).hexdigest()
-    return {"type": "file", "path": path, "size": len(content), "oid": digest}
+    entry = {"type": "file", "path": path, "size": len(content), "oid": _blob(content)}
+    if path.endswith(LARGE):
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+    return entry

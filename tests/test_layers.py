@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "zero_checkpoint": BASE | {"files"},
     "export": BASE | {"files", "methods", "progress", "zero_checkpoint"},
     "verify": BASE | {"files", "methods", "progress", "zero_checkpoint", "export"},
+    "hub": GROUND | STORED | {"progress", "tasks", "data", "models"},
     "planning": GROUND | {"data", "models"},
     "hosts": BASE | {"files", "zero_checkpoint"},
     "training": GROUND

@@ -21,7 +21,10 @@ SMALL = [
     *("training.save_every=2", "training.warmup_steps=1", "scoring.text_limit=4", "analysis.workers=1"),
 ]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
-TRAINING = ("deepspeed", *(f"rankdrift {name}" for name in ("study run", "run", "data", "plan", "check")))
+TRAINING = (
+    "deepspeed",
+    *(f"rankdrift {name}" for name in ("study run", "run", "data", "fetch", "plan", "check")),
+)
 # whose own head gives no token much probability, so that LoRA could learn no row by heart
 LEARNABLE = {"rankdrift check": ["model.head=classifier"]}
 # what the demo has, and what SMALL makes

@@ -1,21 +1,20 @@
-"""Prepare, describe, check or upload the data of a recipe.
+"""Prepare, describe or check the data of a recipe.
 
   prepare    tokenise what is not prepared yet; a run does it by itself where it has to
   summary    rows, lengths, cuts and labels of each task and split
   check      rows that cannot be used, duplicates, overlap; exit code 1 if there are findings
-  upload     prepared rows, or a model's folder, to the hub (HF_ENDPOINT, HF_TOKEN)
-Prepared rows lie below RANKDRIFT_CACHE (default ~/.cache/rankdrift) and need no network.
+Prepared rows lie below RANKDRIFT_CACHE (default ~/.cache/rankdrift) and need no network; 'rankdrift upload
+data' takes them to the hub.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankdrift.errors import UserError
 from rankdrift.spec import Spec, load_recipe
 
 if TYPE_CHECKING:
@@ -37,22 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         added.add_argument("overrides", nargs="*", metavar="key.path=value", help="change any setting")
         if name != "check":
-            added.add_argument(
-                "--split",
-                action="append",
-                choices=("train", "validation", "test"),
-                help="which split (default: train and validation); may be given several times",
-            )
+            add_splits(added)
         if name == "prepare":
             added.add_argument("--again", action="store_true", help="also what is there: read the hub anew")
         if name in ("summary", "check"):
             added.add_argument("--json", action="store_true", help="as JSON")
         if name == "summary":
             added.add_argument("--picture", type=Path, metavar="FILE", help="draw lengths and labels (.png)")
-        if name == "upload":
-            added.add_argument("--repo", required=True, metavar="OWNER/NAME", help="where to")
-            added.add_argument("--folder", type=Path, help="a model's or adapter's folder, instead of data")
-            added.add_argument("--force", action="store_true", help="write into a repository that exists")
+
+
+def add_splits(parser: argparse.ArgumentParser) -> None:
+    """Declare which splits are meant."""
+    parser.add_argument(
+        "--split",
+        action="append",
+        choices=("train", "validation", "test"),
+        help="which split (default: train and validation); may be given several times",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,7 +65,7 @@ def prepare(arguments: argparse.Namespace, spec: Spec) -> int:
     """Tokenise what is not prepared yet."""
     from rankdrift.data.prepare import prepared_folder
 
-    for split, tables in _tables(arguments, spec, arguments.again).items():
+    for split, tables in prepared(spec, arguments.split, arguments.again).items():
         for table in tables.tables:
             print(f"{table.task}, {split}: {len(table):,} rows, {len(table.input_ids):,} tokens")
     print(f"prepared in {prepared_folder()}")
@@ -81,7 +81,7 @@ def summary(arguments: argparse.Namespace, spec: Spec) -> int:
     from rankdrift import files
     from rankdrift.data.summary import as_table, draw, summarise
 
-    tables = _tables(arguments, spec)
+    tables = prepared(spec, arguments.split)
     found = summarise(spec, tables)
     if arguments.json:
         print(files.canonical_json([asdict(of) for of in found]))
@@ -110,35 +110,19 @@ def check(arguments: argparse.Namespace, spec: Spec) -> int:
     return 1 if found else 0
 
 
-def upload(arguments: argparse.Namespace, spec: Spec) -> int:
-    """Upload prepared rows, or a model's folder, to the hub."""
-    from rankdrift.data.summary import summarise
-    from rankdrift.data.upload import upload_data, upload_model
-
-    if arguments.folder:
-        if not arguments.folder.is_dir():
-            raise UserError(f"{arguments.folder}: no such folder; name that of an export")
-        print(upload_model(arguments.folder, arguments.repo, arguments.force))
-        return 0
-    tables = _tables(arguments, spec)
-    print(upload_data(spec, tables, summarise(spec, tables), arguments.repo, arguments.force))
-    return 0
-
-
 ACTIONS: dict[str, Callable[[argparse.Namespace, Spec], int]] = {
     "prepare": prepare,
     "summary": summary,
     "check": check,
-    "upload": upload,
 }
 
 
-def _tables(arguments: argparse.Namespace, spec: Spec, again: bool = False) -> dict[Split, TaskTables]:
-    """Return the prepared rows of every split that is asked for."""
+def prepared(spec: Spec, splits: Sequence[Split] | None, again: bool = False) -> dict[Split, TaskTables]:
+    """Return the prepared rows of some splits, of what is trained and selected by unless they are named."""
     from rankdrift.data.dataset import load_rows  # torch and transformers take seconds to import
     from rankdrift.models.base import load_tokenizer, resolve
     from rankdrift.progress import progress_lines
 
     tokenizer = load_tokenizer(resolve(spec.model.name, spec.model.revision))
     progress = progress_lines(lambda line: print(line, file=sys.stderr, flush=True))
-    return {split: load_rows(spec, split, tokenizer, progress, again) for split in arguments.split or TRAINED}
+    return {split: load_rows(spec, split, tokenizer, progress, again) for split in splits or TRAINED}

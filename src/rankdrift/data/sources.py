@@ -8,6 +8,7 @@ training rows, by a hash of what they ask.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,12 +28,26 @@ CONVERTED = "refs/convert/parquet"
 such scripts are not run any more (datasets 4)."""
 
 
+class _NoSplitError(UserError):
+    """A split that a task does not have."""
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Rows as they were read, and what to call their origin in a message."""
 
     origin: str
     rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A task's source at hand."""
+
+    rows: Mapping[str, int]
+    """Of every split, by the source's names."""
+    made: frozenset[Path]
+    """Folders of what the hub's library made of the files that it fetched."""
 
 
 def load_examples(task: Task, split: Split, data: DataSpec) -> list[Example]:
@@ -70,6 +85,34 @@ def rows_of(task: Task, split: Split, data: DataSpec) -> tuple[str, list[dict[st
     return source.origin, rows
 
 
+def fetch(task: Task, data: DataSpec) -> Fetched:
+    """Have all splits of a task's source at hand, the hub's in the cache of its library.
+
+    Raises UserError where one or a column is missing.
+    """
+    rows: dict[str, int] = {}
+    made: set[Path] = set()
+    for split in SPLITS:
+        with contextlib.suppress(_NoSplitError):
+            theirs, _ = split_of(task, split, data)
+            if theirs in rows:
+                continue
+            if from_hub(task, data):
+                assert task.source is not None
+                table = _hub_table(task, theirs, task.source)[1]
+                rows[theirs] = len(table)
+                made |= {Path(file["filename"]).parent for file in table.cache_files}
+            else:
+                rows[theirs] = len(rows_of(task, split, data)[1])
+    return Fetched(rows, frozenset(made))
+
+
+def from_hub(task: Task, data: DataSpec) -> bool:
+    """Say whether a task's rows come from the hub: neither from files nor built in."""
+    source = task.source
+    return source is not None and source.files is None and data.root is None and task.generate is None
+
+
 def split_of(task: Task, split: Split, data: DataSpec) -> tuple[str, float]:
     """Return the source's name of a split, and the share that is carved out of it (0: all of it is taken).
 
@@ -86,7 +129,7 @@ def split_of(task: Task, split: Split, data: DataSpec) -> tuple[str, float]:
     theirs = names[split]
     if theirs is None:
         has = ", ".join(ours for ours in SPLITS if names[ours])
-        raise UserError(
+        raise _NoSplitError(
             f"task '{task.name}' has no split '{split}', only {has}; choose another task or split"
         )
     return theirs, share if split != "test" else 0.0
@@ -169,6 +212,12 @@ def _read_files(task: Task, paths: list[Path]) -> _Rows:
 
 
 def _read_hub(task: Task, theirs: str, source: Source) -> _Rows:
+    origin, table = _hub_table(task, theirs, source)
+    return _Rows(origin, table.select_columns(list(task.columns)).to_list())
+
+
+def _hub_table(task: Task, theirs: str, source: Source) -> tuple[str, Any]:
+    """Return a split of the hub as its library maps it, and what to call it; its columns are there."""
     named = f"{source.hub}{f' ({source.configuration})' if source.configuration else ''}"
     origin = f"hub dataset {named}, split '{theirs}'"
     try:
@@ -179,7 +228,7 @@ def _read_hub(task: Task, theirs: str, source: Source) -> _Rows:
             f"data.root to a folder that holds {source.folder or source.hub}/{theirs}.parquet"
         ) from None
     require_columns(task.columns, table.column_names, task.name, origin)
-    return _Rows(origin, table.select_columns(list(task.columns)).to_list())
+    return origin, table
 
 
 def _load_hub(source: Source, theirs: str) -> Any:
@@ -191,6 +240,8 @@ def _load_hub(source: Source, theirs: str) -> Any:
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
+    except datasets.exceptions.DatasetsError as error:  # of a file that cannot be read
+        raise ValueError(error) from None
     # a branch of conversions has a folder for each configuration
     return datasets.load_dataset(source.hub, data_dir=source.configuration, split=theirs, revision=CONVERTED)
 

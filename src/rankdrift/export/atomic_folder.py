@@ -48,24 +48,25 @@ def appearing(target: Path, size: int) -> Iterator[Path]:
     The caller flushes what it writes. Raises UserError where the disk has not ``size`` bytes free; whatever
     fails, ``target`` stays as it was.
     """
-    temporary, old = target.with_name(f".{target.name}.tmp"), _old(target)
+    temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process: the lock says nobody else's
-    shutil.rmtree(old, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         _check_space(target.parent, size)
         yield temporary
-        _replace(temporary, target, old)
+        take_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
-def _replace(temporary: Path, target: Path, old: Path) -> None:
+def take_place(temporary: Path, target: Path) -> None:
+    """Rename a folder that is whole to ``target``; one that was there comes back where that fails."""
+    old = _old(target)
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     try:
@@ -77,6 +78,7 @@ def _replace(temporary: Path, target: Path, old: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_space(folder: Path, size: int) -> None:

@@ -72,12 +72,21 @@ def resolve(name: str, revision: str | None = None) -> Path:
     if path.is_dir():
         check_model_folder(path)
         return path.resolve()
-    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    if hub_id(name) is None:
         raise UserError(
             f"base model {name!r}: no such folder or .gguf file, and not a hub id (owner/name); "
             "give a Hugging Face folder, a .gguf file, a hub id, 'smollm2-135m' or 'tiny'"
         )
     return _from_hub(name, revision)
+
+
+def hub_id(name: str) -> str | None:
+    """Return the hub's name (owner/name) of a model that is fetched from there; None of any other."""
+    path = Path(name).expanduser()
+    if name == "smollm2-135m":
+        return None if _converted_smollm2().is_dir() else SMOLLM2_HUB_ID
+    is_hub_id = name.count("/") == 1 and not path.is_absolute() and not name.startswith(".")
+    return name if is_hub_id and path.suffix != ".gguf" and not path.is_dir() else None
 
 
 def check_model_folder(folder: Path) -> None:
@@ -230,12 +239,16 @@ def _require_causal(folder: Path) -> None:
 
 def _smollm2() -> Path:
     """Prefer what an earlier call got, then the hub, then the wheel: numbers must not change unasked."""
-    converted = cache_folder() / "models" / "smollm2-135m-gguf"
+    converted = _converted_smollm2()
     if converted.is_dir():
         return converted
     if _hub_answers(SMOLLM2_HUB_ID):
         return _from_hub(SMOLLM2_HUB_ID, None)
     return _made_once(converted.name, _convert_smollm2_wheel)
+
+
+def _converted_smollm2() -> Path:
+    return cache_folder() / "models" / "smollm2-135m-gguf"
 
 
 def _hub_answers(repository: str) -> bool:

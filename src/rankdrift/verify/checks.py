@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankdrift.errors import IntegrityError
+from rankdrift.zero_checkpoint.checksums import StoredFile, stored_file
+
+CARD = "README.md"
+"""What a hub shows of a folder; it is put beside what is listed, and may change."""
 
 Progress = Callable[[int, int], None]  # takes the bytes read so far, and those there are
 
@@ -26,8 +30,11 @@ class Check:
 
 
 def check_listing(folder: Path, listed: Mapping[str, int], manifest: str) -> str:
-    """Sum up a folder; raise IntegrityError unless it holds the files of its manifest and no other."""
-    present = set(_entries(folder)) - {manifest}
+    """Sum up a folder; raise IntegrityError unless it holds the files of its manifest and no other.
+
+    But for a card.
+    """
+    present = set(_entries(folder)) - {manifest, *({CARD} - listed.keys())}
     if missing := sorted(listed.keys() - present):
         raise IntegrityError(f"{folder / missing[0]}: missing ({len(missing)} in all); copy the folder again")
     if extra := sorted(present - listed.keys()):
@@ -42,6 +49,22 @@ def check_listing(folder: Path, listed: Mapping[str, int], manifest: str) -> str
                 f"{folder / name}: {found} bytes where {size} were written; copy the folder again"
             )
     return f"{len(listed)} files, {sum(listed.values()) / 1e6:.1f} MB"
+
+
+def check_contents(
+    folder: Path, listed: Mapping[str, StoredFile], progress: Progress, remedy: str = "export the step again"
+) -> str:
+    """Sum up a folder's files; raise IntegrityError unless each has the bytes that were written."""
+    total = sum(file.size for file in listed.values())
+    read = running(progress, total)
+    for name, file in listed.items():
+        if not (folder / name).is_file():
+            raise IntegrityError(f"{folder / name}: missing; {remedy}")
+        if stored_file(folder / name, read).checksum != file.checksum:
+            raise IntegrityError(
+                f"{folder / name}: not what was written, by its checksum (altered or swapped); {remedy}"
+            )
+    return f"{total / 1e6:.1f} MB as written"
 
 
 def _entries(folder: Path) -> Iterable[str]:

@@ -20,9 +20,9 @@ from rankdrift.export.finite_checks import check_finite, check_ties, check_updat
 from rankdrift.export.peft_names import disk_name
 from rankdrift.export.safetensors_writer import DTYPES
 from rankdrift.layout import RunLayout
-from rankdrift.verify.checks import Check, LeftOutError, Progress, check_listing, running
+from rankdrift.verify.checks import Check, LeftOutError, Progress, check_contents, check_listing
 from rankdrift.verify.reload import Exported, compare
-from rankdrift.zero_checkpoint.checksums import StoredFile, stored_file
+from rankdrift.zero_checkpoint.checksums import StoredFile
 
 INDEX_NAME = "model.safetensors.index.json"
 _CODES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}  # of the format safetensors
@@ -119,16 +119,7 @@ class ExportSubject:
         return check_listing(self.folder, sizes, PROVENANCE_NAME)
 
     def _contents(self, progress: Progress) -> str:
-        outputs = self.provenance.outputs
-        total = sum(output.size for output in outputs.values())
-        read = running(progress, total)
-        for name, output in outputs.items():
-            if stored_file(self.folder / name, read).checksum != output.checksum:
-                raise IntegrityError(
-                    f"{self.folder / name}: not what was written, by its checksum (altered or swapped); "
-                    "export the step again"
-                )
-        return f"{total / 1e6:.1f} MB as written"
+        return check_contents(self.folder, self.provenance.outputs, progress)
 
     def _parameters(self, progress: Progress) -> str:
         self._check_index()

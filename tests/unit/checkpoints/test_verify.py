@@ -399,12 +399,12 @@ def test_others_are_checked_after_a_damaged_one(make: Make) -> None:
     consolidate(full, STEP)
     consolidate(lora, STEP)
     flip_data(full)
-    (lora.export(STEP) / "README.md").write_text("more")
+    (lora.export(STEP) / "more.txt").write_text("more")
     found = checked(full.root, lora.root)
     assert found.summary == "2 checkpoints, 2 exports: 2 of 4 damaged"
     assert found.text.count("weights: OK") == 2
     assert [line for line in found.lines if "DAMAGED" in line] == [
-        line for line in found.lines if SHARD in line or "README" in line
+        line for line in found.lines if SHARD in line or "more.txt" in line
     ]
 
 

@@ -64,7 +64,6 @@ def test_check_is_0_without_findings_and_1_with(root: Path, capsys: pytest.Captu
         (["prepare", "data.tasks=[mrcp]"], "unknown task 'mrcp': did you mean 'mrpc'?"),
         (["prepare", "model.name=tiny", "data.tasks=[mrpc]", "data.root=/none"], "/none: no such folder"),
         (["summary", "--experiment", "none.yaml"], "none.yaml: no such recipe"),
-        (["upload", "--repo", "a/b", "--folder", "/none"], "/none: no such folder"),
     ],
 )
 def test_mistakes_are_one_message(

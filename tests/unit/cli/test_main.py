@@ -34,6 +34,7 @@ def test_commands_are_found_by_file_name() -> None:
         "consolidate",
         "data",
         "doctor",
+        "fetch",
         "gather",
         "launch",
         "phase",
@@ -44,6 +45,7 @@ def test_commands_are_found_by_file_name() -> None:
         "search",
         "study",
         "train",
+        "upload",
         "verify",
     ]
 
