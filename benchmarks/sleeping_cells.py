@@ -1,4 +1,4 @@
-"""A cell that sleeps: in a file of its own, since the process that carries it out imports no more than this."""
+"""A cell that sleeps: in a file of its own, since the process that carries it out imports just this."""
 
 from __future__ import annotations
 

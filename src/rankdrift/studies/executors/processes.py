@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -9,12 +10,12 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 from rankdrift import signals
@@ -55,7 +56,8 @@ class Running:
         """Start it; without GPUs or cores of its own it has those of this process."""
         receiver, sender = _context.Pipe(duplex=False)
         process = _context.Process(target=_child, args=(task, gpus, cores, os.getpid(), sender))
-        process.start()
+        with _main_left_out():
+            process.start()
         sender.close()
         return cls(task, slots, process, receiver, time.monotonic())
 
@@ -83,6 +85,17 @@ class Running:
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             return None, RankError(f"its process ended by {how} and said nothing (out of memory?)")
         return value, error
+
+
+@contextlib.contextmanager
+def _main_left_out() -> Iterator[None]:
+    """Let a process that is started not import this one's program again: Ray's takes a second for it."""
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 def ended(running: Sequence[Running]) -> list[Running]:
