@@ -28,7 +28,7 @@ from rankdrift.export.consolidate import PROVENANCE_NAME
 from rankdrift.layout import RunLayout, StudyLayout, step_of, steps_in
 from rankdrift.models.base import load_tokenizer, resolve
 from rankdrift.spec import AnalysisSpec, DataSpec, Spec, analysis_settings, read_spec
-from rankdrift.zero_checkpoint.manifest import complete_steps
+from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps
 from rankdrift.zero_checkpoint.trainer_folder import trainer_folder
 
 Source = Literal["auto", "exports", "checkpoints"]
@@ -91,9 +91,14 @@ def stored_steps(run: RunLayout, source: Source = "auto") -> dict[int, Path]:
     checkpoints = {step: run.checkpoint(step) for step in complete_steps(run.checkpoints)}
     if source == "checkpoints":
         return checkpoints
-    exact = {step: folder for step, folder in exports.items() if _is_exact(folder)}
     held = Held.of(run)
     elsewhere = {step: run.root / path for step, path in held.steps.items()} if held else {}
+    checkpoints = {
+        step: folder
+        for step, folder in checkpoints.items()
+        if step not in elsewhere or Manifest.stated(folder).here is None  # a part is not what was measured
+    }
+    exact = {step: folder for step, folder in exports.items() if _is_exact(folder)}
     return dict(sorted({**elsewhere, **exports, **checkpoints, **exact}.items()))
 
 

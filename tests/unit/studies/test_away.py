@@ -25,6 +25,8 @@ from rankdrift.studies.executors import Begun, Outcome, Task
 from rankdrift.studies.executors.processes import NODE
 from rankdrift.studies.restarts import NONE
 from rankdrift.studies.study_checkpoints import run_subjects, stored_steps
+from rankdrift.zero_checkpoint.manifest import Manifest
+from rankdrift.zero_checkpoint.manifest import Part as CheckpointPart
 
 HOW = (True, carry_out.STAGES, NONE)
 DRIVER = {"node": "vm1", "pid": 7, "began": "now"}
@@ -271,3 +273,18 @@ def test_what_is_done_is_not_sent_again(places: Places, monkeypatch: pytest.Monk
 
 def test_content_of_what_is_nowhere(tmp_path: Path) -> None:
     assert content(tmp_path / "runs" / "a" / "exports" / "step-000002") is None
+
+
+def test_a_part_of_a_checkpoint_here_is_not_taken_for_the_whole_there(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ranks of several machines have trained it, and this is one of them."""
+    away.arrived(carried_out(places, monkeypatch), places.root)
+    run = places.cell.run
+    manifest = Manifest(4, 2, 2, "full", "fp32", "digest", "base", "digest", 0, 1)
+    part = dataclasses.replace(manifest, parts=(CheckpointPart("vm1", ()), CheckpointPart("vm2", ())), here=0)
+    (run.checkpoint(4)).mkdir(parents=True)
+    part.keep(run.checkpoint(4))
+    assert stored_steps(run) == {step: run.export(step) for step in (2, 4)}
+    manifest.keep(run.checkpoint(4))
+    assert stored_steps(run)[4] == run.checkpoint(4)
