@@ -72,7 +72,7 @@ def _cells(
     """Carry out what a phase does of cells."""
     from rankdrift.studies.carry_out import STAGES
     from rankdrift.studies.cells import root_of
-    from rankdrift.studies.pipeline import compare_study, raise_first, run_part, score_bases
+    from rankdrift.studies.pipeline import Way, compare_study, raise_first, run_part, score_bases
 
     root, stages = root_of(recipe), [stage for stage in STAGES if stage in phase.does]
     with signals.answered_by(stop):
@@ -80,9 +80,8 @@ def _cells(
             score_bases(mine)
         if stages:
             executor = executor_of(arguments, mine)
-            raise_first(
-                root, run_part(root, recipe, cells, executor, mine, stages, restarts_of(arguments)), len(mine)
-            )
+            way = Way(stages, restarts_of(arguments))
+            raise_first(root, run_part(root, recipe, cells, executor, mine, way), len(mine))
         if "compare" in phase.does:
             compare_study(root, cells, arguments.lean)
     return 0

@@ -203,7 +203,8 @@ def _retry(arguments: argparse.Namespace) -> int:
     with signals.answered_by(stop):
         executor = executor_of(arguments, chosen)
         recipe, restarts = read_recipe(root.spec), restarts_of(arguments)
-        run_study(root, recipe, cells, executor, chosen, arguments.lean, restarts)
+        again = bool(arguments.cells)
+        run_study(root, recipe, cells, executor, chosen, arguments.lean, restarts, again)
     return 0
 
 

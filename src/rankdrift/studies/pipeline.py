@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,18 @@ from rankdrift.studies.study_checkpoints import Source, study_params, study_subj
 REMEDY = "choose another study (study=NAME), or delete it"
 
 
+@dataclass(frozen=True)
+class Way:
+    """How cells are carried out."""
+
+    stages: Sequence[str] = STAGES
+    """Some of what is done of a cell."""
+    restarts: Restarts = NONE
+    """What is done where a rank fails."""
+    again: bool = False
+    """Whether cells that are done are sent to other machines as well: what these hold of them may be lost."""
+
+
 def run_study(
     root: StudyLayout,
     recipe: Recipe,
@@ -44,6 +57,7 @@ def run_study(
     only: Sequence[Cell] | None = None,
     lean: bool = False,
     restarts: Restarts = NONE,
+    again: bool = False,
     say: Say = print,
 ) -> list[Path]:
     """Carry out cells, then compare all that there are; return the report of each group.
@@ -62,6 +76,8 @@ def run_study(
         Whether what a finished study needs no more is removed.
     restarts
         What is done where a rank fails.
+    again
+        Whether cells that are done are sent to other machines as well: what these hold of them may be lost.
     say
         Takes a line for each thing done.
 
@@ -73,9 +89,10 @@ def run_study(
         RankError that names them.
 
     """
-    failed = run_part(root, recipe, cells, executor, cells if only is None else only, STAGES, restarts, say)
+    chosen = cells if only is None else only
+    failed = run_part(root, recipe, cells, executor, chosen, Way(STAGES, restarts, again), say)
     reports = compare_study(root, cells, lean and not failed, say, executor)
-    raise_first(root, failed, len(cells if only is None else only))
+    raise_first(root, failed, len(chosen))
     return reports
 
 
@@ -85,8 +102,7 @@ def run_part(
     cells: Sequence[Cell],
     executor: Executor,
     chosen: Sequence[Cell],
-    stages: Sequence[str],
-    restarts: Restarts = NONE,
+    way: Way,
     say: Say = print,
 ) -> list[Outcome]:
     """Carry out some stages of some cells; return what became of those that failed.
@@ -100,7 +116,7 @@ def run_part(
         for group in groups_of(cells).values():
             if group[0].study != root:
                 write_cells(group[0].study, recipe, group)
-        return _carried_out(root, cells, chosen, (stages, restarts), executor, say)
+        return _carried_out(root, cells, chosen, way, executor, say)
 
 
 def score_bases(cells: Sequence[Cell], say: Say = print) -> None:
@@ -145,18 +161,23 @@ def _carried_out(
     root: StudyLayout,
     cells: Sequence[Cell],
     chosen: Sequence[Cell],
-    how: tuple[Sequence[str], Restarts],
+    way: Way,
     executor: Executor,
     say: Say,
 ) -> list[Outcome]:
     """Carry out the chosen cells; return what became of those that failed."""
     first = {group[0].name for group in groups_of(cells).values()}
+    how = [(cell.name in first, way.stages, way.restarts) for cell in chosen]
     tasks = [
-        Task(cell.name, carry_out, (cell, cell.name in first, *how), cell.ranks, log=cell.run.cell_log)
-        for cell in chosen
+        Task(cell.name, carry_out, (cell, *own), cell.ranks, log=cell.run.cell_log)
+        for cell, own in zip(chosen, how, strict=True)
     ]
     if not executor.is_here:
-        tasks = _sent(root, list(zip(tasks, chosen, strict=True)), first, executor, say)
+        every = zip(tasks, chosen, how, strict=True)
+        left = [(task, cell) for task, cell, own in every if way.again or not needs_nothing(cell, own[0])]
+        if len(left) < len(tasks):
+            say(f"{len(tasks) - len(left)} of {len(tasks)} cells are done")
+        tasks = _sent(root, left, executor)
     place = {task.name: f"[{number}/{len(tasks)}] {task.name}" for number, task in enumerate(tasks, start=1)}
     failed = []
     for outcome in executor.carry_out(tasks, lambda task, node: say(f"{place[task.name]} on {node}")):
@@ -170,19 +191,11 @@ def _carried_out(
     return failed
 
 
-def _sent(
-    root: StudyLayout, tasks: Sequence[tuple[Task, Cell]], first: Container[str], executor: Executor, say: Say
-) -> list[Task]:
-    """Return the tasks as ones for other machines, each rather for the one that has the most of its cell.
-
-    What has come back whole is not sent again: the machine that holds its weights may be gone.
-    """
-    left = [(task, cell) for task, cell in tasks if not needs_nothing(cell, cell.name in first)]
-    if len(left) < len(tasks):
-        say(f"{len(tasks) - len(left)} of {len(tasks)} cells are done")
-    asked = [(cell.name, cell.run, cell.digest) for _, cell in left]
-    where = away.holders(executor.ask(away.holding, asked)) if left else {}
-    return [away.order_task(task, cell, root, where.get(cell.name)) for task, cell in left]
+def _sent(root: StudyLayout, tasks: Sequence[tuple[Task, Cell]], executor: Executor) -> list[Task]:
+    """Return the tasks as ones for other machines, each rather for the one that has the most of its cell."""
+    asked = [(cell.name, cell.run, cell.digest) for _, cell in tasks]
+    where = away.holders(executor.ask(away.holding, asked)) if tasks else {}
+    return [away.order_task(task, cell, root, where.get(cell.name)) for task, cell in tasks]
 
 
 def _compared(group: Sequence[Cell], lean: bool, weights: Weights, say: Say) -> Path | None:

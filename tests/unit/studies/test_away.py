@@ -261,14 +261,16 @@ def test_what_is_done_is_not_sent_again(places: Places, monkeypatch: pytest.Monk
     assert not carry_out.needs_nothing(other, with_base=True)
     monkeypatch.setattr(pipeline, "_prepare", lambda group, say: None)
     executor, said = Elsewhere({"vm3": {second.name: (3, 2)}}), list[str]()
-    how = (executor, places.cells, carry_out.STAGES)
-    pipeline.run_part(places.root, places.recipe, places.cells, *how, say=said.append)
+    part = (places.root, places.recipe, places.cells, executor, places.cells)
+    pipeline.run_part(*part, pipeline.Way(), said.append)
     (task,) = executor.tasks
     assert (task.name, task.node, task.function) == (second.name, "vm3", away.carry_out_away)
     order, driver, root, rest = task.arguments
     assert (order.cell, root, rest) == (second, places.root, (False, carry_out.STAGES, NONE))
     assert driver["node"] == "vm2"  # this process's
     assert "1 of 2 cells are done" in said
+    pipeline.run_part(*part, pipeline.Way(again=True), said.append)
+    assert [task.name for task in executor.tasks[1:]] == [first.name, second.name]
 
 
 def test_content_of_what_is_nowhere(tmp_path: Path) -> None:
