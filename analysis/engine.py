@@ -9,7 +9,6 @@ study come last and read the others' tables.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,15 +98,11 @@ def _join(
     dependencies = {part.name: record["dependencies"] for part, record in parts}
     if _is_current(path, dependencies):
         return path
-    stored = (files.read_table(part.file(table)) for part, record in parts if table in record["tables"])
-    filled = (frame for frame in stored if len(frame))
-    empty = pd.DataFrame(columns=[*IDENTITY, *analysis.columns[table]])
-    if table in analysis.parquet_only:  # too long to be in memory whole
-        first = next(filled, empty)
-        files.write_long_table(path, itertools.chain([first], filled), _meta(analysis, path, dependencies))
-    else:
-        rows = pd.concat(list(filled) or [empty], ignore_index=True)
-        _write(analysis, path, rows, dependencies)
+    stored = [part.file(table) for part, record in parts if table in record["tables"]]
+    meta, is_csv = _meta(analysis, path, dependencies), table not in analysis.parquet_only
+    if not files.join_tables(path, stored, meta, is_csv):
+        empty = pd.DataFrame(columns=[*IDENTITY, *analysis.columns[table]])
+        files.write_table(path, empty, meta, is_csv)
     return path
 
 

@@ -76,9 +76,10 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
         return {}
     means, seeds = [], []
     from_the_base = with_origins(summary, found.get("training_metrics"))
+    paths = {matched: trajectories(from_the_base, matched) for matched in MATCHED}
     for one, other in arm_pairs(arms_of(summary)):
         for matched in MATCHED:
-            of_means, of_seeds = compare(from_the_base, one, other, matched)
+            of_means, of_seeds = compare(paths[matched], one, other, matched)
             means += of_means
             seeds += of_seeds
     return {
@@ -129,7 +130,7 @@ def _missing(row: Any) -> str:
 
 
 def compare(
-    summary: pd.DataFrame, one: Arm, other: Arm, matched: str
+    paths: Mapping[str, Trajectory], one: Arm, other: Arm, matched: str
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Return rows of the means over seeds and of the seeds, at every level that all runs reach.
 
@@ -137,7 +138,7 @@ def compare(
     """
     place = {"arm": one.name, "other_arm": other.name, "matched": matched}
     seeds = shared_seeds(one, other)
-    pairs = [tuple(_trajectory(summary, arm.runs[seed], matched) for arm in (one, other)) for seed in seeds]
+    pairs = [tuple(paths[arm.runs[seed]] for arm in (one, other)) for seed in seeds]
     levels = common_levels([trajectory for pair in pairs for trajectory in pair], LEVELS)
     if not len(levels):
         return [place | _no_level(seeds, matched)], []
@@ -154,9 +155,15 @@ def compare(
     return means, rows
 
 
-def _trajectory(summary: pd.DataFrame, run: str, matched: str) -> Trajectory:
-    rows = summary[summary["run"] == run].dropna(subset=[matched, "nll_increase"]).sort_values("step")
-    return Trajectory(MATCHED[matched] * rows[matched].to_numpy(), rows["nll_increase"].to_numpy())
+def trajectories(summary: pd.DataFrame, matched: str) -> dict[str, Trajectory]:
+    """Return run -> its forgetting over what is made equal, at the checkpoints where both are known."""
+    found = {}
+    for run, of_run in summary.groupby("run"):
+        rows = of_run.dropna(subset=[matched, "nll_increase"]).sort_values("step")
+        found[str(run)] = Trajectory(
+            MATCHED[matched] * rows[matched].to_numpy(), rows["nll_increase"].to_numpy()
+        )
+    return found
 
 
 def _no_level(seeds: Sequence[int], matched: str) -> dict[str, Any]:

@@ -116,8 +116,9 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
     steps = performance.groupby("run")["step"].max().astype(int).to_dict()
     items = Items(folders, {str(run): step for run, step in steps.items()}, _averages(performance))
     wanted: dict[str, list[Wanted]] = {}
+    scored = _scored(performance)
     for number, contrast in enumerate(_contrasts(performance)):
-        for task, metrics in _metrics(performance, contrast).items():
+        for task, metrics in _metrics(scored, contrast).items():
             wanted.setdefault(task, []).extend(Wanted(number, contrast, metric) for metric in metrics)
     rows = [
         (each.number, row) for task, of_task in wanted.items() for each, row in _compare(items, task, of_task)
@@ -144,17 +145,22 @@ def _contrasts(performance: pd.DataFrame) -> Iterator[Contrast]:
             yield Contrast("arms", one.runs[seed], other.runs[seed], seed)
 
 
-def _metrics(performance: pd.DataFrame, contrast: Contrast) -> dict[str, list[str]]:
+def _scored(performance: pd.DataFrame) -> dict[str, dict[tuple[str, str], None]]:
+    """Return run (or base) -> (task, metric) that it was scored on at its last step, in order."""
+    last = pd.concat([performance[performance["run"] == BASE], last_checkpoints(performance)])
+    found: dict[str, dict[tuple[str, str], None]] = {}
+    for run, task, metric in zip(last["run"], last["task"], last["metric"], strict=True):
+        found.setdefault(run, {})[task, metric] = None
+    return found
+
+
+def _metrics(
+    scored: Mapping[str, Mapping[tuple[str, str], None]], contrast: Contrast
+) -> dict[str, list[str]]:
     """Return task -> metrics that both models were scored on at their last steps."""
-    base = performance[performance["run"] == BASE]
-    last = pd.concat([base, last_checkpoints(performance)])
-    of_run = {
-        run: last[last["run"] == run].set_index(["task", "metric"]).index
-        for run in (contrast.run, contrast.other_run)
-    }
     found: dict[str, list[str]] = {}
-    for task, metric in of_run[contrast.run]:
-        if (task, metric) in of_run[contrast.other_run]:
+    for task, metric in scored[contrast.run]:
+        if (task, metric) in scored[contrast.other_run]:
             found.setdefault(task, []).append(metric)
     return found
 
@@ -258,8 +264,8 @@ def _mcnemar(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict[str, f
 
     Items of one document are not independent, as that test takes them to be: whole documents are exchanged.
     """
-    answers = pd.concat([one[metric], other[metric]])
-    if {"tokens", "weight"} & set(one.columns) or not answers.isin((0, 1)).all():
+    of_text = bool({"tokens", "weight"} & set(one.columns))
+    if of_text or not all(answers[metric].isin((0, 1)).all() for answers in (one, other)):
         return dict.fromkeys(("gained", "lost", "mcnemar_p"), np.nan)
     found = mcnemar(other[metric], one[metric])
     p_value = found.p_value

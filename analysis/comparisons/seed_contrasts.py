@@ -92,11 +92,13 @@ def compute_all(subjects: Sequence[Subject], params: Params, tables: Path) -> Ta
     families = set(compared_metrics(performance))
     arms = arms_of(performance)
     means: list[Mapping[str, Any]] = []
-    contrasts: list[dict[str, Any]] = []
+    contrasts: list[pd.DataFrame] = []  # as dictionaries those of many arms would fill the memory
+    columns = [name for name in CONTRASTS_COLUMNS if name != "p_holm"]
     for cell in _cells(performance):
         means += [_mean(arm, cell) for arm in arms if _of(arm, cell)]
-        contrasts += [_contrast(pair, cell) for pair in arm_pairs(arms) if _seeds(pair, cell)]
-    frame = pd.DataFrame(contrasts, columns=[name for name in CONTRASTS_COLUMNS if name != "p_holm"])
+        found = [_contrast(pair, cell) for pair in arm_pairs(arms) if _seeds(pair, cell)]
+        contrasts += [pd.DataFrame(found, columns=columns)] if found else []
+    frame = pd.concat(contrasts or [pd.DataFrame(columns=columns)], ignore_index=True)
     return {
         MEANS: pd.DataFrame(means, columns=list(MEANS_COLUMNS)),
         CONTRASTS: with_holm(frame, families)[list(CONTRASTS_COLUMNS)],

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,14 @@ def measure(subjects: Sequence[Subject], params: Params, unit: str) -> Tables:
 
 def finish(subjects: Sequence[Subject], found: Tables) -> Tables:
     """Return the rows of all pairs; none where the study has no two checkpoints of one base model."""
-    rows: list[dict[str, Any]] = []
-    sums = found.get(SUMS, pd.DataFrame(columns=["base", "pair"]))
+    if SUMS not in found:
+        return {}
+    sums, rows = found[SUMS], []
     for number, base in enumerate(_bases(subjects)):
-        of_base = sums[sums["base"] == number]
+        of_pair = _levels(sums[sums["base"] == number])
         for place, pair in enumerate(_pairs_of(subjects, base)):
-            rows += _rows(pair, of_base[of_base["pair"] == place])
+            identity = _identity(pair)
+            rows += [identity | _numbers(total) for total in of_pair.get(place, ())]
     return {TABLE: pd.DataFrame(rows, columns=list(COLUMNS))} if rows else {}
 
 
@@ -197,35 +199,57 @@ def _read(subject: Subject, matrix: Projection) -> Update | None:
     return Update(factors, None, signs, square, touched(update))
 
 
-def _rows(pair: Pair, sums: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Yield a row a module, a row a layer, and the global one, of a pair's sums over matrices."""
-    for level, keys in (("module", ["module"]), ("layer", ["layer"]), ("global", [])):
-        groups = sums.groupby(keys, sort=False) if keys else [((), sums)]
-        for key, of_group in groups:
-            if len(of_group):
-                yield _row(pair, level, dict(zip(keys, key, strict=True)), of_group)
+@dataclass(frozen=True)
+class Total:
+    """A pair's sums over some of the matrices."""
+
+    level: str
+    layer: int
+    module: str
+    matrices: int
+    sums: PairSums
 
 
-def _row(pair: Pair, level: str, place: Mapping[str, Any], sums: pd.DataFrame) -> dict[str, Any]:
+def _levels(sums: pd.DataFrame) -> dict[int, list[Total]]:
+    """Return of every pair a total a module, one a layer, and the global one, each in order of appearance."""
     names = [field.name for field in dataclasses.fields(PairSums)]
-    summed: dict[str, Any] = {name: sums[name].sum() for name in names}
-    total = PairSums(**summed)
-    zero = total.square == 0 or total.other_square == 0
+    found: dict[int, list[Total]] = {}
+    for level in ("module", "layer", "global"):
+        keys = ["pair", *([level] if level != "global" else [])]
+        groups = sums.groupby(keys, sort=False)[names]
+        of_key = groups.sum().assign(matrices=groups.size()).reset_index()
+        for row in of_key.to_dict("records"):
+            place = {"layer": row.get("layer", -1), "module": row.get("module", "")}
+            total = PairSums(**{name: row[name] for name in names})
+            found.setdefault(row["pair"], []).append(
+                Total(level, **place, matrices=row["matrices"], sums=total)
+            )
+    return found
+
+
+def _identity(pair: Pair) -> dict[str, Any]:
     return {
         **pair.first.identity(),
         **{f"other_{name}": value for name, value in pair.second.identity().items()},
         "pairing": pair.pairing,
-        "level": level,
-        "layer": place.get("layer", -1),
-        "module": place.get("module", ""),
-        "matrices": len(sums),
-        "inner_product": total.inner,
-        "norm": total.square**0.5,
-        "other_norm": total.other_square**0.5,
-        "cosine": total.cosine,
-        "cosine_null": total.cosine_null,
-        "sign_conflict": total.sign_conflict,
-        "sign_entries": int(total.shared),
+    }
+
+
+def _numbers(total: Total) -> dict[str, Any]:
+    sums = total.sums
+    zero = sums.square == 0 or sums.other_square == 0
+    return {
+        "level": total.level,
+        "layer": total.layer,
+        "module": total.module,
+        "matrices": total.matrices,
+        "inner_product": sums.inner,
+        "norm": sums.square**0.5,
+        "other_norm": sums.other_square**0.5,
+        "cosine": sums.cosine,
+        "cosine_null": sums.cosine_null,
+        "sign_conflict": sums.sign_conflict,
+        "sign_entries": int(sums.shared),
         "reason": "an update is zero: it has no direction" if zero else "",
     }
 

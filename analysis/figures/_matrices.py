@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from rankdrift.analysis.figures._style import WIDTH
 
 DIVERGING = "PuOr_r"
 """ColorBrewer's purple to orange: the middle of the scale is white."""
+MOST_NAMED = 40
+"""Rows or columns above which not each is named."""
 DARK = 0.5
 """Luminance below which text is white."""
 
@@ -26,8 +29,9 @@ def labelled_matrix(axes: Axes, values: pd.DataFrame, texts: pd.DataFrame, norm:
     image = axes.imshow(shown, norm=norm, cmap=DIVERGING, interpolation="nearest")
     axes.set_facecolor("#e0e0e0")
     axes.grid(False)
-    axes.set_xticks(range(values.shape[1]), [str(name) for name in values.columns])
-    axes.set_yticks(range(values.shape[0]), [str(name) for name in values.index])
+    for set_ticks, names in ((axes.set_xticks, values.columns), (axes.set_yticks, values.index)):
+        every = math.ceil(len(names) / MOST_NAMED)
+        set_ticks(range(0, len(names), every), [str(name) for name in names[::every]])
     write_cells(axes, image, texts)
     return image
 

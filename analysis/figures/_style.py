@@ -8,9 +8,9 @@ in line and marker.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -59,6 +59,7 @@ STYLE: dict[Any, Any] = {
 }
 WIDTH = 9.5
 """Inches."""
+T = TypeVar("T")
 GREY = "#6b6b6b"
 FULL_COLOURS = ("#D55E00", "#E69F00", "#882255", "#AA4499")
 OTHER_COLOURS = (
@@ -69,6 +70,15 @@ LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDE = 30.0
 """Times the lower quartile from which on a largest value makes its axis logarithmic."""
+MOST_ARMS = 24
+"""Arms above which colours, and the legend, tell kinds of them apart: method and rank."""
+MOST_PANELS = 12
+"""Runs above which not each has a panel of its own."""
+FEW = (
+    " Of more than twelve runs the first seed of every arm is drawn, and of more than twelve arms twelve, "
+    "evenly spaced in the order of the report; the table has all."
+)
+"""What the caption of a figure with a panel a run ends with."""
 MOST_MARKED = 32
 """Points on a line above which markers would hide it."""
 
@@ -81,7 +91,8 @@ class RunStyle:
     colour: str
     line: Any
     marker: str
-    arm: str
+    family: str
+    """What the legend names where it does not name every run: the arm, or of many arms their kind."""
     seed: int
 
     def of_line(self, points: int) -> dict[str, Any]:
@@ -99,25 +110,58 @@ def run_styles(tables: Mapping[str, pd.DataFrame]) -> dict[str, RunStyle]:
     arms = [arm_of(run, seed) for run, seed in zip(runs["run"], runs["seed"], strict=True)]
     runs = runs.assign(arm=arms, late=runs["method"] != "full").sort_values(["late", "rank", "arm", "seed"])
     seeded = bool((runs.groupby("arm").size() > 1).any())
+    runs["family"] = runs["arm"] if runs["arm"].nunique() <= MOST_ARMS else _kinds(runs)
     places = _places(runs)
     order = {seed: place for place, seed in enumerate(sorted(runs["seed"].unique()))}
     return {
-        row.run: _style(row, row.run if seeded else row.arm, places[row.arm], order[row.seed])
+        row.run: _style(row, row.run if seeded else row.arm, places[row.family], order[row.seed])
         for row in rows_of(runs)
     }
 
 
+def _kinds(runs: pd.DataFrame) -> pd.Series:
+    """Return what kind of arm each run is of, by method and rank, with how many arms are of it."""
+    kinds = runs["method"] + runs["rank"].map(lambda rank: f" r={rank}" if rank else "")
+    if kinds.nunique() > MOST_ARMS:
+        kinds = runs["method"]
+    count = runs.groupby(kinds)["arm"].nunique()
+    return kinds.map(lambda kind: f"{kind} ({count[kind]} arm{'s' if count[kind] > 1 else ''})")
+
+
 def _places(runs: pd.DataFrame) -> dict[str, int]:
-    """Return the place of every arm within its colour family."""
-    families = [runs[~runs["late"]], runs[runs["late"]]]
-    return {arm: place for family in families for place, arm in enumerate(family["arm"].unique())}
+    """Return the place of every arm, or kind of arms, within its family of colours."""
+    halves = [runs[~runs["late"]], runs[runs["late"]]]
+    return {name: place for half in halves for place, name in enumerate(half["family"].unique())}
 
 
 def _style(run: Any, label: str, place: int, order: int) -> RunStyle:
     colours = FULL_COLOURS if run.method == "full" else OTHER_COLOURS
     marker = MARKERS[(order + place // len(colours)) % len(MARKERS)]
     colour = colours[place % len(colours)]
-    return RunStyle(label, colour, LINES[order % len(LINES)], marker, run.arm, int(run.seed))
+    return RunStyle(label, colour, LINES[order % len(LINES)], marker, run.family, int(run.seed))
+
+
+def few(names: Sequence[T], most: int = MOST_PANELS) -> list[T]:
+    """Return all names, or of more than ``most`` as many, evenly spaced, the first and the last among them.
+
+    >>> few(["a", "b", "c", "d", "e"], 3)
+    ['a', 'c', 'e']
+    """
+    places = (
+        range(len(names)) if len(names) <= most else np.linspace(0, len(names) - 1, most).round().astype(int)
+    )
+    return [names[place] for place in places]
+
+
+def with_panels(runs: Iterable[Hashable], styles: Mapping[str, RunStyle]) -> list[str]:
+    """Return the runs that get a panel each, in order: all, or of more than MOST_PANELS what ``FEW`` says."""
+    found = in_order(runs, styles)
+    if len(found) > MOST_PANELS:
+        first: dict[str, str] = {}
+        for run in found:
+            first.setdefault(arm_of(run, styles[run].seed), run)
+        found = few(list(first.values()))
+    return found
 
 
 def in_order(runs: Iterable[Hashable], styles: Mapping[str, RunStyle]) -> list[str]:
@@ -203,8 +247,8 @@ def legend(canvas: Canvas, runs: Iterable[Hashable], styles: Mapping[str, RunSty
 
 
 def _arms_and_seeds(drawn: list[RunStyle]) -> list[Line2D]:
-    """Return an entry for the colour of every arm and one for the line and marker of every seed."""
-    arms = {style.arm: style.colour for style in drawn}
+    """Return an entry for the colour of every arm, or kind of arms, and for line and marker of every seed."""
+    arms = {style.family: style.colour for style in drawn}
     seeds = {style.seed: style for style in reversed(drawn)}
     return [
         *(Line2D([], [], label=arm, color=colour, linewidth=3) for arm, colour in arms.items()),

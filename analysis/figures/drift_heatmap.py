@@ -8,7 +8,15 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import heatmap, in_order, log_colours, panels, run_styles, shared_bar
+from rankdrift.analysis.figures._style import (
+    FEW,
+    heatmap,
+    log_colours,
+    panels,
+    run_styles,
+    shared_bar,
+    with_panels,
+)
 from rankdrift.analysis.sources.observations import mean_states, tuned_rows
 
 
@@ -18,7 +26,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     if drift["change"].isna().all():
         raise NothingToDraw("the table drift_metrics has no trained checkpoint with a defined CKA")
     styles = run_styles(tables)
-    runs = in_order(drift["run"].unique(), styles)
+    runs = with_panels(drift["run"].unique(), styles)
     most_steps = int(drift.groupby("run")["step"].nunique().max())
     canvas, axes = panels(len(runs), columns=1 if len(runs) <= 3 else 2, height=1.3 + 0.12 * most_steps)
     norm = log_colours(drift["change"].to_numpy())
@@ -41,6 +49,7 @@ FIGURE = Figure(
         "tuned model on the same inputs, on one colour scale, logarithmic over at most three decades; light "
         "grey: no change. CKA is blind to rotation and isotropic scaling, and a few directions of large "
         "variance can dominate it: read it with the other measures of drift."
-    ),
+    )
+    + FEW,
     draw=_draw,
 )

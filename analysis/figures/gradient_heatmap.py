@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import heatmap, in_order, log_colours, panels, run_styles
+from rankdrift.analysis.figures._style import FEW, heatmap, log_colours, panels, run_styles, with_panels
 from rankdrift.analysis.sources.observations import gradient_statistics
 
 
@@ -18,7 +18,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     if table.empty:
         raise NothingToDraw("the table gradient_analysis_results has no rows of level 'layer'")
     styles = run_styles(tables)
-    runs = in_order(table["run"].unique(), styles)
+    runs = with_panels(table["run"].unique(), styles)
     canvas, axes = panels(len(runs), columns=min(len(runs), 2), height=3.0)
     for ax, run in zip(axes, runs, strict=True):
         grid = table[table["run"] == run].pivot_table(index="layer", columns="step", values="l2_norm")
@@ -38,6 +38,7 @@ FIGURE = Figure(
         "L2 norm of each layer's gradient, on a colour scale of its own for every run (logarithmic over "
         "more than a decade), because gradients of LoRA's factors and of full weights do not compare. A "
         "bright column is an unusual batch; a bright row is a layer that keeps being pushed."
-    ),
+    )
+    + FEW,
     draw=_draw,
 )

@@ -12,6 +12,7 @@ from rankdrift.analysis.figures._matrices import write_cells
 from rankdrift.analysis.figures._style import (
     arms_in_order,
     columns_for,
+    few,
     heatmap,
     log_colours,
     panels,
@@ -29,7 +30,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     shares = intruder_shares(last)
     if shares.empty:
         raise NothingToDraw("the table intruder_dimensions has no trained checkpoint with defined vectors")
-    arms = arms_in_order(with_arms(last), run_styles(tables))
+    arms = few(arms_in_order(with_arms(last), run_styles(tables)))
     count = len(arms) + 1
     canvas, axes = panels(count, height=2.9)
     norm = log_colours(pd.concat([shares["share"], shares["share_random"]]).to_numpy())
@@ -68,9 +69,10 @@ FIGURE = Figure(
         "Share of the k leading singular vectors of W, left and right, of all matrices in the blocks, whose "
         "largest |cosine| with the base's vectors is below the threshold, at the last checkpoint; light "
         "grey: none. The number in a cell is the count in one model (mean over seeds; with more than five "
-        "arms left out). The last panel is what random directions in place of the vectors would give: "
-        "nearly all of them are intruders at any usual threshold, so a count says that vectors are new, "
-        "not what they do. Higher up and further right the leading vectors reach the bulk of nearly equal "
+        "arms left out). Of more than twelve arms twelve are drawn, evenly spaced in the order of the "
+        "report. The last panel is what random directions in place of the vectors would give: nearly all "
+        "of them are intruders at any usual threshold, so a count says that vectors are new, not what they "
+        "do. Higher up and further right the leading vectors reach the bulk of nearly equal "
         "singular values, where they mix freely and are flagged without meaning."
     ),
     draw=_draw,

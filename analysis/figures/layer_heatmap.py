@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import heatmap, in_order, log_colours, panels, run_styles
+from rankdrift.analysis.figures._style import FEW, heatmap, log_colours, panels, run_styles, with_panels
 from rankdrift.analysis.sources.observations import tuned_rows
 
 
@@ -18,7 +18,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     if layers.empty:
         raise NothingToDraw("the table live_drift has no rows of level 'layer'")
     styles = run_styles(tables)
-    runs = in_order(layers["run"].unique(), styles)
+    runs = with_panels(layers["run"].unique(), styles)
     canvas, axes = panels(len(runs), columns=min(len(runs), 2), height=3.0)
     for ax, run in zip(axes, runs, strict=True):
         own = layers[layers["run"] == run]
@@ -39,6 +39,7 @@ FIGURE = Figure(
         "Norm of what a run has changed in a layer over the norm of the layer's weights that it changes, at "
         "every probed step, on a colour scale of its own for each run (logarithmic over more than a decade). "
         "A row that stays dark is a layer that hardly moves, or that a schedule lets rest."
-    ),
+    )
+    + FEW,
     draw=_draw,
 )

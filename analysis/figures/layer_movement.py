@@ -8,7 +8,15 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import heatmap, in_order, log_colours, panels, run_styles, shared_bar
+from rankdrift.analysis.figures._style import (
+    FEW,
+    heatmap,
+    log_colours,
+    panels,
+    run_styles,
+    shared_bar,
+    with_panels,
+)
 from rankdrift.analysis.sources.observations import tuned_rows, update_sizes
 from rankdrift.models.families import ATTENTION, MLP
 
@@ -33,7 +41,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         raise NothingToDraw("the table svd_analysis_results has no trained checkpoint")
     moved = movement(spectra)
     styles = run_styles(tables)
-    runs = in_order(moved["run"].unique(), styles)
+    runs = with_panels(moved["run"].unique(), styles)
     most_steps = int(moved.groupby("run")["step"].nunique().max())
     places = [(run, group) for run in runs for group in GROUPS]
     canvas, axes = panels(len(places), columns=2, height=1.2 + 0.12 * most_steps)
@@ -59,6 +67,7 @@ FIGURE = Figure(
         "base), taken over the projections of a layer's attention and MLP, on one colour scale, logarithmic "
         "over at most three decades; light grey: no change, so that what rests in a phase is seen. It is a "
         "lower bound of how far the weights moved, which may turn without growing."
-    ),
+    )
+    + FEW,
     draw=_draw,
 )

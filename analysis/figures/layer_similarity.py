@@ -11,13 +11,14 @@ from matplotlib.figure import Figure as Canvas
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._matrices import column_inches
 from rankdrift.analysis.figures._style import (
+    FEW,
     columns_for,
     few_ticks,
     heatmap,
-    in_order,
     panels,
     run_styles,
     shared_bar,
+    with_panels,
 )
 from rankdrift.analysis.sources.observations import last_checkpoints
 
@@ -27,7 +28,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     if last["cka"].isna().all():
         raise NothingToDraw("the table layer_similarity has no trained checkpoint with a defined CKA")
     styles = run_styles(tables)
-    runs = in_order(last["run"].unique(), styles)
+    runs = with_panels(last["run"].unique(), styles)
     columns = max(columns_for(len(runs)), 2)
     canvas, axes = panels(len(runs), columns=columns, height=0.9 * column_inches(columns))
     for number, (ax, run) in enumerate(zip(axes, runs, strict=True)):
@@ -51,6 +52,7 @@ FIGURE = Figure(
         "0 is what enters the first block; light grey: 0 or less, or undefined. Neighbouring layers of one "
         "model are alike to begin with, so bright blocks around the diagonal are no drift: drift is a "
         "diagonal that darkens, or a row whose brightest cell has left the diagonal."
-    ),
+    )
+    + FEW,
     draw=_draw,
 )

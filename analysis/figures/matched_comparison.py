@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import GREY, MARKERS, OTHER_COLOURS, few_ticks, panels
+from rankdrift.analysis.figures._style import GREY, MARKERS, OTHER_COLOURS, few, few_ticks, panels
 from rankdrift.analysis.sources.observations import rows_of
 
 MATCHED = {
@@ -19,7 +19,7 @@ MATCHED = {
     "relative_update_norm": r"$\|\Delta W\| / \|W_0\|$, all matrices",
 }
 MOST = 12
-"""Pairs above which those of the first arm alone are drawn."""
+"""Pairs above which those of the first arm alone are drawn, and no more of them."""
 Pair = tuple[str, str]
 
 
@@ -48,8 +48,8 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
 
 
 def _drawn(pairs: list[Pair]) -> list[Pair]:
-    """Return all pairs, or of many those of the first arm: the table has the others."""
-    return pairs if len(pairs) <= MOST else [pair for pair in pairs if pairs[0][0] in pair]
+    """Return all pairs, or of many those of the first arm, evenly spaced: the table has the others."""
+    return pairs if len(pairs) <= MOST else few([pair for pair in pairs if pairs[0][0] in pair], MOST)
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -83,8 +83,8 @@ FIGURE = Figure(
         "checkpoints, never beyond. Above zero the second arm forgets less. Lines: mean over seeds; "
         "vertical: 95 % t intervals of the differences paired by seed; small dots: the seeds. Without a "
         "vertical there is no interval (one seed), and a difference that may be the seed's alone. Of more "
-        "than twelve pairs those of the first arm are drawn. Neighbouring levels come from the same runs: "
-        "they are not independent evidence."
+        "than twelve pairs those of the first arm are drawn, twelve at most, evenly spaced. Neighbouring "
+        "levels come from the same runs: they are not independent evidence."
     ),
     draw=_draw,
 )

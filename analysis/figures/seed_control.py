@@ -12,11 +12,21 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import GREY, few_ticks, panels, reference, symlog_if_wide, task_title
+from rankdrift.analysis.figures._style import (
+    GREY,
+    few,
+    few_ticks,
+    panels,
+    reference,
+    symlog_if_wide,
+    task_title,
+)
 from rankdrift.analysis.sources.observations import GENERAL_TEXT, of_contrast
 
 COLOUR = "#0072B2"
 LIGHT, DARK = "#e3e3e3", "#bdbdbd"
+MOST = 24
+"""Pairs above which those of the first arm alone are drawn, and no more of them."""
 
 
 def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
@@ -24,11 +34,12 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     if contrasts.empty:
         raise NothingToDraw("no two arms share a seed at their last checkpoints")
     measured = list(dict.fromkeys(zip(contrasts["task"], contrasts["metric"], strict=True)))
-    pairs = (contrasts["arm"] + " - " + contrasts["other_arm"]).unique()[::-1]
+    contrasts = contrasts.assign(pair=contrasts["arm"] + " - " + contrasts["other_arm"])
+    pairs = _drawn(contrasts)[::-1]
     canvas, axes = panels(len(measured), height=1.1 + 0.32 * len(pairs), share_y=True)
     for ax, (task, metric) in zip(axes, measured, strict=True):
         rows = contrasts[(contrasts["task"] == task) & (contrasts["metric"] == metric)]
-        rows = rows.set_index(rows["arm"] + " - " + rows["other_arm"]).reindex(pairs)
+        rows = rows.set_index("pair").reindex(pairs)
         _draw_contrasts(ax, rows)
         ax.axvline(0, color=GREY, linestyle="--", linewidth=1.2)
         general = task == GENERAL_TEXT
@@ -41,6 +52,13 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     axes[0].set_ylim(-0.6, len(pairs) - 0.4)
     canvas.legend(handles=_handles(), loc="outside upper center", ncols=4)
     return canvas
+
+
+def _drawn(contrasts: pd.DataFrame) -> list[str]:
+    """Return all pairs of arms, or of many those of the first arm, evenly spaced."""
+    pairs = list(contrasts["pair"].unique())
+    first = contrasts[contrasts["arm"] == contrasts["arm"].iloc[0]]
+    return pairs if len(pairs) <= MOST else few(list(first["pair"].unique()), MOST)
 
 
 def _draw_contrasts(ax: Axes, rows: pd.DataFrame) -> None:
@@ -77,7 +95,8 @@ FIGURE = Figure(
         "seeds. Grey: the negative control, how much two seeds of one of these arms differ, in the median "
         "and at most. It speaks of single seeds, whose difference varies more than that of means over "
         "seeds. An open point has no interval: fewer than two seeds, or no spread among them. Where a "
-        "few intervals are much wider than most, the axis is logarithmic beyond the narrow ones."
+        "few intervals are much wider than most, the axis is logarithmic beyond the narrow ones. Of more "
+        "than 24 pairs those of the first arm are drawn, 24 at most, evenly spaced; the table has all."
     ),
     draw=_draw,
 )

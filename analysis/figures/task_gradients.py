@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._matrices import column_inches, labelled_matrix
-from rankdrift.analysis.figures._style import in_order, panels, run_styles, shared_bar
+from rankdrift.analysis.figures._style import FEW, panels, run_styles, shared_bar, with_panels
 from rankdrift.analysis.mathematics.statistics.intervals import t_quantile
 from rankdrift.analysis.sources.observations import last_checkpoints, whole_gradients
 
@@ -22,7 +22,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     if last[list(KINDS)].isna().all(axis=None):
         raise NothingToDraw("the table task_gradients has no trained checkpoint with a defined cosine")
     styles = run_styles(tables)
-    runs = in_order(last["run"].unique(), styles)
+    runs = with_panels(last["run"].unique(), styles)
     columns = 2 if len(runs) == 1 else 4
     canvas, axes = panels(2 * len(runs), columns=columns, height=0.5 + 0.8 * column_inches(columns))
     places = [(run, kind) for run in runs for kind in KINDS]
@@ -67,6 +67,7 @@ FIGURE = Figure(
         "observed, noise of few rows draws every cosine to 0, also of a task with itself (on the "
         "diagonal: what as many other rows would give); corrected, with 95 % intervals (jackknife), "
         "noise is divided out and a task has 1 with itself. nan: the noise leaves nothing to divide by."
-    ),
+    )
+    + FEW,
     draw=_draw,
 )

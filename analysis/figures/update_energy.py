@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import heatmap, in_order, panels, run_styles, shared_bar
+from rankdrift.analysis.figures._style import FEW, heatmap, panels, run_styles, shared_bar, with_panels
 from rankdrift.analysis.sources.observations import last_checkpoints, of_blocks
 
 
@@ -21,7 +21,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
         raise NothingToDraw("no trained checkpoint differs from the base model")
     last["share"] = 100 * last["energy"] / last.groupby("run")["energy"].transform("sum")
     styles = run_styles(tables)
-    runs = in_order(last["run"].unique(), styles)
+    runs = with_panels(last["run"].unique(), styles)
     modules = list(last["module"].unique())[::-1]
     canvas, axes = panels(len(runs), columns=1 if len(runs) <= 3 else 2, height=2.0)
     norm = Normalize(0, float(last["share"].max()))
@@ -44,6 +44,7 @@ FIGURE = Figure(
         "checkpoint, in per cent of its own run (embeddings and heads have no layer and are left out); "
         "light grey: no such matrix, or no update there. Larger matrices hold more energy for that reason "
         "alone."
-    ),
+    )
+    + FEW,
     draw=_draw,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow.parquet import ParquetFile
 
 from rankdrift import files
 from rankdrift.analysis.findings import RUNS
@@ -17,8 +18,11 @@ from rankdrift.analysis.sources.subjects import IDENTITY
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout, StudyLayout
 
-LONGEST, MOST_ROWS = "singular_values", 20_000_000
-"""The table with a row a singular value of every checkpoint, and the rows of it that are read whole."""
+LONGEST, MOST_ROWS = "singular_values", 1_000_000
+"""The table with a row a singular value of every checkpoint, and the rows up to which long tables are read
+whole."""
+LONG = frozenset({LONGEST, "intruder_dimensions", "subspace_drift"})
+"""Tables of many rows a matrix, whose last checkpoints alone are shown."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,8 @@ def fact_files(layout: StudyLayout) -> list[Path]:
 
 
 def _read_table(path: Path, meta: Mapping[str, Any]) -> pd.DataFrame:
-    long = path.stem == LONGEST and meta.get("rows", 0) > MOST_ROWS
-    table = _middle_layer(path) if long else files.read_table(path)
+    long = path.stem in LONG and meta.get("rows", 0) > MOST_ROWS
+    table = _last_checkpoints(path) if long else files.read_table(path)
     missing = [column for column in IDENTITY if column not in table]
     if missing and not _of_whole_study(meta):
         raise UserError(
@@ -144,10 +148,29 @@ def _read_table(path: Path, meta: Mapping[str, Any]) -> pd.DataFrame:
     return table
 
 
-def _middle_layer(path: Path) -> pd.DataFrame:
-    """Return the rows of the middle one of a long table's layers: what a figure can show of it."""
-    layers = sorted(set(pd.read_parquet(path, columns=["layer"])["layer"]) - {-1})
-    return pd.read_parquet(path, filters=[("layer", "==", layers[len(layers) // 2])])
+def _last_checkpoints(path: Path) -> pd.DataFrame:
+    """Return the rows of the base model and of every run's last step, piece by piece as the table was joined.
+
+    Of singular values only those of the middle one of the layers: what a figure can show.
+    """
+    pieces = ParquetFile(path)
+    keys = ["run", "step", "layer"]
+    places = [
+        pieces.read_row_group(number, columns=keys).to_pandas().drop_duplicates()
+        for number in range(pieces.num_row_groups)
+    ]
+    every = pd.concat(places)
+    last = every.groupby("run")["step"].max()
+    layers = sorted(set(every["layer"]) - {-1})
+    found = []
+    for number, place in enumerate(places):
+        if (place["step"] == place["run"].map(last)).any():
+            rows = pieces.read_row_group(number).to_pandas()
+            wanted = rows["step"] == rows["run"].map(last)
+            if path.stem == LONGEST:
+                wanted &= rows["layer"] == layers[len(layers) // 2]
+            found.append(rows[wanted])
+    return pd.concat(found, ignore_index=True)
 
 
 def _of_whole_study(meta: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -30,6 +30,9 @@ from rankdrift.layout import cache_folder
 if TYPE_CHECKING:  # pandas takes a third of a second to import, which --help and errors need not wait for
     import pandas as pd
 
+CSV_ROWS = 2**20
+"""Rows of a spreadsheet: of a longer table there is no CSV."""
+CSV_FLOAT = "%.9g"
 PACKAGES = ("rankdrift", "torch", "deepspeed", "transformers", "peft", "safetensors", "numpy", "scipy")
 
 
@@ -133,6 +136,28 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def last_jsonl(path: Path, size: int = 2**17) -> list[dict[str, Any]]:
+    """Return the rows in the last ``size`` bytes of a JSON-lines file; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open("rb") as handle:
+        begin = max(0, handle.seek(0, os.SEEK_END) - size)
+        handle.seek(begin)
+        lines = handle.read().decode("utf-8", errors="replace").splitlines()
+    whole = lines[1:] if begin else lines  # the first is cut
+    if whole and not _is_json(whole[-1]):  # cut short by a kill, or being written
+        whole = whole[:-1]
+    return [json.loads(line) for line in whole]
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
     """Write one table as Parquet, atomically."""
     with replacing(path) as temporary:
@@ -142,47 +167,83 @@ def write_parquet(path: Path, table: pd.DataFrame) -> None:
 def write_table(path: Path, table: pd.DataFrame, meta: Mapping[str, Any], csv: bool = True) -> None:
     """Write a tidy table as ``X.parquet``, ``X.csv`` and ``X.meta.json`` (inputs, parameters, columns).
 
-    The metadata is written last: a table whose metadata is missing is not complete.
+    The metadata is written last: a table whose metadata is missing is not complete. One that no spreadsheet
+    could open has no CSV.
     """
     write_parquet(path, table)
-    if csv:
+    if csv and len(table) <= CSV_ROWS:
         with replacing(path.with_suffix(".csv")) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.9g")
+            table.to_csv(temporary, index=False, float_format=CSV_FLOAT)
+    else:
+        path.with_suffix(".csv").unlink(missing_ok=True)
     write_json(path.with_suffix(".meta.json"), {**meta, "rows": len(table), "written": timestamp()})
 
 
-def write_long_table(path: Path, frames: Iterable[pd.DataFrame], meta: Mapping[str, Any]) -> None:
-    """Write a table that need not fit into memory, frame after frame; otherwise as ``write_table``, no CSV.
+def join_tables(path: Path, parts: Sequence[Path], meta: Mapping[str, Any], csv: bool = True) -> bool:
+    """Write the rows of several Parquet tables as one, as ``write_table`` does; say whether there are any.
 
-    The frames have the columns and types of the first.
+    One after the other, so that the table need not fit into memory. A column has the type that holds the
+    values of all parts.
     """
     import pyarrow
     import pyarrow.parquet
 
-    rows, writer = 0, None
-    with replacing(path) as temporary:
-        try:
-            for frame in frames:
-                table = pyarrow.Table.from_pandas(
-                    frame, schema=writer.schema if writer else None, preserve_index=False
-                )
-                writer = writer or pyarrow.parquet.ParquetWriter(temporary, table.schema)
-                writer.write_table(table)
-                rows += len(frame)
-        finally:
-            if writer:
-                writer.close()
-    write_json(path.with_suffix(".meta.json"), {**meta, "rows": rows, "written": timestamp()})
+    schemas = {part: _schema(part) for part in parts}
+    filled = [part for part, (rows, _) in schemas.items() if rows]
+    if not filled:
+        return False
+    count = sum(schemas[part][0] for part in filled)
+    schema = pyarrow.unify_schemas([schemas[part][1] for part in filled], promote_options="permissive")
+    comma_separated = path.with_suffix(".csv")
+    with contextlib.ExitStack() as stack:
+        writer = pyarrow.parquet.ParquetWriter(stack.enter_context(replacing(path)), schema)
+        stack.callback(writer.close)
+        text: IO[str] | None = None
+        if csv and count <= CSV_ROWS:
+            temporary = stack.enter_context(replacing(comma_separated))
+            text = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
+        for number, part in enumerate(filled):
+            rows = _arrow(part).cast(schema)
+            writer.write_table(rows)
+            if text:
+                rows.to_pandas().to_csv(text, header=number == 0, index=False, float_format=CSV_FLOAT)
+    if text is None:
+        comma_separated.unlink(missing_ok=True)
+    write_json(path.with_suffix(".meta.json"), {**meta, "rows": count, "written": timestamp()})
+    return True
+
+
+def _schema(path: Path) -> tuple[int, Any]:
+    """Return how many rows a Parquet table has, and the types of its columns."""
+    import pyarrow.parquet
+
+    with _readable(path):
+        found = pyarrow.parquet.ParquetFile(path)
+        return found.metadata.num_rows, found.schema_arrow.remove_metadata()
+
+
+def _arrow(path: Path) -> Any:
+    import pyarrow.parquet
+
+    with _readable(path):
+        return pyarrow.parquet.ParquetFile(path).read().replace_schema_metadata()
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a Parquet table; raise UserError that names it where it is missing or unreadable."""
     import pandas as pd
 
+    with _readable(path):
+        return pd.read_parquet(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise UserError that names a table where it is missing, or cannot be read inside."""
     if not path.exists():
         raise UserError(f"{path}: no such table; run the command that makes it")
     try:
-        return pd.read_parquet(path)
+        yield
     except Exception as error:
         raise UserError(f"{path}: not a readable Parquet table ({error}); delete it and run again") from None
 

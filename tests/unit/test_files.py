@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -89,12 +90,58 @@ def test_what_was_read_once_is_not_read_again(tmp_path: Path, monkeypatch: pytes
     assert files.content_digest(tmp_path / "f") == before
 
 
-def test_a_long_table_is_what_its_frames_are_together(tmp_path: Path) -> None:
-    frames = [pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), pd.DataFrame({"a": [3], "b": ["z"]})]
-    files.write_long_table(tmp_path / "t.parquet", iter(frames), {"analysis": "x"})
-    found = files.read_table(tmp_path / "t.parquet")
-    pd.testing.assert_frame_equal(found, pd.concat(frames, ignore_index=True))
-    assert files.read_json(tmp_path / "t.meta.json")["rows"] == 3
+def parts(folder: Path, *frames: pd.DataFrame) -> list[Path]:
+    paths = [folder / f"part-{number}.parquet" for number in range(len(frames))]
+    for path, frame in zip(paths, frames, strict=True):
+        files.write_parquet(path, frame)
+    return paths
+
+
+def test_a_joined_table_is_what_its_parts_are_together(tmp_path: Path) -> None:
+    frames = [
+        pd.DataFrame({"a": [1, 2], "b": ["x", "y"], "c": [True, False], "d": [0.1, 1e-7]}),
+        pd.DataFrame({"a": [3.5, np.nan], "b": ["z", ""], "c": [True, True], "d": [2.0, np.nan]}),
+        pd.DataFrame({"a": [], "b": [], "c": [], "d": []}),
+    ]
+    whole = pd.concat(frames[:2], ignore_index=True)
+    assert files.join_tables(tmp_path / "t.parquet", parts(tmp_path, *frames), {"analysis": "x"})
+    pd.testing.assert_frame_equal(files.read_table(tmp_path / "t.parquet"), whole)
+    files.write_table(tmp_path / "whole.parquet", whole, {"analysis": "x"})
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert files.read_json(tmp_path / "t.meta.json")["rows"] == 4
+
+
+def test_a_table_longer_than_a_spreadsheet_has_no_csv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "CSV_ROWS", 3)
+    one, other = pd.DataFrame({"a": [1, 2]}), pd.DataFrame({"a": [3, 4]})
+    paths = parts(tmp_path, one, other)
+    files.join_tables(tmp_path / "t.parquet", paths[:1], {})
+    assert (tmp_path / "t.csv").exists()
+    files.join_tables(tmp_path / "t.parquet", paths, {})
+    assert not (tmp_path / "t.csv").exists()  # it would be of the shorter table
+    assert files.read_table(tmp_path / "t.parquet")["a"].tolist() == [1, 2, 3, 4]
+
+
+def test_parts_that_cannot_be_joined_are_named(tmp_path: Path) -> None:
+    paths = parts(tmp_path, pd.DataFrame({"a": [1]}), pd.DataFrame({"a": []}))
+    assert not files.join_tables(tmp_path / "t.parquet", paths[1:], {})
+    assert not list(tmp_path.glob("t.*"))
+    paths[1].write_bytes(b"no table")
+    with pytest.raises(UserError, match=r"part-1\.parquet: not a readable Parquet table"):
+        files.join_tables(tmp_path / "t.parquet", paths, {})
+
+
+@pytest.mark.parametrize("size", [1, 30, 100, 10_000])
+@pytest.mark.parametrize("end", ["", '{"step": 9', "\n"])
+def test_the_last_lines_are_those_of_the_file(tmp_path: Path, size: int, end: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert files.last_jsonl(path) == []
+    path.write_text("".join(files.json_line({"step": step, "name": "é"}) for step in range(9)) + end)
+    found, every = files.last_jsonl(path, size), [{"step": step, "name": "é"} for step in range(9)]
+    assert found == every[len(every) - len(found) :]
+    assert len(found) == {1: 0, 10_000: 9}.get(size, len(found))
 
 
 def test_digests_are_sha256(tmp_path: Path) -> None:

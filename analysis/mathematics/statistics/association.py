@@ -98,7 +98,11 @@ def _drawn_values(
 ) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
     """Return how often each distinct value is drawn (draws, values), ascending, and which value a row has."""
     values, which = np.unique(column, return_inverse=True)
-    return counts @ (which[:, None] == np.arange(len(values))), which
+    of_value = counts[:, np.argsort(which, kind="stable")]
+    if len(values) < len(column):  # ties: the rows of a value are next to each other now
+        starts = np.searchsorted(np.sort(which), np.arange(len(values)))
+        of_value = np.add.reduceat(of_value, starts, axis=1)
+    return of_value, which
 
 
 def _defined(rows: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:

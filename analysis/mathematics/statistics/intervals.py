@@ -6,11 +6,12 @@ and no p-value of this project has their number as its n.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from rankdrift.errors import UserError
 
@@ -91,10 +92,11 @@ def paired_t_interval(first: ArrayLike, second: ArrayLike, confidence: float = 0
     stdev = float(np.std(differences, ddof=1)) if interval.n > 1 else None
     if interval.reason:
         return SeedDifference(interval, stdev, None)
-    t = interval.mean / float(stats.sem(differences))
-    return SeedDifference(interval, stdev, float(2 * stats.t.sf(abs(t), interval.n - 1)))
+    t = interval.mean / _standard_error(differences)
+    return SeedDifference(interval, stdev, float(2 * special.stdtr(interval.n - 1, -abs(t))))
 
 
+@functools.cache
 def t_quantile(n: float, confidence: float = 0.95) -> float:
     """Return how many standard errors of n independent parts (jackknife shards, seeds) are an interval.
 
@@ -144,8 +146,12 @@ def _t_interval(observed: NDArray[np.float64], scale: float, confidence: float) 
         return Interval(mean, n, None, None, reason="one seed: no interval over seeds")
     if varies_by_rounding_alone(observed, scale):
         return Interval(mean, n, None, None, reason=f"all {n} seeds give the same value: no spread to go by")
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * stats.sem(observed))
+    half = float(t_quantile(n, confidence) * _standard_error(observed))
     return Interval(mean, n, mean - half, mean + half)
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def varies_by_rounding_alone(values: NDArray[np.float64], scale: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
+@functools.cache  # a study asks for the same few numbers of seeds again and again
 def minimum_detectable_difference(seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
     """Return the mean difference, in standard deviations of the differences, that a paired t test detects.
 
@@ -84,9 +86,15 @@ def stdev_interval(stdev: float, n: int, level: float = 0.95) -> tuple[float, fl
     (n - 1) s² / sigma² is chi-squared with n - 1 degrees: of three seeds the interval runs from 0.52 to 6.3
     times s, so what is computed from s alone is known no better.
     """
+    low, high = _stdev_factors(n, level)
+    return stdev * low, stdev * high
+
+
+@functools.cache
+def _stdev_factors(n: int, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
     low, high = (math.sqrt((n - 1) / stats.chi2.ppf(share, n - 1)) for share in (1 - tail, tail))
-    return stdev * low, stdev * high
+    return low, high
 
 
 def seed_control(arms: Sequence[ArrayLike], difference: float) -> SeedControl:

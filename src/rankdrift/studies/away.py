@@ -30,7 +30,8 @@ from rankdrift.errors import IntegrityError, Preempted, RankError, UserError
 from rankdrift.layout import RunLayout, StudyLayout
 from rankdrift.models.base import resolve
 from rankdrift.progress import Say
-from rankdrift.studies.carry_out import carry_out, read_record, train_elsewhere
+from rankdrift.studies.carry_out import carry_out, train_elsewhere
+from rankdrift.studies.cell_record import read_record
 from rankdrift.studies.cells import Cell
 from rankdrift.studies.executors import Ask, Executor, Outcome, Spread, Task
 from rankdrift.studies.executors.processes import node

@@ -23,6 +23,7 @@ from rankdrift.models.base import resolve
 from rankdrift.progress import Say, indented, progress_lines
 from rankdrift.scoring.run import score_run
 from rankdrift.spec import read_spec
+from rankdrift.studies.cell_record import is_finished, read_record
 from rankdrift.studies.cells import Cell
 from rankdrift.studies.driver import MOMENT
 from rankdrift.studies.executors.processes import node
@@ -75,21 +76,6 @@ def carry_out(
         for name in (stage for stage in STAGES if stage in stages):
             with record.stage(name, say):
                 ways[name]()
-
-
-def is_finished(run: RunLayout) -> bool:
-    """Return whether a run is trained to its end."""
-    return run.status.exists() and files.read_json(run.status)["state"] == "finished"
-
-
-def read_record(run: RunLayout) -> dict[str, Any]:
-    """Return what a cell has said of itself, empty where it has not begun."""
-    return dict(files.read_json(run.cell)) if run.cell.exists() else {}
-
-
-def is_carried_out(run: RunLayout) -> bool:
-    """Return whether a process of this machine carries out the cell now."""
-    return files.is_held(run.cell_lock)
 
 
 def train_elsewhere(cell: Cell, restarts: Restarts) -> None:

@@ -27,7 +27,8 @@ from rankdrift.scoring.run import score_base
 from rankdrift.spec import Recipe, Spec, read_spec
 from rankdrift.spec.identity import differences, recorded
 from rankdrift.studies import away, driver
-from rankdrift.studies.carry_out import STAGES, carry_out, is_finished, needs_nothing
+from rankdrift.studies.carry_out import STAGES, carry_out, needs_nothing
+from rankdrift.studies.cell_record import is_finished
 from rankdrift.studies.cells import Cell, groups_of, write_cells
 from rankdrift.studies.clean import clean
 from rankdrift.studies.executors import Executor, Outcome, Task

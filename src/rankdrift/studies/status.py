@@ -13,7 +13,7 @@ from rich.table import Table
 from rankdrift import files
 from rankdrift.layout import RunLayout
 from rankdrift.progress import duration
-from rankdrift.studies.carry_out import is_carried_out, read_record
+from rankdrift.studies.cell_record import is_carried_out, read_record
 from rankdrift.studies.cells import Cell
 from rankdrift.studies.executors import Executor
 from rankdrift.studies.executors.processes import node
@@ -145,6 +145,6 @@ def _steps(cell: Cell) -> int:
 
 
 def _left(run: RunLayout, steps: int) -> float | None:
-    rows = files.read_jsonl(run.metrics) if run.metrics.exists() else []
+    rows = files.last_jsonl(run.metrics)
     recent = [row["seconds"] for row in rows if row["split"] == "train" and "seconds" in row][-RECENT:]
     return statistics.median(recent) * steps if recent else None

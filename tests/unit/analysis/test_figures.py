@@ -26,6 +26,19 @@ TWELVE = tuple(
 SIZES = {"12 runs": (TWELVE, [2, 4], 1), "20 steps": (TWO[1:], range(1, 21), 1)}
 
 
+MANY = tuple(
+    (method, rank, seed)
+    for method, rank in (("full", 0), *(("lora", r) for r in range(1, 28)))
+    for seed in (1, 2)
+)
+"""28 arms of two seeds."""
+
+
+@pytest.fixture(scope="module")
+def many_runs(make_tables: Callable[..., Tables]) -> Tables:
+    return make_tables(MANY, [4, 8], 1)
+
+
 @pytest.fixture(scope="module")
 def two_runs(make_tables: Callable[..., Tables]) -> Tables:
     return make_tables(TWO, [8, 16, 24], 6, ["mean", "last_token", "token"])
@@ -45,6 +58,37 @@ def ten_rows(make_tables: Callable[..., Tables]) -> Tables:
     two_ranks = make_tables((TWO[0], ("lora", 4, 42)), [1], 1)["performance_metrics"]
     tables["performance_metrics"] = two_ranks.groupby("run", sort=False).head(3)
     return {name: table.head(10) for name, table in tables.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_many_runs_are_no_book(name: str, many_runs: Tables) -> None:
+    canvas = figure(name).render(many_runs)
+    assert canvas.get_size_inches()[1] < 30
+    bars = sum(ax.get_label() == "<colorbar>" for ax in canvas.axes)
+    assert len(canvas.axes) - bars <= 24  # twelve runs with two panels each
+    for shown in canvas.legends:
+        assert len(shown.get_texts()) <= 30
+
+
+def test_a_few_of_many_runs_are_of_different_arms(many_runs: Tables) -> None:
+    canvas = figure("drift_heatmap").render(many_runs)
+    titles = [ax.get_title() for ax in canvas.axes if ax.get_title()]
+    assert len(titles) == 12
+    assert titles[0] == "full-seed1"
+    assert titles[-1] == "lora-r27-seed1"
+    assert all(title.endswith("-seed1") for title in titles)
+
+
+def test_more_arms_than_colours_are_told_apart_by_their_kind(make_tables: Callable[..., Tables]) -> None:
+    performance = make_tables((("full", 0, 1), ("lora", 8, 1)), [4], 1)["performance_metrics"]
+    lora = performance[performance["method"] == "lora"]
+    more = [lora.assign(run=f"lora-rate{number}-seed1") for number in range(40)]
+    tables = {"performance_metrics": pd.concat([performance, *more])}
+    styles = run_styles(tables)
+    assert {style.family for style in styles.values()} == {"full (1 arm)", "lora r=8 (41 arms)"}
+    assert len({style.colour for style in styles.values()}) == 2
+    (shown,) = figure("learning_curve").render(tables).legends
+    assert len(shown.get_texts()) < 6
 
 
 def figure(name: str) -> Figure:

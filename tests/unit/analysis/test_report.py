@@ -14,10 +14,12 @@ import pytest
 from rankdrift import files, registry
 from rankdrift.analysis.formats import MISSING, number
 from rankdrift.analysis.report import illustrate
+from rankdrift.analysis.report import study as study_of_tables
 from rankdrift.analysis.report.build import as_html, build_report
 from rankdrift.analysis.report.content import compose
 from rankdrift.analysis.report.grids import Grid, differing, flattened, shared
 from rankdrift.analysis.report.markdown import as_markdown
+from rankdrift.analysis.report.overview import build_overview
 from rankdrift.analysis.report.study import read_study
 from rankdrift.analysis.report.summary import last_checkpoint_grid
 from rankdrift.analysis.report.topics import topics
@@ -148,6 +150,39 @@ def test_report_says_what_the_study_was(reported: StudyLayout) -> None:
     assert "what update_norm means" in page
     assert "zero_optimization" in page
     assert "2 min 05 s" in page
+
+
+def test_of_long_tables_the_last_checkpoints_are_read_and_nothing_else_is_said(
+    study: StudyLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_study(study)
+    monkeypatch.setattr(study_of_tables, "MOST_ROWS", 0)
+    short = read_study(study)
+    assert topics(short) == topics(whole)
+    assert last_checkpoint_grid(short) == last_checkpoint_grid(whole)
+    for name in study_of_tables.LONG:
+        rows, every = short.tables[name], whole.tables[name]
+        assert set(rows["step"]) <= {0, 8}
+        last = every[every["step"].isin([0, 8])]
+        if name == "singular_values":
+            last = last[last["layer"] == 1]  # the middle one of three
+        pd.testing.assert_frame_equal(rows, last.reset_index(drop=True))
+
+
+def test_groups_stand_side_by_side(tmp_path: Path, make_tables: Callable[..., Tables]) -> None:
+    seeds = tuple(("full", 0, seed) for seed in range(30))
+    groups = {
+        "one": write_study(tmp_path / "s" / "one", make_tables(ONE_SEED, [4], 1)),
+        "other": write_study(tmp_path / "s" / "other", make_tables(seeds, [4], 1)),
+    }
+    page = build_overview(StudyLayout(tmp_path / "s"), groups).read_text(encoding="utf-8")
+    links = Links()
+    links.feed(page)
+    assert set(links.found) == {"one/report.html", "other/report.html"}
+    assert f'<th scope="row">lora-r8</th><td>0.870 (1)</td><td>{MISSING}</td>' in page
+    assert '<th scope="row">full</th><td>0.870 (1)</td><td>0.870 ± 0 (30)</td>' in page
+    assert page.count("<details>") == 1  # thirty-one rows are folded away, three are not
+    assert "<summary>31 rows</summary>" in page
 
 
 def test_unchanged_tables_are_not_drawn_again(scores_only: StudyLayout) -> None:

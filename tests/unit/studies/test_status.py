@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -56,6 +58,11 @@ def test_states_are_told_from_the_folders(cells: list[Cell]) -> None:
         assert "4 cells: 1 done, 1 running, 1 waiting, 1 failed" in str(table(found).title)
     recorded(running, "running", node="elsewhere")
     assert status_of(running).state == "running"  # of another machine nobody here knows better
+
+
+def test_looking_needs_no_torch() -> None:
+    looking = "import sys; import rankdrift.studies.status; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", looking], check=False).returncode == 0
 
 
 def test_no_time_is_foretold_before_a_cell_is_done() -> None:

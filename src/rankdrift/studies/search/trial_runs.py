@@ -19,7 +19,7 @@ from rankdrift import files
 from rankdrift.errors import IntegrityError, Preempted, UserError
 from rankdrift.layout import RunLayout
 from rankdrift.studies.away import Order
-from rankdrift.studies.carry_out import is_finished
+from rankdrift.studies.cell_record import is_finished
 from rankdrift.studies.cells import Cell
 from rankdrift.studies.driver import MOMENT
 from rankdrift.studies.launcher import launch
