@@ -38,7 +38,7 @@ def run_analyses(
     """Bring the tables of the named analyses up to date; return their Parquet files.
 
     Rows are in the order of ``subjects``, identity columns first. ``weights`` has here what another machine
-    holds, for what compares weights of several runs.
+    or a storage holds, for what needs it.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def run_analyses(
         if all(_is_current(path, wanted) for path in paths):  # the parts may have been cleaned away
             written += paths
             continue
-        bring_up_to_date(analysis, parts, params, progress)
+        bring_up_to_date(analysis, parts, params, progress, weights)
         found = [(part, part.stored()) for part in parts]
         written += [_join(analysis, table, found, tables) for table in analysis.tables]
     return written

@@ -22,7 +22,7 @@ from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params, Tables
 from rankdrift.analysis.parallel import map_unordered
 from rankdrift.analysis.parts import Part
-from rankdrift.analysis.sources.elsewhere import none_elsewhere
+from rankdrift.analysis.sources.elsewhere import Weights, none_elsewhere
 from rankdrift.progress import Progress
 
 PORTION = 8
@@ -55,16 +55,20 @@ class Portion:
         return {table: files.read_table(self.file(table)) for table in files.read_json(self.record)}
 
 
-def bring_up_to_date(analysis: Analysis, parts: Sequence[Part], params: Params, progress: Progress) -> None:
-    """Compute the parts that are not current."""
+def bring_up_to_date(
+    analysis: Analysis,
+    parts: Sequence[Part],
+    params: Params,
+    progress: Progress,
+    weights: Weights = none_elsewhere,
+) -> None:
+    """Compute the parts that are not current; ``weights`` has the checkpoints here that are measured."""
     work = _Work(analysis, parts, params, progress)
-    if analysis.per == "checkpoint":
-        with none_elsewhere(part.subject for part in work.stale):
-            pass
-    if analysis.split:
-        work.measure_units()
-    else:
-        work.compute_whole()
+    with weights([part.subject for part in work.stale] if analysis.per == "checkpoint" else []):
+        if analysis.split:
+            work.measure_units()
+        else:
+            work.compute_whole()
 
 
 def processes(wanted: int) -> int:

@@ -1,4 +1,4 @@
-"""Weights that another machine holds: which there are, and what is in them, as that machine has said.
+"""Weights that another machine or a storage holds: which there are, and what is in them, as was said there.
 
 Tables of a run travel, its weights do not (``studies/away.py``). Whether what depends on weights is current
 is told by what is in them, so their identity is kept where the tables are.
@@ -23,9 +23,10 @@ Weights = Callable[["Iterable[Subject]"], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Held:
-    """What a machine holds of one run."""
+    """What a machine or a storage holds of one run."""
 
     node: str
+    """The machine's name, or the storage's URL."""
     folder: str
     """The run's folder there."""
     steps: dict[int, str]
@@ -33,9 +34,14 @@ class Held:
     contents: dict[str, str]
     """File or folder -> identity of what is in it, as ``files.content_digest`` or a manifest gives it."""
 
+    @property
+    def is_storage(self) -> bool:
+        """Whether a storage holds it (``studies/storage.py``), which every machine reaches."""
+        return "://" in self.node
+
     @classmethod
     def of(cls, run: RunLayout) -> Held | None:
-        """Return what another machine holds of a run; None where nobody has said so."""
+        """Return what another machine or a storage holds of a run; None where nobody has said so."""
         if not run.held.exists():
             return None
         tree = files.read_json(run.held)
@@ -63,9 +69,14 @@ def held_elsewhere(subject: Subject) -> Held | None:
 
 @contextlib.contextmanager
 def none_elsewhere(subjects: Iterable[Subject]) -> Iterator[None]:
-    """Raise UserError where the weights of a checkpoint are on another machine."""
+    """Raise UserError where the weights of a checkpoint are on another machine, or in a storage."""
     for subject in subjects:
-        if held := held_elsewhere(subject):
+        if (held := held_elsewhere(subject)) and held.is_storage:
+            raise UserError(
+                f"{subject.tuned}: these weights are in {held.node}; 'rankdrift study run' brings them for "
+                "what needs them"
+            )
+        if held:
             raise UserError(
                 f"{subject.tuned}: node {held.node} holds these weights; give the cluster (--ray), or "
                 f"bring them with: rankdrift gather {subject.run_dir} --from HOST:{held.folder}"

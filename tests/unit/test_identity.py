@@ -14,6 +14,7 @@ from rankdrift.spec.identity import KEYS, LATER, SECTIONS, differences, digest, 
 EVERY_KEY = sorted(flattened(Spec()))
 OTHER: dict[str, Any] = {
     "seed": 7,
+    "storage": "s3://elsewhere",
     "model.name": "tiny",
     "model.revision": "main",
     "model.head": "classifier",

@@ -162,13 +162,21 @@ def _status(arguments: argparse.Namespace) -> int:
     from rich.live import Live
 
     from rankdrift.studies.cells import read_cells
-    from rankdrift.studies.status import as_json, status_everywhere, status_of, table
+    from rankdrift.studies.status import as_json, status_everywhere, status_of, table, with_stored
 
     cells = read_cells(StudyLayout(arguments.study))
     cluster = _cluster(arguments.ray) if arguments.ray else None
+    silent = False
 
     def look() -> list[CellStatus]:
-        return status_everywhere(cells, cluster) if cluster else [status_of(cell) for cell in cells]
+        nonlocal silent
+        found = status_everywhere(cells, cluster) if cluster else [status_of(cell) for cell in cells]
+        try:
+            return found if silent else with_stored(cells, found)
+        except UserError as error:  # what the folders say is known without it
+            silent = True
+            print(error, file=sys.stderr)
+            return found
 
     found = look()
     if arguments.json:

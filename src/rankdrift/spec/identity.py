@@ -22,6 +22,7 @@ KEYS: dict[str, Role] = {
     "arm": "place",
     "seed": "identity",
     "output": "place",
+    "storage": "place",
     "model.name": "content",
     "model.revision": "content",
     "model.head": "identity",

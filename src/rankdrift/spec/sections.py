@@ -331,6 +331,9 @@ class Spec(Section):
     """Seed of initialisation, data order and dropout."""
     output: str = "outputs"
     """Folder that holds the study's folder."""
+    storage: str | None = None
+    """Folder or fsspec URL (``s3://bucket/prefix``) where finished cells are put, and taken from by any
+    machine."""
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     method: SerializeAsAny[MethodSpec] = Field(default_factory=MethodSpec)

@@ -7,43 +7,28 @@ that they were measured on (``held.json``), so that the study's tables are up to
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import json
 import os
-import shutil
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rankdrift import files
-from rankdrift.analysis.contract import checkpoint_inputs
-from rankdrift.analysis.engine import PARTS
-from rankdrift.analysis.parts import content
-from rankdrift.analysis.sources.elsewhere import Held, held_elsewhere
-from rankdrift.analysis.sources.subjects import Subject
-from rankdrift.errors import IntegrityError, Preempted, RankError, UserError
+from rankdrift.analysis.sources.elsewhere import Held
+from rankdrift.errors import Preempted, RankError, UserError
 from rankdrift.layout import RunLayout, StudyLayout
-from rankdrift.models.base import resolve
-from rankdrift.progress import Say
 from rankdrift.studies.carry_out import carry_out, train_elsewhere
 from rankdrift.studies.cell_record import read_record
 from rankdrift.studies.cells import Cell
-from rankdrift.studies.executors import Ask, Executor, Outcome, Spread, Task
+from rankdrift.studies.executors import Ask, Outcome, Spread, Task
 from rankdrift.studies.executors.processes import node
 from rankdrift.studies.launcher import Among
+from rankdrift.studies.packing import held_of, packed, unpack
 from rankdrift.studies.restarts import Restarts
-from rankdrift.studies.study_checkpoints import run_subjects
+from rankdrift.studies.weights import bring_file
 from rankdrift.zero_checkpoint.manifest import Manifest, complete_steps
 
-STAYS = frozenset({"checkpoints", "exports", "merged", "model", "traces", "held.json"})
-"""Of a run's folder: weights, and what is as large."""
-PIECE = 2**26
-"""Bytes of weights that travel at once."""
 FARTHEST = ("waiting", "failed", "lost", "stopped", "running", "done")
 
 
@@ -75,6 +60,8 @@ class Brought:
     archive: bytes | None
     """A tar of files relative to the study's folder; None where that folder is seen from both machines."""
     error: BaseException | None = None
+    left: str | None = None
+    """Why it is not in the storage, as ``carry_out`` says."""
 
 
 def carry_out_away(
@@ -94,14 +81,14 @@ def carry_out_away(
 
     """
     shared = root.driver.exists() and files.read_json(root.driver) == driver
-    cell, error = order.here(), None
+    cell, error, left = order.here(), None, None
     try:
-        carry_out(cell, *how)
+        left = carry_out(cell, *how)
     except (UserError, RankError, Preempted) as problem:
         error = problem
     except Exception as problem:
         error = RankError(f"{type(problem).__name__}: {problem}")
-    return Brought(None if shared else _packed(cell, how[0], root), error)
+    return Brought(None if shared else packed(cell, how[0], root, _held(cell)), error, left)
 
 
 def train_part(
@@ -116,7 +103,7 @@ def train_part(
     if among.node:
         train_elsewhere(cell, restarts)
     else:
-        carry_out(cell, how[0], ("train",), restarts)
+        carry_out(cell, how[0], ("train",), restarts, stored=False)
 
 
 def bring_together(
@@ -147,9 +134,8 @@ def arrived(outcome: Outcome, root: StudyLayout) -> Outcome:
         return outcome
     brought = outcome.value
     if brought.archive is not None:
-        with tarfile.open(fileobj=io.BytesIO(brought.archive)) as tar:
-            tar.extractall(root.root, filter="data")
-    return dataclasses.replace(outcome, value=None, error=brought.error)
+        unpack(brought.archive, root)
+    return dataclasses.replace(outcome, value=brought.left, error=brought.error)
 
 
 def order_task(task: Task, cell: Cell, root: StudyLayout, where: str | None) -> Task:
@@ -181,107 +167,8 @@ def holders(found: dict[str, dict[str, tuple[int, int]]]) -> dict[str, str]:
     return best
 
 
-@contextlib.contextmanager
-def brought(subjects: Iterable[Subject], executor: Executor, say: Say) -> Iterator[None]:
-    """Have the weights of checkpoints here that other nodes hold, for as long as the block lasts.
-
-    What compares weights of several runs needs them at one place. Raises RankError where a node that holds
-    some has gone, and IntegrityError where what has come is not what was measured there.
-    """
-    folders: list[Path] = []
-    try:
-        for subject in subjects:
-            if held := held_elsewhere(subject):
-                run = RunLayout(_root_of(subject))
-                for name in (held.steps[subject.step], run.model.name):
-                    if name in held.contents and not (run.root / name).exists():
-                        folders.append(run.root / name)
-                        say(f"{folders[-1]} from {held.node}")
-                        _bring(held, name, run, executor)
-        yield
-    finally:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _bring(held: Held, name: str, run: RunLayout, executor: Executor) -> None:
-    """Copy a folder of a run from the node that holds it."""
-    for relative, size in executor.at(held.node, listed, str(Path(held.folder, name))):
-        there = str(Path(held.folder, name, relative))
-        bring_file(partial(executor.at, held.node), there, run.root / name / relative, size)
-    if content(run.root / name) != held.contents[name]:
-        raise IntegrityError(
-            f"{held.folder}/{name} on {held.node}: not what was measured there; carry the cell out again: "
-            f"'rankdrift study retry STUDY {run.root.name}'"
-        )
-
-
-def bring_file(ask: Callable[..., Any], there: str, here: Path, size: int) -> None:
-    """Copy a file from the node that is asked."""
-    here.parent.mkdir(parents=True, exist_ok=True)
-    with open(here, "wb") as file:
-        while file.tell() < size:
-            file.write(ask(piece, there, file.tell()))
-
-
-def listed(folder: str) -> list[tuple[str, int]]:
-    """Return the files below a folder with their sizes, bytes."""
-    found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    return [(str(path.relative_to(folder)), path.stat().st_size) for path in found]
-
-
-def piece(path: str, offset: int) -> bytes:
-    """Return at most ``PIECE`` bytes of a file."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return file.read(PIECE)
-
-
-def _root_of(subject: Subject) -> Path:
-    assert subject.run_dir is not None
-    return subject.run_dir
-
-
-def _packed(cell: Cell, with_base: bool, root: StudyLayout) -> bytes:
-    """Return what travels of a cell, as a tar."""
-    buffer = io.BytesIO()
-    top = Path(os.path.abspath(root.root))
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in _travels(cell, with_base):
-            tar.add(path, str(Path(os.path.abspath(path)).relative_to(top)), recursive=False)
-        held = json.dumps(dataclasses.asdict(_held(cell))).encode()
-        member = tarfile.TarInfo(str(Path(os.path.abspath(cell.run.held)).relative_to(top)))
-        member.size = len(held)
-        tar.addfile(member, io.BytesIO(held))
-    return buffer.getvalue()
-
-
-def _travels(cell: Cell, with_base: bool) -> Iterator[Path]:
-    """Yield the files of a cell that travel; of a name that begins with a dot none: locks, and unfinished."""
-    run, study = cell.run, cell.study
-    for path in sorted(run.root.rglob("*")):
-        parts = path.relative_to(run.root).parts
-        if path.is_file() and not STAYS & set(parts) and not path.name.startswith("."):
-            yield path
-    names = [f"{cell.spec.run_name}-step-", f"{cell.spec.run_name}."]
-    if with_base:
-        yield from (path for path in sorted(RunLayout(study.base).scores.glob("*")) if path.is_file())
-        names.append("base-step-")
-    for path in sorted((study.tables / PARTS).glob("*/*.*")):
-        if path.is_file() and path.name.startswith(tuple(names)):
-            yield path
-
-
 def _held(cell: Cell) -> Held:
-    """Return what this machine holds of a cell's weights."""
-    base = resolve(cell.spec.model.name, cell.spec.model.revision)
-    root = Path(os.path.abspath(cell.run.root))
-    steps, contents = {}, {}
-    for subject in run_subjects(cell.spec, cell.run, base):
-        for path in checkpoint_inputs(subject):
-            absolute = Path(os.path.abspath(path))
-            if absolute.is_relative_to(root) and (found := content(path)):
-                contents[str(absolute.relative_to(root))] = found
-        assert subject.tuned is not None
-        steps[subject.step] = str(Path(os.path.abspath(subject.tuned)).relative_to(root))
-    return Held(node(), str(root), steps, contents)
+    """Return who holds a cell's weights: the storage, where it has just these, or this machine."""
+    mine = held_of(cell, node(), os.path.abspath(cell.run.root))
+    kept = Held.of(cell.run)
+    return kept if kept and kept.is_storage and kept.contents == mine.contents else mine

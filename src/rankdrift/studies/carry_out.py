@@ -15,7 +15,8 @@ from typing import Any
 
 from rankdrift import files, registry
 from rankdrift.analysis.engine import measure_checkpoints
-from rankdrift.analysis.sources.subjects import base_subject
+from rankdrift.analysis.sources.elsewhere import held_elsewhere
+from rankdrift.analysis.sources.subjects import Subject, base_subject
 from rankdrift.errors import Preempted, RankError, UserError
 from rankdrift.export.consolidate import consolidate_run
 from rankdrift.layout import RunLayout
@@ -28,7 +29,10 @@ from rankdrift.studies.cells import Cell
 from rankdrift.studies.driver import MOMENT
 from rankdrift.studies.executors.processes import node
 from rankdrift.studies.restarts import NONE, Restarts, launch_to_the_end
+from rankdrift.studies.storage import Storage
+from rankdrift.studies.stored_cells import put, take
 from rankdrift.studies.study_checkpoints import run_subjects, stored_steps, study_params
+from rankdrift.studies.weights import brought
 from rankdrift.zero_checkpoint.manifest import complete_steps
 
 STAGES = ("train", "consolidate", "score", "represent", "measure")
@@ -42,8 +46,11 @@ def carry_out(
     stages: Sequence[str] = STAGES,
     restarts: Restarts = NONE,
     say: Say = print,
-) -> None:
+    stored: bool = True,
+) -> str | None:
     """Train, consolidate and score a cell, and measure its checkpoints, or do some of these.
+
+    A cell that its storage has is taken from there instead, and one that is done is put there.
 
     Parameters
     ----------
@@ -57,13 +64,60 @@ def carry_out(
         What is done where a rank fails.
     say
         Takes a line for each thing done.
+    stored
+        Whether its storage is looked at, if it has one.
+
+    Returns
+    -------
+    str or None
+        Why its storage has not got it, of a cell that is done and could not be put there.
 
     Raises
     ------
     UserError, RankError, Preempted
-        As training raises them; UserError where another process carries out the same cell.
+        As training raises them; UserError where another process carries out the same cell, or its storage
+        cannot be used.
 
     """
+    with _alone(cell):
+        storage = Storage.of(cell.spec) if stored else None
+        if storage and _is_wanted(cell):
+            take(storage, cell, indented(say))
+        left = _elsewhere(cell)
+        if left and needs_nothing(cell, with_base):
+            say("  done before, by another machine")
+        else:
+            with brought(left, None, indented(say)):
+                _go_through(cell, with_base, [name for name in STAGES if name in stages], restarts, say)
+        return _put(cell, with_base, storage, say) if storage and is_done(cell) else None
+
+
+def take_done(cells: Sequence[Cell], say: Say = print) -> None:
+    """Take what storages have of cells that are neither done nor trained here.
+
+    Raises UserError where a storage cannot be used, or has a cell of another experiment.
+    """
+    storages = {cell.spec.storage: Storage.of(cell.spec) for cell in cells}
+    for cell in cells:
+        storage = storages[cell.spec.storage]
+        if storage and _is_wanted(cell):
+            with _alone(cell):
+                take(storage, cell, say)
+
+
+def is_done(cell: Cell) -> bool:
+    """Return whether a cell says that it is done, as it is asked for now."""
+    record = read_record(cell.run)
+    return (record.get("state"), record.get("digest")) == ("done", cell.digest)
+
+
+def _is_wanted(cell: Cell) -> bool:
+    """Return whether a cell is to be taken from a storage: not in the place of what is trained here."""
+    return not is_done(cell) and (not is_finished(cell.run) or bool(_elsewhere(cell)))
+
+
+def _go_through(cell: Cell, with_base: bool, stages: Sequence[str], restarts: Restarts, say: Say) -> None:
+    """Go through some stages, in their order."""
     inner = indented(say, by=4)
     with _record(cell, stages) as record:
         ways: dict[str, Callable[[], object]] = {
@@ -73,9 +127,32 @@ def carry_out(
             "represent": lambda: _measure(cell, REPRESENTATIONS, with_base, record, inner),
             "measure": lambda: _measure(cell, registry.names("analysis"), with_base, record, inner),
         }
-        for name in (stage for stage in STAGES if stage in stages):
+        for name in stages:
             with record.stage(name, say):
                 ways[name]()
+
+
+def _elsewhere(cell: Cell) -> list[Subject]:
+    """Return the checkpoints of a finished cell whose weights are not here."""
+    if not cell.run.held.exists() or not is_finished(cell.run):
+        return []
+    base = resolve(cell.spec.model.name, cell.spec.model.revision)
+    return [subject for subject in run_subjects(cell.spec, cell.run, base) if held_elsewhere(subject)]
+
+
+def _put(cell: Cell, with_base: bool, storage: Storage, say: Say) -> str | None:
+    """Put a cell that is done into a storage; return why that failed, which undoes nothing of the cell."""
+    try:
+        left = _elsewhere(cell)
+        if left and storage.find(storage.place(cell)):
+            return None
+        say("  store")
+        with brought(left, None, indented(say, by=4)):
+            put(storage, cell, with_base, indented(say, by=4))
+    except UserError as error:
+        say(f"    not stored: {error}")
+        return str(error)
+    return None
 
 
 def train_elsewhere(cell: Cell, restarts: Restarts) -> None:
@@ -104,7 +181,7 @@ def _consolidate(cell: Cell, say: Say) -> None:
 def needs_nothing(cell: Cell, with_base: bool) -> bool:
     """Return whether a cell is carried out as it is asked for now, so far as its folder tells."""
     record, run = read_record(cell.run), cell.run
-    if (record.get("state"), record.get("digest")) != ("done", cell.digest) or not is_finished(run):
+    if not is_done(cell) or not is_finished(run):
         return False
     steps = [0] * with_base + list(stored_steps(run))
     measured = _wanted(cell, registry.names("analysis"), steps)
@@ -161,28 +238,34 @@ class _Record:
 
 
 @contextlib.contextmanager
-def _record(cell: Cell, stages: Sequence[str]) -> Iterator[_Record]:
-    """Keep a cell to this process, and say what becomes of it; it is done when its last stage is."""
+def _alone(cell: Cell) -> Iterator[None]:
+    """Keep a cell to this process; raise UserError where another one carries it out."""
     with files.held(cell.run.cell_lock, wait=MOMENT) as free:
         if not free:
             raise UserError(f"{cell.run.root}: another process carries out this cell; wait for it or stop it")
-        before = read_record(cell.run)
-        record = _Record(cell.run, {"attempts": 0} | before)
-        record.was_done = (before.get("state"), before.get("digest")) == ("done", cell.digest)
-        if not record.was_done:
-            record.tree |= {"digest": cell.digest, "ranks": cell.ranks, "config": cell.config.name}
-            record.tree |= {"node": node(), "pid": os.getpid(), "attempts": record.tree["attempts"] + 1}
-            record.write("running", stage=stages[0], error=None, began=files.timestamp())
-        try:
-            yield record
-        except (Preempted, KeyboardInterrupt):
-            record.write("stopped")
-            raise
-        except Exception as error:
-            known = isinstance(error, UserError | RankError)
-            record.write("failed", error=str(error) if known else f"{type(error).__name__}: {error}")
-            raise
-        if STAGES[-1] not in stages and not record.was_done:
-            record.write("waiting", stage=STAGES[STAGES.index(stages[-1]) + 1])
-        elif not record.was_done or record.tree != before:
-            record.write("done", stage="")
+        yield
+
+
+@contextlib.contextmanager
+def _record(cell: Cell, stages: Sequence[str]) -> Iterator[_Record]:
+    """Say what becomes of a cell; it is done when its last stage is."""
+    before = read_record(cell.run)
+    record = _Record(cell.run, {"attempts": 0} | before)
+    record.was_done = is_done(cell)
+    if not record.was_done:
+        record.tree |= {"digest": cell.digest, "ranks": cell.ranks, "config": cell.config.name}
+        record.tree |= {"node": node(), "pid": os.getpid(), "attempts": record.tree["attempts"] + 1}
+        record.write("running", stage=stages[0], error=None, began=files.timestamp())
+    try:
+        yield record
+    except (Preempted, KeyboardInterrupt):
+        record.write("stopped")
+        raise
+    except Exception as error:
+        known = isinstance(error, UserError | RankError)
+        record.write("failed", error=str(error) if known else f"{type(error).__name__}: {error}")
+        raise
+    if STAGES[-1] not in stages and not record.was_done:
+        record.write("waiting", stage=STAGES[STAGES.index(stages[-1]) + 1])
+    elif not record.was_done or record.tree != before:
+        record.write("done", stage="")

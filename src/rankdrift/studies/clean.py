@@ -81,6 +81,16 @@ def clean(study: StudyLayout, keep_exports: bool, checkpoints: bool, say: Say) -
     return freed
 
 
+def empty(run: RunLayout) -> None:
+    """Remove what is in a run's folder but its locks and what was said in ``cell.log``; the record first."""
+    run.cell.unlink(missing_ok=True)
+    for path in run.root.glob("*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != run.cell_log and not path.name.startswith("."):
+            path.unlink()
+
+
 def _of_study(study: StudyLayout) -> Iterator[Removable]:
     for folder, why in (
         (study.base / "cache", "measured again from the base model"),

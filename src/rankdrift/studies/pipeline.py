@@ -10,32 +10,28 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rankdrift import files, registry
+from rankdrift import registry
 from rankdrift.analysis.engine import run_analyses
 from rankdrift.analysis.report.build import build_report
 from rankdrift.analysis.report.overview import build_overview
-from rankdrift.analysis.sources.elsewhere import Weights, none_elsewhere
-from rankdrift.data.dataset import load_rows
-from rankdrift.data.identity import run_identity
-from rankdrift.data.length import with_steps
-from rankdrift.data.mixture import Mixture
-from rankdrift.errors import RankError, UserError
+from rankdrift.analysis.sources.elsewhere import Held, Weights
+from rankdrift.errors import RankError
 from rankdrift.layout import StudyLayout
-from rankdrift.models.base import load_tokenizer, resolve
+from rankdrift.models.base import resolve
 from rankdrift.progress import Say, indented, progress_lines
 from rankdrift.scoring.run import score_base
-from rankdrift.spec import Recipe, Spec, read_spec
-from rankdrift.spec.identity import differences, recorded
+from rankdrift.spec import Recipe, read_spec
 from rankdrift.studies import away, driver
-from rankdrift.studies.carry_out import STAGES, carry_out, needs_nothing
+from rankdrift.studies.carry_out import STAGES, carry_out, needs_nothing, take_done
 from rankdrift.studies.cell_record import is_finished
 from rankdrift.studies.cells import Cell, groups_of, write_cells
 from rankdrift.studies.clean import clean
 from rankdrift.studies.executors import Executor, Outcome, Task
 from rankdrift.studies.restarts import NONE, Restarts
+from rankdrift.studies.same_run import refuse_other_runs, with_steps_told
+from rankdrift.studies.storage import Storage
 from rankdrift.studies.study_checkpoints import Source, study_params, study_subjects
-
-REMEDY = "choose another study (study=NAME), or delete it"
+from rankdrift.studies.weights import brought
 
 
 @dataclass(frozen=True)
@@ -108,8 +104,12 @@ def run_part(
 ) -> list[Outcome]:
     """Carry out some stages of some cells; return what became of those that failed.
 
-    Raises UserError, before anything is written, where a run's folder holds another experiment.
+    Raises UserError, before anything is written, where a run's folder holds another experiment, or a storage
+    cannot be used.
     """
+    for url in {cell.spec.storage for cell in chosen if cell.spec.storage}:
+        with _stage(f"storage {url}", say):
+            Storage(url).require()
     for group in groups_of(cells).values():
         _prepare(group, say)
     with driver.alone(root):
@@ -117,6 +117,7 @@ def run_part(
         for group in groups_of(cells).values():
             if group[0].study != root:
                 write_cells(group[0].study, recipe, group)
+        take_done(chosen, say)
         return _carried_out(root, cells, chosen, way, executor, say)
 
 
@@ -135,9 +136,7 @@ def compare_study(
     executor: Executor | None = None,
 ) -> list[Path]:
     """Compare what there is of each group; return their reports. An executor brings what weights it needs."""
-    weights: Weights = none_elsewhere
-    if executor and not executor.is_here:
-        weights = partial(away.brought, executor=executor, say=indented(say))
+    weights = partial(brought, executor=executor, say=indented(say))
     with driver.alone(root):
         groups = groups_of(cells)
         reports = {
@@ -155,7 +154,7 @@ def _prepare(group: Sequence[Cell], say: Say) -> None:
     with _stage(f"base model {specs[0].model.name} (fetched and converted the first time)", say):
         base = resolve(specs[0].model.name, specs[0].model.revision)
         say(f"  {base}")
-    refuse_other_runs(group[0].study, _with_steps(specs, base), base)
+    refuse_other_runs(group[0].study, with_steps_told(specs, base), base)
 
 
 def _carried_out(
@@ -174,29 +173,45 @@ def _carried_out(
         for cell, own in zip(chosen, how, strict=True)
     ]
     if not executor.is_here:
-        every = zip(tasks, chosen, how, strict=True)
+        every = list(zip(tasks, chosen, how, strict=True))
         left = [(task, cell) for task, cell, own in every if way.again or not needs_nothing(cell, own[0])]
         if len(left) < len(tasks):
             say(f"{len(tasks) - len(left)} of {len(tasks)} cells are done")
-        tasks = _sent(root, left, executor)
+        done = [(task, cell) for task, cell, _ in every if (task, cell) not in left and _unstored(cell)]
+        tasks = _sent(root, left, executor) + _sent(root, done, executor, only_where_held=True)
     place = {task.name: f"[{number}/{len(tasks)}] {task.name}" for number, task in enumerate(tasks, start=1)}
     failed = []
     for outcome in executor.carry_out(tasks, lambda task, node: say(f"{place[task.name]} on {node}")):
         outcome = away.arrived(outcome, root)
         name, took = place[outcome.task.name], f"{outcome.seconds:.0f} s"
         if outcome.error is None:
-            say(f"{name}: done, {took}")
+            say(f"{name}: done, {took}" + (f"; not stored: {outcome.value}" if outcome.value else ""))
         else:
             failed.append(outcome)
             say(f"{name}: failed after {took}: {outcome.error}")
     return failed
 
 
-def _sent(root: StudyLayout, tasks: Sequence[tuple[Task, Cell]], executor: Executor) -> list[Task]:
-    """Return the tasks as ones for other machines, each rather for the one that has the most of its cell."""
+def _sent(
+    root: StudyLayout, tasks: Sequence[tuple[Task, Cell]], executor: Executor, only_where_held: bool = False
+) -> list[Task]:
+    """Return the tasks as ones for other machines, each rather for the one that has the most of its cell.
+
+    Of cells that are done and that a storage has still to get, those alone that a machine has anything of.
+    """
     asked = [(cell.name, cell.run, cell.digest) for _, cell in tasks]
     where = away.holders(executor.ask(away.holding, asked)) if tasks else {}
-    return [away.order_task(task, cell, root, where.get(cell.name)) for task, cell in tasks]
+    return [
+        away.order_task(task, cell, root, where.get(cell.name))
+        for task, cell in tasks
+        if cell.name in where or not only_where_held
+    ]
+
+
+def _unstored(cell: Cell) -> bool:
+    """Return whether a cell's storage has still to get its weights from the machine that holds them."""
+    held = Held.of(cell.run)
+    return cell.spec.storage is not None and not (held and held.is_storage)
 
 
 def _compared(group: Sequence[Cell], lean: bool, weights: Weights, say: Say) -> Path | None:
@@ -231,49 +246,20 @@ def raise_first(root: StudyLayout, failed: Sequence[Outcome], count: int) -> Non
     )
 
 
-def _with_steps(specs: list[Spec], base: Path) -> list[Spec]:
-    """Return the runs with their steps told, where epochs or tokens say them: it takes the rows to know."""
-    if not any(spec.training.is_open for spec in specs):
-        return specs
-    rows = load_rows(specs[0], "train", load_tokenizer(base))  # all arms train on the same ones
-    batches = [spec.training.global_batch for spec in specs]
-    orders = [
-        Mixture(rows.sizes, batch, spec.seed, spec.data.mixture)
-        for spec, batch in zip(specs, batches, strict=True)
-    ]
-    return [with_steps(spec, order, rows.lengths) for spec, order in zip(specs, orders, strict=True)]
-
-
-def refuse_other_runs(study: StudyLayout, specs: list[Spec], base: Path) -> None:
-    """Raise UserError, before anything is written, if a run's folder holds another experiment."""
-    held = [(spec, run) for spec in specs if (run := study.run(spec.run_name)).spec.exists()]
-    if not held:
-        return
-    rows = load_rows(specs[0], "train", load_tokenizer(base))  # all arms train on the same ones
-    for spec, run in held:
-        identity = run_identity(spec, rows, base)
-        if not run.identity.exists():
-            raise UserError(f"{run.root}: holds a run without {run.identity.name}; {REMEDY}")
-        changed = differences(files.read_json(run.identity), identity)
-        # what is recorded may change while a run goes on, but not of one that is over
-        if not changed and is_finished(run):
-            changed = differences(recorded(read_spec(run.spec)), recorded(spec))
-        if changed:
-            raise UserError(f"{run.root}: holds a run with other settings ({'; '.join(changed)}); {REMEDY}")
-
-
 def analyse_study(
     study: StudyLayout,
     names: list[str],
     say: Say,
     source: Source = "auto",
     workers: int | None = None,
-    weights: Weights = none_elsewhere,
+    weights: Weights | None = None,
 ) -> list[Path]:
     """Run some analyses over every stored step of a study's runs; return the tables' paths.
 
-    Raises UserError where nothing is stored.
+    Weights that are elsewhere come from storages, unless it is said how they come. Raises UserError where
+    nothing is stored.
     """
+    weights = weights or partial(brought, executor=None, say=indented(say))
     subjects = study_subjects(study, source)
     spec = read_spec(study.run(study.run_names()[0]).spec)
     params = study_params(study, spec, subjects[0].base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from rankdrift.studies.cell_record import is_carried_out, read_record
 from rankdrift.studies.cells import Cell
 from rankdrift.studies.executors import Executor
 from rankdrift.studies.executors.processes import node
+from rankdrift.studies.storage import Storage
 
 STATES = ("done", "running", "waiting", "stopped", "lost", "failed")
 """``lost``: it says that it runs, and its process is gone; ``stopped``: on request."""
@@ -74,6 +76,34 @@ def status_everywhere(cells: Sequence[Cell], executor: Executor) -> list[CellSta
         for answer in answers:
             found[answer.name].append(answer)
     return [max(found[cell.name], key=_told_last) for cell in cells]
+
+
+def with_stored(cells: Sequence[Cell], found: Sequence[CellStatus]) -> list[CellStatus]:
+    """Return how far cells are, those as done that are not here but that their storage has.
+
+    Raises UserError where a storage cannot be used.
+    """
+    storages = {cell.spec.storage: Storage.of(cell.spec) for cell in cells}
+    return [_stored(cell, told, storages[cell.spec.storage]) for cell, told in zip(cells, found, strict=True)]
+
+
+def _stored(cell: Cell, told: CellStatus, storage: Storage | None) -> CellStatus:
+    if storage is None or told.state in ("done", "running"):
+        return told
+    stored = storage.find(storage.place(cell))
+    if stored is None:
+        return told
+    return dataclasses.replace(
+        told,
+        state="done",
+        stage="",
+        step=told.steps,
+        seconds=sum(stored.record.get("seconds", {}).values()),
+        left=None,
+        node=storage.url,
+        attempts=stored.record["attempts"],
+        error="",
+    )
 
 
 def _own(cells: Sequence[Cell]) -> list[CellStatus]:

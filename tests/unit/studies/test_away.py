@@ -19,7 +19,7 @@ from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import IntegrityError, RankError, UserError
 from rankdrift.layout import StudyLayout
 from rankdrift.spec import Recipe, recipe_of
-from rankdrift.studies import away, carry_out, pipeline
+from rankdrift.studies import away, carry_out, pipeline, weights
 from rankdrift.studies.cells import CONFIGS, Cell, cells_of, root_of
 from rankdrift.studies.executors import Begun, Outcome, Task
 from rankdrift.studies.executors.processes import NODE
@@ -183,10 +183,10 @@ def test_weights_are_here_for_as_long_as_they_are_needed(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away.arrived(carried_out(places, monkeypatch), places.root)
-    monkeypatch.setattr(away, "PIECE", 300)
+    monkeypatch.setattr(weights, "PIECE", 300)
     said: list[str] = []
     run = places.cell.run
-    with away.brought(subjects_here(places), Elsewhere(), said.append):
+    with weights.brought(subjects_here(places), Elsewhere(), said.append):
         for step, folder in stored_steps(run).items():
             assert (folder / "model.safetensors").read_bytes() == bytes([step]) * 1000
     assert said == [f"{run.export(step)} from vm2" for step in (2, 4)]
@@ -198,8 +198,8 @@ def test_weights_that_have_changed_there_are_refused(places: Places, monkeypatch
     away.arrived(carried_out(places, monkeypatch), places.root)
     run = places.cell.run
     (places.there / run.export(4) / "model.safetensors").write_bytes(b"x" * 1000)
-    weights = away.brought(subjects_here(places), Elsewhere(), print)
-    with pytest.raises(IntegrityError, match=f"{run.export(4)} on vm2: not what was measured there"), weights:
+    here = weights.brought(subjects_here(places), Elsewhere(), print)
+    with pytest.raises(IntegrityError, match=f"{run.export(4)} on vm2: not what was measured there"), here:
         pass
     assert not list(run.exports.glob("*/*"))
 
