@@ -7,6 +7,7 @@ no slots beside the driver; what fails in one ends the others, and the task.
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -81,6 +82,8 @@ def _on_group(task: Task, told: Any, sizes: Sequence[int], group: Any, slot: str
 def in_process(task: Task) -> Outcome:
     """Carry out a task in a process of its own, in this node's folder; cancelled, it is asked to stop."""
     go_to_folder()
+    # Ray cancels by Python's own SIGINT, of which a node that was started behind a shell knows nothing
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     running = Running.start(task)
     try:
         while not running.has_ended(LOOK):  # Ray interrupts between two looks, not a wait without end
