@@ -41,6 +41,8 @@ def write_cells(axes: Axes, image: Any, texts: pd.DataFrame, size: float = 7.5) 
     values = image.get_array()
     masked = np.ma.getmaskarray(values)
     for (row, column), text in np.ndenumerate(texts.to_numpy()):
+        if not text:
+            continue
         dark = not masked[row, column] and _luminance(image, values[row, column]) < DARK
         colour = "white" if dark else "#222222"
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)

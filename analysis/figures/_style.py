@@ -70,8 +70,10 @@ LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDE = 30.0
 """Times the lower quartile from which on a largest value makes its axis logarithmic."""
-MOST_ARMS = 24
+MOST_ARMS = 16
 """Arms above which colours, and the legend, tell kinds of them apart: method and rank."""
+LEGEND_LINE, LEGEND_LINES = 0.19, 3
+"""Inches of a line of the legend, and how many lines take their room from the panels."""
 MOST_PANELS = 12
 """Runs above which not each has a panel of its own."""
 FEW = (
@@ -243,6 +245,8 @@ def legend(canvas: Canvas, runs: Iterable[Hashable], styles: Mapping[str, RunSty
     handles = [*(by_part if len(by_part) < len(by_run) else by_run), *extra]
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = min(len(handles), 4, max(1, int(WIDTH / (0.6 + 0.068 * longest))))
+    lines = math.ceil(len(handles) / columns)
+    canvas.set_figheight(canvas.get_figheight() + LEGEND_LINE * max(0, lines - LEGEND_LINES))
     canvas.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.6)
 
 

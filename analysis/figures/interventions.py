@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import GREY, few_ticks, in_order, panels, reference, run_styles
+from rankdrift.analysis.figures._style import FEW, GREY, few_ticks, panels, reference, run_styles, with_panels
 from rankdrift.analysis.sources.observations import EDIT_SETTINGS, edit_outcomes, leading_metrics
 
 ARMS = {
@@ -33,7 +33,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     known = set(zip(outcomes["run"], outcomes["task"], strict=True))
     places = [
         (run, task, metric)
-        for run in in_order(outcomes["run"].unique(), styles)
+        for run in with_panels(outcomes["run"].unique(), styles)
         for task, metric in leading_metrics(outcomes)
         if (run, task) in known
     ]
@@ -91,6 +91,7 @@ FIGURE = Figure(
         "arm by several strengths are joined. Whatever moves a model towards its base may forget less: that "
         "intruders carry forgetting is shown only where their point lies left of every control's, "
         "beyond both intervals. The intervals are over items, of one trained model."
-    ),
+    )
+    + FEW,
     draw=_draw,
 )

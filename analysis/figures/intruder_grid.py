@@ -10,6 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from rankdrift.analysis.figures import Figure, NothingToDraw
 from rankdrift.analysis.figures._matrices import write_cells
 from rankdrift.analysis.figures._style import (
+    MOST_PANELS,
     arms_in_order,
     columns_for,
     few,
@@ -30,7 +31,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     shares = intruder_shares(last)
     if shares.empty:
         raise NothingToDraw("the table intruder_dimensions has no trained checkpoint with defined vectors")
-    arms = few(arms_in_order(with_arms(last), run_styles(tables)))
+    arms = few(arms_in_order(with_arms(last), run_styles(tables)), MOST_PANELS - 1)
     count = len(arms) + 1
     canvas, axes = panels(count, height=2.9)
     norm = log_colours(pd.concat([shares["share"], shares["share_random"]]).to_numpy())
@@ -69,7 +70,7 @@ FIGURE = Figure(
         "Share of the k leading singular vectors of W, left and right, of all matrices in the blocks, whose "
         "largest |cosine| with the base's vectors is below the threshold, at the last checkpoint; light "
         "grey: none. The number in a cell is the count in one model (mean over seeds; with more than five "
-        "arms left out). Of more than twelve arms twelve are drawn, evenly spaced in the order of the "
+        "arms left out). Of more than eleven arms eleven are drawn, evenly spaced in the order of the "
         "report. The last panel is what random directions in place of the vectors would give: nearly all "
         "of them are intruders at any usual threshold, so a count says that vectors are new, not what they "
         "do. Higher up and further right the leading vectors reach the bulk of nearly equal "

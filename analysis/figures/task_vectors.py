@@ -54,10 +54,11 @@ def _seconds(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def _square(pairs: pd.DataFrame, column: str, runs: list[str]) -> pd.DataFrame:
     """Return the values of both orders of each pair; undefined on the diagonal."""
-    square = pd.DataFrame(np.nan, index=runs, columns=runs)
-    for run, other, value in zip(pairs["run"], pairs["other_run"], pairs[column], strict=True):
-        square.loc[run, other] = square.loc[other, run] = value
-    return square
+    place = {run: number for number, run in enumerate(runs)}
+    one, other = (pairs[name].map(place).to_numpy() for name in ("run", "other_run"))
+    square = np.full((len(runs), len(runs)), np.nan)
+    square[one, other] = square[other, one] = pairs[column]
+    return pd.DataFrame(square, index=runs, columns=runs)
 
 
 def _draw_square(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rankdrift import __version__, files
 from rankdrift.analysis.findings import RUNS
-from rankdrift.analysis.formats import MISSING, number
+from rankdrift.analysis.formats import MISSING, ROUNDING, number
 from rankdrift.analysis.report.build import environment
 from rankdrift.analysis.report.grids import Columns, Grid, grid_of
 from rankdrift.analysis.report.study import Study, missing_cells, read_study
@@ -95,7 +95,8 @@ def _of_arms(study: Study, what: str) -> Iterator[tuple[str, str]]:
     tuned = rows[rows["run"] != "base"]
     last = tuned[tuned["step"] == tuned.groupby("run")["step"].transform("max")].merge(runs[["run", "arm"]])
     for arm, of_seeds in last.groupby("arm")["value"]:
-        spread = f" ± {number(float(of_seeds.std()))}" if len(of_seeds) > 1 else ""
+        stdev = float(of_seeds.std())
+        spread = f" ± {number(stdev if stdev > ROUNDING else 0.0)}" if len(of_seeds) > 1 else ""
         yield str(arm), f"{number(float(of_seeds.mean()))}{spread} ({len(of_seeds)})"
 
 

@@ -72,7 +72,7 @@ def test_many_runs_are_no_book(name: str, many_runs: Tables) -> None:
 
 def test_a_few_of_many_runs_are_of_different_arms(many_runs: Tables) -> None:
     canvas = figure("drift_heatmap").render(many_runs)
-    titles = [ax.get_title() for ax in canvas.axes if ax.get_title()]
+    titles = [title for ax in canvas.axes if (title := ax.get_title(loc="left"))]
     assert len(titles) == 12
     assert titles[0] == "full-seed1"
     assert titles[-1] == "lora-r27-seed1"
