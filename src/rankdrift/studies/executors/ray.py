@@ -93,16 +93,21 @@ class Ray:
         here = self._at(ray.get_runtime_context().get_node_id(), soft=False)
         told = ray.remote(num_cpus=0, scheduling_strategy=here)(_Told).remote()
         left = {self._submit(task, told): task for task in tasks.values()}
-        word = told.next.remote()
+        word, said = told.next.remote(), set[str]()
         try:
             while left:
-                for ref in ray.wait([word, *left], num_returns=1)[0]:
-                    if ref == word:
-                        name, where = ray.get(word)
-                        begun(tasks[name], where)
-                        word = told.next.remote()
-                    else:
-                        yield self._outcome(left.pop(ref), ref)
+                (ref,), _ = ray.wait([word, *left], num_returns=1)
+                outcome = None if ref == word else self._outcome(left.pop(ref), ref)
+                # a task has told that it begins before it ends, unless it was lost
+                while outcome is None or (outcome.node and outcome.task.name not in said):
+                    name, where = ray.get(word)
+                    word = told.next.remote()
+                    said.add(name)
+                    begun(tasks[name], where)
+                    if outcome is None:
+                        break
+                if outcome:
+                    yield outcome
         finally:
             for ref in left:
                 ray.cancel(ref)
@@ -231,5 +236,7 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[s
 
 def carried_out_here(task: Task, told: Any) -> Outcome:
     """Carry out a task on this node; cancelled, it is asked to stop, and waited for."""
-    told.begins.remote(task.name, node())
+    import ray
+
+    ray.get(told.begins.remote(task.name, node()))
     return in_process(task)

@@ -60,7 +60,7 @@ def _on_group(task: Task, told: Any, sizes: Sequence[int], group: Any, slot: str
 
     assert task.spread is not None
     names = [ray.get(_on(group, number, {}).remote(node)) for number in range(len(sizes))]
-    told.begins.remote(task.name, "+".join(names))
+    ray.get(told.begins.remote(task.name, "+".join(names)))
     address, port = ray.get(_on(group, 0, {}).remote(_meeting_point))
     parts = []
     for number, size in enumerate(sizes):
