@@ -69,6 +69,12 @@ def held_elsewhere(subject: Subject) -> Held | None:
 
 @contextlib.contextmanager
 def none_elsewhere(subjects: Iterable[Subject]) -> Iterator[None]:
+    """Bring nothing: raise UserError where the weights of a checkpoint are elsewhere."""
+    require_here(subjects)
+    yield
+
+
+def require_here(subjects: Iterable[Subject]) -> None:
     """Raise UserError where the weights of a checkpoint are on another machine, or in a storage."""
     for subject in subjects:
         if (held := held_elsewhere(subject)) and held.is_storage:
@@ -81,7 +87,6 @@ def none_elsewhere(subjects: Iterable[Subject]) -> Iterator[None]:
                 f"{subject.tuned}: node {held.node} holds these weights; give the cluster (--ray), or "
                 f"bring them with: rankdrift gather {subject.run_dir} --from HOST:{held.folder}"
             )
-    yield
 
 
 def is_checkpoint_elsewhere(folder: Path) -> bool:

@@ -16,9 +16,11 @@ import argparse
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
+from rankdrift.cli.study import add_action
 from rankdrift.errors import UserError
+from rankdrift.hosts.interface import OUTSIDE, own_address
+from rankdrift.studies.ray_cluster import PORT
 
 HEAD = ("--head", "--include-dashboard=false")
 MEBIBYTE = 2**20
@@ -27,18 +29,18 @@ MEBIBYTE = 2**20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    start = _action(actions, "start", "start the first node")
-    start.add_argument("--port", type=int, default=6379, help="that the others join at (6379)")
+    start = add_action(actions, "start", "start the first node")
+    start.add_argument("--port", type=int, default=PORT, help=f"that the others join at ({PORT})")
     start.add_argument("--temporary", type=Path, metavar="DIR", help="for logs and sockets of all (/tmp/ray)")
-    join = _action(actions, "join", "start a node that joins")
+    join = add_action(actions, "join", "start a node that joins")
     join.add_argument("address", metavar="HOST:PORT", help="as 'cluster start' has printed it")
     for parser in (start, join):
         _add_node(parser)
-    nodes = _action(actions, "nodes", "say which nodes there are")
+    nodes = add_action(actions, "nodes", "say which nodes there are")
     nodes.add_argument(
         "address", metavar="HOST:PORT", nargs="?", default="auto", help="default: this machine's"
     )
-    _action(actions, "stop", "stop this machine's node")
+    add_action(actions, "stop", "stop this machine's node")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _nodes(arguments.address)
     options = _options(arguments)
     if arguments.action == "start":
-        ip = arguments.ip or _own_ip()
+        ip = arguments.ip or own_address(OUTSIDE) or "127.0.0.1"
         address = f"{ip}:{arguments.port}"
         temporary = ["--temp-dir", os.path.abspath(arguments.temporary)] if arguments.temporary else []
         ray_cluster.start(
@@ -95,18 +97,7 @@ def _options(arguments: argparse.Namespace) -> list[str]:
     if arguments.slots is not None and arguments.slots < 0:
         raise UserError(f"--slots {arguments.slots}: give 0 (a node that carries nothing out) or more")
     slots = default_ranks() if arguments.slots is None else arguments.slots
-    options = ["--num-cpus", str(slots), "--object-store-memory", str(arguments.memory * MEBIBYTE)]
-    return options
-
-
-def _own_ip() -> str:
-    """Return the address by which others reach this machine: that of its route to the outside."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # of RFC 5737; nothing is sent
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
+    return ["--num-cpus", str(slots), "--object-store-memory", str(arguments.memory * MEBIBYTE)]
 
 
 def _nodes(address: str) -> int:
@@ -122,9 +113,3 @@ def _nodes(address: str) -> int:
         table.add_row(each.name, str(each.slots))
     Console().print(table)
     return 0
-
-
-def _action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    description = f"{summary[0].upper()}{summary[1:]}."
-    added: argparse.ArgumentParser = actions.add_parser(name, help=summary, description=description)
-    return added

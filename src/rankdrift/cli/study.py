@@ -44,28 +44,30 @@ PAUSE = 2.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    plan = _action(actions, "plan", "say what the cells are, and what they will take")
+    plan = add_action(actions, "plan", "say what the cells are, and what they will take")
     add_experiment(plan)
     _add_searched(plan)
     plan.add_argument("--measure", action="store_true", help="train a few steps of each arm, for hours")
     plan.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    run = _action(actions, "run", "carry out what is not done, and report")
+    run = add_action(actions, "run", "carry out what is not done, and report")
     add_experiment(run)
     _add_searched(run)
     add_carrying_out(run)
-    status = _action(actions, "status", "say how far each cell is")
+    status = add_action(actions, "status", "say how far each cell is")
     _add_study(status)
     status.add_argument("--watch", action="store_true", help="go on showing it, until all is done")
     add_ray(status)
     status.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    retry = _action(actions, "retry", "carry out the cells that failed, or those that are named, and report")
+    retry = add_action(
+        actions, "retry", "carry out the cells that failed, or those that are named, and report"
+    )
     _add_study(retry)
     retry.add_argument(
         "cells", nargs="*", metavar="CELL", help="as 'status' names them (default: failed ones)"
     )
     add_carrying_out(retry)
-    _add_study(_action(actions, "cancel", "ask whoever carries it out to save and stop"))
-    export = _action(actions, "export", "pack all but weights into one archive")
+    _add_study(add_action(actions, "cancel", "ask whoever carries it out to save and stop"))
+    export = add_action(actions, "export", "pack all but weights into one archive")
     _add_study(export)
     export.add_argument("--output", type=Path, metavar="FILE", help="the archive (default: STUDY.tar.gz)")
 
@@ -290,7 +292,8 @@ def _count(text: str) -> int:
     return number
 
 
-def _action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
+def add_action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    """Declare one of the things that a command does."""
     description = f"{summary[0].upper()}{summary[1:]}."
     added: argparse.ArgumentParser = actions.add_parser(name, help=summary, description=description)
     return added

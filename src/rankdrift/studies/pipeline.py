@@ -173,12 +173,14 @@ def _carried_out(
         for cell, own in zip(chosen, how, strict=True)
     ]
     if not executor.is_here:
-        every = list(zip(tasks, chosen, how, strict=True))
-        left = [(task, cell) for task, cell, own in every if way.again or not needs_nothing(cell, own[0])]
-        if len(left) < len(tasks):
-            say(f"{len(tasks) - len(left)} of {len(tasks)} cells are done")
-        done = [(task, cell) for task, cell, _ in every if (task, cell) not in left and _unstored(cell)]
-        tasks = _sent(root, left, executor) + _sent(root, done, executor, only_where_held=True)
+        left, done = list[tuple[Task, Cell]](), list[tuple[Task, Cell]]()
+        for task, cell, own in zip(tasks, chosen, how, strict=True):
+            is_over = not way.again and needs_nothing(cell, own[0])
+            (done if is_over else left).append((task, cell))
+        if done:
+            say(f"{len(done)} of {len(tasks)} cells are done")
+        unstored = [(task, cell) for task, cell in done if _unstored(cell)]
+        tasks = _sent(root, left, executor) + _sent(root, unstored, executor, only_where_held=True)
     place = {task.name: f"[{number}/{len(tasks)}] {task.name}" for number, task in enumerate(tasks, start=1)}
     failed = []
     for outcome in executor.carry_out(tasks, lambda task, node: say(f"{place[task.name]} on {node}")):

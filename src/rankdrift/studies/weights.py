@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rankdrift.analysis.parts import content
-from rankdrift.analysis.sources.elsewhere import Held, held_elsewhere, none_elsewhere
+from rankdrift.analysis.sources.elsewhere import Held, held_elsewhere, require_here
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import IntegrityError
 from rankdrift.layout import RunLayout
@@ -39,8 +39,7 @@ def brought(subjects: Iterable[Subject], executor: Executor | None, say: Say) ->
                 for name in (held.steps[subject.step], run.model.name):
                     if name in held.contents and not (run.root / name).exists():
                         if not held.is_storage and (executor is None or executor.is_here):
-                            with none_elsewhere([subject]):
-                                pass
+                            require_here([subject])
                         folders.append(run.root / name)
                         say(f"{folders[-1]} from {held.node}")
                         _bring(held, name, run, executor, say)

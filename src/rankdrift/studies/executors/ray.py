@@ -68,9 +68,9 @@ class Ray:
         try:
             identifier = next(each.identifier for each in self.nodes if each.name == node)
             return self._ray.get(self._asking(identifier).remote(function, arguments))[1]
-        except (StopIteration, self._ray.exceptions.RaySystemError, self._ray.exceptions.RayError) as error:
-            if isinstance(error, self._ray.exceptions.RayTaskError):
-                raise
+        except self._ray.exceptions.RayTaskError:  # the function's own
+            raise
+        except (StopIteration, self._ray.exceptions.RayError):
             raise RankError(
                 f"node {node} has gone, and with it what it holds; join it again, or carry its cells out "
                 "again: 'rankdrift study retry STUDY CELL'"
@@ -94,20 +94,24 @@ class Ray:
         told = ray.remote(num_cpus=0, scheduling_strategy=here)(_Told).remote()
         left = {self._submit(task, told): task for task in tasks.values()}
         word, said = told.next.remote(), set[str]()
+
+        def hear() -> None:
+            nonlocal word
+            name, where = ray.get(word)
+            word = told.next.remote()
+            said.add(name)
+            begun(tasks[name], where)
+
         try:
             while left:
                 (ref,), _ = ray.wait([word, *left], num_returns=1)
-                outcome = None if ref == word else self._outcome(left.pop(ref), ref)
-                # a task has told that it begins before it ends, unless it was lost
-                while outcome is None or (outcome.node and outcome.task.name not in said):
-                    name, where = ray.get(word)
-                    word = told.next.remote()
-                    said.add(name)
-                    begun(tasks[name], where)
-                    if outcome is None:
-                        break
-                if outcome:
-                    yield outcome
+                if ref == word:
+                    hear()
+                    continue
+                outcome = self._outcome(left.pop(ref), ref)
+                while outcome.node and outcome.task.name not in said:  # it has told, unless it was lost
+                    hear()
+                yield outcome
         finally:
             for ref in left:
                 ray.cancel(ref)
