@@ -88,7 +88,7 @@ def add_carrying_out(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-restarts",
-        type=_count,
+        type=count,
         default=0,
         metavar="N",
         help="start a run whose rank is lost or fails again, from its last checkpoint, so many times "
@@ -284,7 +284,7 @@ def restarts_of(arguments: argparse.Namespace) -> Restarts:
     return Restarts(arguments.max_restarts, arguments.elastic)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     """Return a number that is not negative."""
     number = int(text)
     if number < 0:

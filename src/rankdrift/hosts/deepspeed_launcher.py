@@ -25,6 +25,8 @@ class Start:
     node_rank: int | None = None
     """Which line of the hostfile this machine is, where each is started by itself, without ssh."""
     ssh: Ssh = field(default_factory=Ssh)
+    some: bool = False
+    """Whether the hosts, or their slots, are some of the hostfile's alone."""
 
 
 def command(start: Start, hosts: Sequence[Host], arguments: Sequence[str]) -> list[str]:
@@ -38,6 +40,7 @@ def command(start: Start, hosts: Sequence[Host], arguments: Sequence[str]) -> li
         address = start.address or start.ssh.address(hosts[0].name)
         options += ["--no_ssh_check", "--force_multi", "--master_addr", address]
         options += ["--ssh_port", str(start.ssh.port)] if start.ssh.port else []
+        options += ["--include", "@".join(_slots(host) for host in hosts)] if start.some else []
     else:
         if not 0 <= start.node_rank < len(hosts):
             raise UserError(
@@ -48,3 +51,7 @@ def command(start: Start, hosts: Sequence[Host], arguments: Sequence[str]) -> li
         options += ["--master_addr", start.address or hosts[0].name]
     runner = [sys.executable, "-m", "deepspeed.launcher.runner", *options]
     return [*runner, "--module", "rankdrift.cli.train", *arguments]
+
+
+def _slots(host: Host) -> str:
+    return f"{host.name}:{','.join(map(str, host.used))}"

@@ -18,6 +18,13 @@ class Host:
     name: str
     slots: int
     """Ranks on it: GPUs, or processes on a CPU."""
+    without: tuple[int, ...] = ()
+    """Which of these are not used any more."""
+
+    @property
+    def used(self) -> list[int]:
+        """The slots that ranks are started on."""
+        return [slot for slot in range(self.slots) if slot not in self.without]
 
 
 def read_hostfile(path: Path) -> list[Host]:

@@ -9,6 +9,14 @@ from pathlib import Path
 
 from rankdrift.errors import UserError
 
+RESTART = """\
+lost=rankdrift-$SLURM_JOB_ID.lost  # a line for each time a rank was lost (4), or killed (137)
+if [ $status -eq 4 ] || [ $status -eq 137 ]; then
+  echo $status >> $lost
+  if [ $(wc -l < $lost) -le {most} ]; then scontrol requeue $SLURM_JOB_ID; fi
+fi
+"""
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -22,6 +30,8 @@ class Allocation:
     partition: str | None = None
     further: tuple[str, ...] = ()
     """More options, as ``sbatch`` takes them: ``--account=physics``."""
+    restarts: int = 0
+    """How often it is submitted again where a rank or a node is lost."""
 
 
 def sbatch_script(
@@ -30,7 +40,8 @@ def sbatch_script(
     """Return the script; it is submitted again by the job itself where it was stopped and has saved.
 
     Slurm sends SIGTERM to every rank a minute and a half before the time is up, which they take as a request
-    to save and stop (exit code 75).
+    to save and stop (exit code 75). Jobs that are submitted again keep their number; a file counts how often
+    that was for a lost rank.
     """
     if asked.nodes < 1 or asked.ranks_per_node < 1:
         raise UserError(
@@ -60,6 +71,7 @@ def sbatch_script(
         f"srun --kill-on-bad-exit=1 {command}",
         "status=$?",
         "if [ $status -eq 75 ]; then scontrol requeue $SLURM_JOB_ID; fi  # it has saved: go on from there",
+        *(RESTART.format(most=asked.restarts).splitlines() if asked.restarts else []),
         "exit $status",
     ]
     return "\n".join(lines) + "\n"

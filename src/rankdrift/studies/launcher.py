@@ -89,7 +89,11 @@ def launch(
 
     """
     command = [sys.executable, "-u", "-m", "rankdrift.cli.train", *arguments]
-    status = run_ranks(ranks, command, variables, among)
+    raise_for(run_ranks(ranks, command, variables, among))
+
+
+def raise_for(status: int) -> None:
+    """Raise what an exit code of a training means, a negative one that of a signal; nothing for 0."""
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == Preempted.exit_code:

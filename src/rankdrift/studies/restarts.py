@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from rankdrift import files
 from rankdrift.errors import RankError
 from rankdrift.layout import RunLayout
 from rankdrift.progress import Say
 from rankdrift.studies.launcher import Among, launch
-from rankdrift.zero_checkpoint.manifest import newest
+from rankdrift.studies.stand import Stand
 
 PAUSE, LONGEST_PAUSE = 2.0, 30.0
 """Seconds before the first restart, twice as many before each further one, up to so many."""
@@ -26,7 +26,7 @@ class Restarts:
     most: int = 0
     """How often a run is started again."""
     elastic: bool = False
-    """Whether one rank less is started each time, and not on the GPU of the one that failed."""
+    """Whether it then goes on without the rank that failed, or the machine that is gone."""
     among: Among | None = None
     """The ranks that are started here, where the run has more on other machines."""
 
@@ -34,10 +34,58 @@ class Restarts:
 NONE = Restarts()
 
 
+class Job(Protocol):
+    """The ranks of a run, wherever they are; its text says how many."""
+
+    def start(self) -> None:
+        """Start them and wait for them; raise as ``launcher.launch``."""
+
+    def stand(self) -> Stand:
+        """Return where the run stands."""
+
+    def without_what_failed(self, stand: Stand) -> Job:
+        """Return the ranks that are left, all of them where it is not known who failed."""
+
+
+@dataclass(frozen=True)
+class LocalRanks:
+    """Ranks that this machine starts."""
+
+    ranks: int
+    arguments: Sequence[str]
+    """Of ``rankdrift train``."""
+    run: RunLayout
+    among: Among | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.ranks} ranks"
+
+    def start(self) -> None:
+        """Start them."""
+        launch(self.ranks, self.arguments, self.variables, self.among)
+
+    def stand(self) -> Stand:
+        """Read the run's folder."""
+        return Stand.of(self.run)
+
+    def without_what_failed(self, stand: Stand) -> LocalRanks:
+        """Return one rank less, and hide the GPU of the one that failed from the others."""
+        if self.ranks == 1:
+            return self
+        hidden = _without(stand.failed, self.ranks, {**os.environ, **self.variables})
+        return dataclasses.replace(self, ranks=self.ranks - 1, variables=hidden)
+
+
 def launch_to_the_end(
     ranks: int, arguments: Sequence[str], run: RunLayout, restarts: Restarts, say: Say
 ) -> None:
-    """Start the ranks of a run, again where one is lost or fails, and wait for them.
+    """Start the ranks of a run on this machine, again where one is lost or fails, and wait for them."""
+    carry_to_the_end(LocalRanks(ranks, arguments, run, restarts.among), restarts, say)
+
+
+def carry_to_the_end(job: Job, restarts: Restarts, say: Say) -> None:
+    """Start a job, again where a rank is lost or fails, and wait for it.
 
     What nobody can go on from is raised at once: input that cannot be used, damaged data, a stop on request.
 
@@ -47,50 +95,24 @@ def launch_to_the_end(
         Of the last start, once there were enough, or where a restart made no step.
 
     """
-    variables: Mapping[str, str] = {}
     for failures in range(restarts.most + 1):
-        before = _Stand.of(run)
+        before = job.stand() if restarts.most else None
         try:
-            launch(ranks, arguments, variables, restarts.among)
+            job.start()
             return
         except RankError as error:
-            after = _Stand.of(run)
-            if failures == restarts.most:
+            if before is None or failures == restarts.most:
                 raise
+            after = job.stand()
             if failures and not after.is_beyond(before):
                 why = "it has made no step since it was started again, and is not once more"
                 raise type(error)(f"{error}; {why}") from None
-            if restarts.elastic and ranks > 1:
-                variables = _without(after.failed, ranks, {**os.environ, **variables})
-                ranks -= 1
+            if restarts.elastic:
+                job = job.without_what_failed(after)
             say(f"  {error}")
         pause = min(PAUSE * 2**failures, LONGEST_PAUSE)
-        say(f"  restart {failures + 1} of {restarts.most} on {ranks} ranks in {pause:.0f} s, "
-            f"from step {newest(run.checkpoints) or 0}")  # fmt: skip
+        say(f"  restart {failures + 1} of {restarts.most} on {job} in {pause:.0f} s, from step {after.saved}")
         time.sleep(pause)
-
-
-@dataclass(frozen=True)
-class _Stand:
-    """Where a run stands."""
-
-    saved: int
-    status: dict[str, Any]
-
-    @classmethod
-    def of(cls, run: RunLayout) -> _Stand:
-        status = files.read_json(run.status) if run.status.exists() else {}
-        return cls(newest(run.checkpoints) or 0, status)
-
-    @property
-    def failed(self) -> int | None:
-        """The rank that has failed first, if it is known."""
-        return self.status.get("rank")
-
-    def is_beyond(self, before: _Stand) -> bool:
-        """Whether a start has made a step: the status of one that has not is as old, or of its first."""
-        said = self.status != before.status and self.status.get("step", 0) > before.saved
-        return said or self.saved > before.saved
 
 
 def _without(failed: int | None, ranks: int, environment: Mapping[str, str]) -> dict[str, str]:

@@ -236,6 +236,32 @@ def test_a_job_that_was_stopped_is_queued_again(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "requeued").read_text() == "requeue 12\n"
 
 
+def test_a_job_that_lost_a_rank_is_queued_again_so_many_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the script itself, run with stand-ins for srun and scontrol, as the same job each time."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["launch", "--slurm", "--max-restarts", "2", *TRAIN]) == 0
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" >> requeued\n')
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "12"}
+    script = (tmp_path / "launch.sbatch").read_text().replace(os.environ["PATH"], environment["PATH"])
+    queued = []
+    for status in (4, 1, 137, 4):
+        (tmp_path / "srun").write_text(f"#!/bin/sh\nexit {status}\n")
+        for program in ("srun", "scontrol"):
+            (tmp_path / program).chmod(0o755)
+        assert subprocess.run(["bash", "-c", script], env=environment).returncode == status
+        queued.append((tmp_path / "requeued").read_text().count("requeue 12"))
+    assert queued == [1, 1, 2, 2]
+
+
+def test_without_ssh_there_are_no_restarts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "hosts").write_text("vm1 slots=1\nvm2 slots=1\n")
+    options = ["--no-ssh", "--node-rank", "0", "--max-restarts", "1"]
+    assert main(["launch", "--hostfile", str(tmp_path / "hosts"), *options, *TRAIN]) == 2
+    assert "--max-restarts needs ssh to the hosts" in capsys.readouterr().err
+
+
 def test_the_interface_towards_this_machine_is_the_loopback_only_for_other_addresses_of_it() -> None:
     assert interface_towards("no-such-host.invalid") is None
     assert interface_towards("127.0.0.1") != "lo"
