@@ -24,6 +24,7 @@ SECTIONS = (
     "Gradients",
     "Edited models",
     "Search",
+    "Deployment",
     "Time",
 )
 

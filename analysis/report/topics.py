@@ -33,6 +33,7 @@ ORDER = (
     "Interventions on intruders",
     "Between base and tuned weights",
     "Search of the settings",
+    "Deployment",
     "Time",
     "Memory and disk",
 )

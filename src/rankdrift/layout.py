@@ -275,6 +275,16 @@ class StudyLayout:
         return self.root / "search" / "best.yaml"
 
     @property
+    def deployment(self) -> Path:
+        """What serving its models took, on what machine, and which checks they passed."""
+        return self.root / "deployment" / "record.json"
+
+    @property
+    def deployment_samples(self) -> Path:
+        """Every value that was measured for it."""
+        return self.root / "deployment" / "samples.parquet"
+
+    @property
     def runs(self) -> Path:
         """One folder a run."""
         return self.root / "runs"

@@ -56,12 +56,17 @@ def load_windows(
 
     """
     source = text_source(data)
-    paragraphs = _evenly_spaced(list(enumerate(_paragraphs(source))), limit)
-    windows = [_window(tokenizer, index, document, paragraph) for index, (document, paragraph) in paragraphs]
+    chosen = _evenly_spaced(list(enumerate(_paragraphs(source))), limit)
+    windows = [_window(tokenizer, index, document, paragraph) for index, (document, paragraph) in chosen]
     windows = [window for window in windows if len(window.input_ids) > 1]
     if not windows:
         raise UserError(f"{source}: no paragraph of general text in it; restore the file")
     return windows
+
+
+def paragraphs(data: DataSpec) -> list[str]:
+    """Return the text's paragraphs; raise UserError as ``load_windows``."""
+    return [paragraph for _, paragraph in _paragraphs(text_source(data))]
 
 
 def text_source(data: DataSpec) -> Path:

@@ -1,0 +1,1 @@
+"""Load on a server that speaks OpenAI's protocol, whichever engine is behind it."""

@@ -1,0 +1,41 @@
+"""Does an endpoint answer with the adapter it was asked for?
+
+A server may know an adapter by name, have found no module for its tensors, and answer with the base model
+without a word. From outside the two look alike but for the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankdrift.errors import IntegrityError, UserError
+from rankdrift.serving.endpoint.load import Load, put_load_on
+from rankdrift.serving.endpoint.requests import Ask
+
+TOKENS = 16
+
+
+def require_adapters(
+    url: str, base: str, names: Sequence[str], prompts: Sequence[str], timeout: float
+) -> None:
+    """Raise IntegrityError where an adapter says to all prompts what the base model says, or another adapter.
+
+    Raises UserError where the endpoint does not answer.
+    """
+    texts = {name: _texts(url, name, prompts, timeout) for name in (base, *names)}
+    for number, name in enumerate(names):
+        for other in (base, *names[:number]):
+            if texts[name] == texts[other]:
+                what = "the base model" if other == base else f"adapter '{other}'"
+                raise IntegrityError(
+                    f"{url}: adapter '{name}' says to all of {len(prompts)} prompts what {what} says: the "
+                    "server has not applied it (do its key names fit its modules?); nothing is timed"
+                )
+
+
+def _texts(url: str, name: str, prompts: Sequence[str], timeout: float) -> list[str]:
+    asks = [Ask(name, prompt, TOKENS) for prompt in prompts]
+    replies = put_load_on(url, asks, Load(len(asks), clients=1, timeout=timeout))
+    if problems := [reply.problem for reply in replies if reply.problem]:
+        raise UserError(f"{url}: model '{name}': {problems[0]} ({len(problems)} of {len(replies)} requests)")
+    return [reply.text for reply in replies]
