@@ -47,7 +47,7 @@ phase%: $(READY)  ## one phase of a study, of all its cells or a machine's: make
 		--phases $(PHASES) $(if $(DATA),data.root=$(DATA))
 
 validate: $(READY)  ## all phases end to end on the tiny model
-	@for part in '0 vm1' '0 vm2' '1 vm1' '2 vm1' '2 vm2' '3 vm1' '3 vm2' '4 vm1' '4 vm2' '5 vm1'; do set -- $$part; \
+	@for part in '0 vm1' '0 vm2' '1 vm1' '2 vm1' '2 vm2' '3 vm1' '3 vm2' '4 vm1' '4 vm2' '5 vm1' '4b vm1'; do set -- $$part; \
 		rankdrift phase $$1 --machine $$2 --phases launch/phases/tiny.yaml || exit; done
 
 status: $(READY)  ## how far a study is (STUDY=demo)

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
-from rankdrift.analysis.findings import Finding, Headline
+from rankdrift.analysis.findings import Answer, Finding, Headline
 from rankdrift.analysis.sources.folders import config_folder
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.layout import RunLayout
@@ -112,6 +112,8 @@ class Analysis:
     """Files below the study's folder that it reads besides, where they are there."""
     findings: tuple[Finding, ...] = ()
     """What the report says of its tables."""
+    answers: tuple[Answer, ...] = ()
+    """What the report begins with."""
     headline: tuple[Headline, ...] = ()
     """What the report's table of last checkpoints shows of its tables."""
 
@@ -123,7 +125,7 @@ class Analysis:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what the report says: other processes only measure, and functions without a name stay."""
-        return {**self.__dict__, "findings": (), "headline": ()}
+        return {**self.__dict__, "findings": (), "answers": (), "headline": ()}
 
     @property
     def tables(self) -> tuple[str, ...]:

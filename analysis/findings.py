@@ -90,6 +90,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One of the sentences that a report begins with: what is found on a question, and how sure that is."""
+
+    question: str
+    """``report/answers.py`` orders those it knows."""
+    reads: tuple[str, ...]
+    """Tables without which nothing is said."""
+    say: Callable[..., str | None]
+    """These tables, and those `beside` -> the sentence; None where they do not hold one."""
+    topic: str
+    """Whose rows it rests on."""
+    beside: tuple[str, ...] = ()
+    """Further tables, None where the study has none."""
+
+
+@dataclass(frozen=True)
 class Headline:
     """Columns of the report's table of last checkpoints."""
 

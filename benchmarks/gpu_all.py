@@ -16,6 +16,7 @@ is stopped. ``gpu_all.json`` says of every part how it ended, in how many second
     spectra         spectra of a checkpoint of theirs
     compiled        as packed, with compiled blocks; liger: with Liger's kernels
     scoring         log-likelihoods beside lm-evaluation-harness, in bf16
+    serving         a merged and an unmerged adapter, timed in three ways
     short           rows of 128 tokens; long: of 1024
 """
 
@@ -99,6 +100,9 @@ def parts(folder: Path, out: Path, quick: bool) -> list[Part]:
              needs="liger_kernel"),
         Part("scoring", 120, [str(HERE / "lm_eval_comparison.py"), *asked, *output("gpu_lm_eval_comparison")],
              needs="lm_eval"),
+        Part("serving", 60, [str(HERE / "serving_method.py"), "--model", "tiny" if quick else str(folder),
+                             *(["--repeats", "1"] if quick else ["--prompt", "128"]),
+                             *output("gpu_serving_method")]),
         Part("short", 60, training("gpu_training_128", "--length", "128", "--rows", "256", "--micro-batch",
                                    "128")),
         Part("long", 90, training("gpu_training_1024", "--length", "1024", "--micro-batch", "16")),

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from rankdrift.analysis.contract import Analysis, Params, Tables
-from rankdrift.analysis.findings import Finding, Listing, Sentence, shown
+from rankdrift.analysis.findings import Answer, Finding, Listing, Sentence, shown
+from rankdrift.analysis.formats import filled
 from rankdrift.analysis.mathematics.statistics.intervals import paired_t_interval
 from rankdrift.analysis.mathematics.statistics.matching import Trajectory, common_levels
 from rankdrift.analysis.sources.arms import Arm, arm_pairs, arms_of, shared_seeds
@@ -233,6 +234,41 @@ UNMATCHED = Sentence(
     _unmatched,
     per=("reason",),
 )
+
+
+def _at_equal_learning(means: pd.DataFrame) -> str | None:
+    """Say who forgets less where both have learnt equally far: how much one learnt is not in that."""
+    known = means[means["matched"] == "task_loss"].dropna(subset=["difference"])
+    furthest = known.loc[known.groupby(["arm", "other_arm"], sort=False)["position"].idxmax()]
+    if furthest.empty:
+        return None
+    sure = furthest[shown(furthest)]
+    pairs = f"{len(furthest)} pair{'' if len(furthest) == 1 else 's'} of arms"
+    if sure.empty:
+        return (
+            f"Where both have learnt equally far no difference in forgetting is shown, among {pairs}; the "
+            f"largest is {filled('{difference:signed}', _largest(furthest))} nats a token"
+            f"{_uncertain(_largest(furthest).iloc[0])}."
+        )
+    first = _judged(_largest(sure)).iloc[0]
+    text = filled("{difference,low,high,reason:change}", _largest(sure))
+    return (
+        f"Where both have learnt equally far {first['verdict']}, by {text.lstrip('+-')} nats a token "
+        f"({first['arm']} against {first['other_arm']}); shown for {len(sure)} of {pairs}."
+    )
+
+
+def _uncertain(row: Any) -> str:
+    """Say why a difference is not shown."""
+    if row["low"] != row["low"]:
+        return f" ({row['reason']})"
+    return f" (95 % interval {filled('{low,high:interval}', pd.DataFrame([row]))})"
+
+
+def _largest(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.loc[[rows["difference"].abs().idxmax()]]
+
+
 FINDING = Finding(
     "Equal learning, equal update", (MEANS,), _judged, (AT_FURTHEST, UNMATCHED), per=("matched",)
 )
@@ -244,4 +280,5 @@ ANALYSIS = Analysis(
     reads=SOURCES,
     version=4,
     findings=(FINDING,),
+    answers=(Answer("equal learning", (MEANS,), _at_equal_learning, FINDING.topic),),
 )

@@ -16,7 +16,8 @@ import pandas as pd
 
 from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params, Tables
-from rankdrift.analysis.findings import Finding, Listing, Sentence
+from rankdrift.analysis.findings import Answer, Finding, Listing, Sentence
+from rankdrift.analysis.formats import filled
 from rankdrift.analysis.mathematics.statistics.rounds import (
     MIN_ROUNDS,
     interval_of_quantile,
@@ -255,12 +256,26 @@ def _named(rows: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     return found.assign(quantity=found["quantity"].map(names))
 
 
+def _served(rows: pd.DataFrame) -> str | None:
+    """Say what an adapter beside the base costs, and whether merging costs nothing."""
+    slowest = _slowest(rows[rows["way"] == "unmerged"])
+    if slowest.empty:
+        return None
+    row = slowest.loc[[slowest["ratio"].idxmax()]]
+    return filled(
+        "Served beside the base model, the adapter of {arm} makes a token take "
+        "{ratio,ratio_low,ratio_high:estimate} times as long as merged ({batch} at once).",
+        row,
+    )
+
+
 ANALYSIS = Analysis(
     name="deployment",
     columns={SUMMARY: COLUMNS, CHECKS: CHECK_COLUMNS},
     per="study",
     compute_all=compute_all,
     study_files=("deployment/record.json", "deployment/samples.parquet"),
+    answers=(Answer("deployment", (SUMMARY,), _served, TOPIC),),
     findings=(
         Finding(
             TOPIC,

@@ -16,17 +16,17 @@ from matplotlib.figure import Figure as Canvas
 from rankdrift import registry
 from rankdrift.analysis.figures._style import STYLE
 
-SECTIONS = (
-    "Learning and forgetting",
-    "The update",
-    "Against the base spectrum",
-    "Representations",
-    "Gradients",
-    "Edited models",
-    "Search",
-    "Deployment",
-    "Time",
-)
+SECTIONS = {
+    "Learning": "learning_curve",
+    "Forgetting": "matched_comparison",
+    "Weights": "update_norm",
+    "Representations": "drift_by_layer",
+    "Gradients": "gradient_evolution",
+    "Cost": "time_by_part",
+    "Deployment": "latency_comparison",
+    "Search": "search",
+}
+"""Section of the report -> the figure that it opens with, in order."""
 
 
 class NothingToDraw(Exception):  # noqa: N818 - an outcome, which the report states; not a failure
@@ -61,6 +61,7 @@ class Figure:
 
 
 def in_report_order() -> list[Figure]:
-    """Return every figure, by section, then by name."""
+    """Return every figure, by section, the one that opens it first, the others by name."""
     figures: list[Figure] = [registry.load("figure", name) for name in registry.names("figure")]
-    return sorted(figures, key=lambda figure: (SECTIONS.index(figure.section), figure.name))
+    places, leads = list(SECTIONS), set(SECTIONS.values())
+    return sorted(figures, key=lambda f: (places.index(f.section), f.name not in leads, f.name))

@@ -46,7 +46,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
 FIGURE = Figure(
     name="interpolation",
     title="Between base and tuned weights",
-    section="Edited models",
+    section="Weights",
     tables=("variant_scores",),
     caption=(
         "Models whose weights are W0 + t (W - W0): 0 is the base model (with the tuned classification head "

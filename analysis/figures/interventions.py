@@ -79,7 +79,7 @@ def _handles(outcomes: pd.DataFrame) -> list[Line2D]:
 FIGURE = Figure(
     name="interventions",
     title="Intruders edited, and controls",
-    section="Edited models",
+    section="Weights",
     tables=("variant_scores",),
     caption=(
         "Change of the NLL of general text and of the task's score when a step's weights are edited, "

@@ -64,7 +64,7 @@ def _counted(count: float) -> str:
 FIGURE = Figure(
     name="intruder_grid",
     title="Intruder dimensions over thresholds and numbers of vectors",
-    section="Against the base spectrum",
+    section="Weights",
     tables=("intruder_dimensions",),
     caption=(
         "Share of the k leading singular vectors of W, left and right, of all matrices in the blocks, whose "

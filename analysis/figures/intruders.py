@@ -60,7 +60,7 @@ def _draw_counts(ax: Axes, table: pd.DataFrame, x: str, y: str, styles: Mapping[
 FIGURE = Figure(
     name="intruders",
     title="Intruder dimensions",
-    section="Against the base spectrum",
+    section="Weights",
     tables=("svd_analysis_results",),
     caption=(
         "Among the top k singular vectors of the tuned weight, those whose cosine with every singular "

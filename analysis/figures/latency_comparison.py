@@ -38,6 +38,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     for ax, (request, found) in zip(axes, requests, strict=False):
         _draw_request(ax, found)
         ax.set_title(_titled(*request), fontsize=9)
+    axes[0].set_ylabel("model, as served")
     return canvas
 
 

@@ -33,7 +33,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
 FIGURE = Figure(
     name="layer_heatmap",
     title="Distance from the base by layer and step",
-    section="The update",
+    section="Weights",
     tables=("live_drift",),
     caption=(
         "Norm of what a run has changed in a layer over the norm of the layer's weights that it changes, at "

@@ -60,7 +60,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
 FIGURE = Figure(
     name="layer_movement",
     title="Which layers moved when",
-    section="The update",
+    section="Weights",
     tables=("svd_analysis_results",),
     caption=(
         "Absolute change of the update's relative norm since the checkpoint before (the first: since the "

@@ -83,7 +83,7 @@ def _draw_majority(ax: Axes, baselines: pd.DataFrame) -> bool:
 FIGURE = Figure(
     name="learning_curve",
     title="Learning curve",
-    section="Learning and forgetting",
+    section="Learning",
     tables=("performance_metrics",),
     caption=(
         "The first metric of each task trained on, and their macro average where there are several, at every "

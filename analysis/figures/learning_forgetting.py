@@ -92,7 +92,7 @@ def _draw_base(ax: Axes, base: Score | None) -> None:
 FIGURE = Figure(
     name="learning_forgetting",
     title="Learning against forgetting",
-    section="Learning and forgetting",
+    section="Forgetting",
     tables=("performance_metrics",),
     caption=(
         "Each path is one run; markers grow with the step. Up is better learning (for some scores down, as "

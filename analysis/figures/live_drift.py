@@ -49,7 +49,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
 FIGURE = Figure(
     name="live_drift",
     title="Distance from the base while training",
-    section="The update",
+    section="Weights",
     tables=("live_drift",),
     caption=(
         "Norm of all that a run has changed over the norm of what it changes, at every probed step: full "

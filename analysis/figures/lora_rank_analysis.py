@@ -124,7 +124,7 @@ def _name_ranks(ax: Axes, ranks: list[int]) -> None:
 FIGURE = Figure(
     name="lora_rank_analysis",
     title="LoRA rank analysis",
-    section="Learning and forgetting",
+    section="Learning",
     tables=("performance_metrics",),
     caption=(
         "Last checkpoints by the rank of LoRA: the first metric of each task trained on, then what was "

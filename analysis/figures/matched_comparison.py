@@ -75,7 +75,7 @@ def _draw_pair(ax: Axes, means: pd.DataFrame, seeds: pd.DataFrame, style: dict[s
 FIGURE = Figure(
     name="matched_comparison",
     title="Forgetting at equal learning and at equal update",
-    section="Learning and forgetting",
+    section="Forgetting",
     tables=("matched_comparison",),
     caption=(
         "Difference in forgetting of two arms, first minus second, where the runs of both have the same "

@@ -69,7 +69,7 @@ def _association(table: pd.DataFrame | None, predictor: str) -> str:
 FIGURE = Figure(
     name="predictors_of_forgetting",
     title="Forgetting and what may drive it",
-    section="Against the base spectrum",
+    section="Forgetting",
     tables=("learning_forgetting",),
     caption=(
         "Each point is one checkpoint, each path one run; above, the rank correlation over all points, "

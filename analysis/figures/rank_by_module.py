@@ -57,7 +57,7 @@ def _draw_share(ax: Axes, table: pd.DataFrame, column: str, styles: Mapping[str,
 FIGURE = Figure(
     name="rank_by_module",
     title="Rank of the update by module",
-    section="The update",
+    section="Weights",
     tables=("svd_analysis_results",),
     caption=(
         "Entropy rank of ΔW at the last checkpoint, median over layers with the quartiles as bars. Left: "

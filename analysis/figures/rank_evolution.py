@@ -58,7 +58,7 @@ def _draw_rank(ax: Axes, spectra: pd.DataFrame, metric: str, styles: Mapping[str
 FIGURE = Figure(
     name="rank_evolution",
     title="Rank of the update",
-    section="The update",
+    section="Weights",
     tables=("svd_analysis_results",),
     caption=(
         "Median over the matrices of the blocks of two rank measures of ΔW, with the quartiles as band: "

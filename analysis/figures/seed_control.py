@@ -88,7 +88,7 @@ def _handles() -> list[Line2D | Patch]:
 FIGURE = Figure(
     name="seed_control",
     title="Differences between arms, and between seeds",
-    section="Learning and forgetting",
+    section="Learning",
     tables=("seed_contrasts",),
     caption=(
         "First minus second arm at the last checkpoints, paired by seed: mean with its 95 % t interval over "

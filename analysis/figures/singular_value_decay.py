@@ -106,7 +106,7 @@ def _log_log(ax: Axes) -> None:
 FIGURE = Figure(
     name="singular_value_decay",
     title="Singular value decay",
-    section="The update",
+    section="Weights",
     tables=("singular_values", "svd_analysis_results"),
     caption=(
         "Singular values at the last checkpoint in the middle layer, both axes logarithmic. Above: the base "

@@ -62,7 +62,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
 FIGURE = Figure(
     name="spectrum_similarity",
     title="Similarity to the base spectrum",
-    section="Against the base spectrum",
+    section="Weights",
     tables=("svd_analysis_results",),
     caption=(
         "Means over the modules of a layer at the last checkpoint: what rank correlation the tuned weight's "

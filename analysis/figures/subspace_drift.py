@@ -76,7 +76,7 @@ def _draw_means(ax: Axes, rows: pd.DataFrame, x: str, measure: str, styles: Mapp
 FIGURE = Figure(
     name="subspace_drift",
     title="Drift of the leading singular vectors",
-    section="Against the base spectrum",
+    section="Weights",
     tables=("subspace_drift",),
     caption=(
         "Means over the modules of a layer that changed, at the last checkpoint. Above: root mean sin² of "

@@ -76,7 +76,7 @@ def _draw_square(
 FIGURE = Figure(
     name="task_vectors",
     title="Task vectors against each other",
-    section="The update",
+    section="Weights",
     tables=("task_vectors",),
     caption=(
         "Updates of every two runs at their last checkpoints, all matrices together. Left: their cosine "

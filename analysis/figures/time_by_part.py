@@ -71,7 +71,7 @@ def _annotate(ax: Axes, ends: np.ndarray, times: pd.DataFrame) -> None:
 FIGURE = Figure(
     name="time_by_part",
     title="Time of training by part",
-    section="Time",
+    section="Cost",
     tables=("training_metrics",),
     caption=(
         "Mean seconds of a logged step by part; probes, evaluations and saves are shared out among all "

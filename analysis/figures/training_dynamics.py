@@ -55,7 +55,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
 FIGURE = Figure(
     name="training_dynamics",
     title="Training dynamics",
-    section="Learning and forgetting",
+    section="Learning",
     tables=("training_metrics",),
     caption=(
         "Learning rate, norm of the whole gradient before clipping, tokens a second and memory at each "

@@ -44,7 +44,7 @@ def _draw_split(ax: Axes, table: pd.DataFrame, styles: Mapping[str, RunStyle]) -
 FIGURE = Figure(
     name="training_loss",
     title="Training and validation loss",
-    section="Learning and forgetting",
+    section="Learning",
     tables=("training_metrics",),
     caption=(
         "Loss in nats per target token of the training batches and of the validation rows. With 100 or more "

@@ -37,7 +37,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
 FIGURE = Figure(
     name="update_energy",
     title="Where the update is",
-    section="The update",
+    section="Weights",
     tables=("svd_analysis_results",),
     caption=(
         "Share of the squared Frobenius norm of the blocks' update in each layer and module at the last "

@@ -46,7 +46,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
 FIGURE = Figure(
     name="update_norm",
     title="Size of the update",
-    section="The update",
+    section="Weights",
     tables=("svd_analysis_results",),
     caption=(
         "Frobenius norm of the update over that of the base weight, taken over all layers of a module; no "

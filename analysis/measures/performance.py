@@ -14,6 +14,7 @@ import pandas as pd
 
 from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params, Tables
+from rankdrift.analysis.measures._performance_answers import ANSWERS
 from rankdrift.analysis.measures._performance_findings import FINDINGS, HEADLINE
 from rankdrift.analysis.sources.averages import averages
 from rankdrift.analysis.sources.observations import BASE
@@ -164,5 +165,6 @@ ANALYSIS = Analysis(
     compute=compute,
     version=2,
     findings=FINDINGS,
+    answers=ANSWERS,
     headline=(HEADLINE,),
 )

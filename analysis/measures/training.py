@@ -8,8 +8,15 @@ import pandas as pd
 
 from rankdrift import files
 from rankdrift.analysis.contract import Analysis, Params
-from rankdrift.analysis.findings import Finding, Listing, Sentence
-from rankdrift.analysis.sources.observations import BESIDE_STEPS, PARTS_OF_STEPS, times_of_runs
+from rankdrift.analysis.findings import Answer, Finding, Listing, Sentence
+from rankdrift.analysis.formats import number
+from rankdrift.analysis.sources.observations import (
+    BESIDE_STEPS,
+    PARTS_OF_STEPS,
+    RUN_KEYS,
+    times_of_runs,
+    with_arms,
+)
 from rankdrift.analysis.sources.subjects import Subject
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
@@ -79,6 +86,31 @@ HOW_TO_READ = Sentence(
     "matrices reached on the same ranks, all at once, when the run began. Times belong to the machine and to "
     "what else it did.",
 )
+
+
+def _cheapest(training: pd.DataFrame) -> str | None:
+    """Say which arm has the shortest steps, beside the arm with the longest ones."""
+    times = with_arms(times_of_runs(training))
+    if times.empty or times["arm"].nunique() < 2:
+        return None
+    seconds = times.groupby("arm", sort=False)["seconds"].mean()
+    memory = with_arms(timed_memory(training)).groupby("arm", sort=False)["memory_gib"].max()
+    least, most = str(seconds.idxmin()), str(seconds.idxmax())
+    text = (
+        f"{least} is the quickest to train: {number(seconds[least])} s a step, "
+        f"{number(seconds[least] / seconds[most], 2)} of what {most} takes"
+    )
+    if memory.notna().all():
+        text += f"; its ranks take {number(memory[least])} GiB at most, {most}'s {number(memory[most])}"
+    return f"{text}. Times belong to this machine."
+
+
+def timed_memory(training: pd.DataFrame) -> pd.DataFrame:
+    """Return the most memory of each run's ranks, GiB."""
+    steps = training[training["split"] == "train"]
+    return steps.groupby(RUN_KEYS, sort=False)["memory_gib"].max().reset_index()
+
+
 ANALYSIS = Analysis(
     name="training",
     columns={TABLE: COLUMNS},
@@ -86,4 +118,5 @@ ANALYSIS = Analysis(
     compute=compute,
     version=2,
     findings=(Finding("Time", (TABLE,), times_of_runs, (TIMES, HOW_TO_READ)),),
+    answers=(Answer("cost", (TABLE,), _cheapest, "Time"),),
 )

@@ -8,10 +8,11 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from rankdrift import __version__, files, registry
-from rankdrift.analysis.report.content import Content, compose
+from rankdrift.analysis.report.content import Content, compose, pictures_of
 from rankdrift.analysis.report.illustrate import illustrate
 from rankdrift.analysis.report.markdown import as_markdown
 from rankdrift.analysis.report.study import fact_files, read_study, table_files
+from rankdrift.analysis.report.topics import anchor_of
 from rankdrift.layout import StudyLayout
 from rankdrift.progress import Progress
 
@@ -34,7 +35,7 @@ def build_report(study: StudyLayout, progress: Progress, again: bool = False) ->
     content = _compose(study, progress)
     files.write_text(study.report, as_html(content))
     files.write_text(_markdown(study), as_markdown(content))
-    outputs = [str(picture.png.relative_to(study.root)) for s in content.sections for picture in s.pictures]
+    outputs = [str(picture.png.relative_to(study.root)) for picture in pictures_of(content)]
     files.write_json(_meta(study), {"made_from": made_from, "figures": outputs, "written": files.timestamp()})
     return study.report
 
@@ -54,6 +55,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["embedded"] = _embedded
+    found.filters["anchor"] = anchor_of
     return found
 
 

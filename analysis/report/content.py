@@ -8,24 +8,34 @@ from dataclasses import dataclass
 
 from rankdrift import __version__, files
 from rankdrift.analysis.figures import SECTIONS
+from rankdrift.analysis.report.answers import Answered, answers
+from rankdrift.analysis.report.explorer import Explorer, explorer
 from rankdrift.analysis.report.grids import Grid, differing, shared
 from rankdrift.analysis.report.illustrate import LeftOut, Picture
 from rankdrift.analysis.report.study import Study
 from rankdrift.analysis.report.summary import last_checkpoint_grid, last_checkpoint_note
-from rankdrift.analysis.report.topics import Topic, topics
+from rankdrift.analysis.report.topics import EVIDENCE, Topic, section_of, topics
+from rankdrift.analysis.report.topics import SECTIONS as TOPICS
 from rankdrift.analysis.report.warnings import warnings
 from rankdrift.analysis.sources.observations import tuned_rows
 
+PLANE = "learning_forgetting"
 NOTABLE = 0.01
 """Share of rows that lose tokens above which the report begins with it."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """The pictures of one section."""
+    """What is found on one question."""
 
     title: str
+    opening: Picture | None
+    """The picture it begins with."""
+    sentence: str
+    """What to take from it; empty where nothing is said in words."""
+    topics: tuple[Topic, ...]
     pictures: tuple[Picture, ...]
+    """The others."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,16 @@ class Content:
     summary: str
     warnings: tuple[str, ...]
     """What to know before any number."""
-    topics: tuple[Topic, ...]
+    answers: tuple[Answered, ...]
+    plane: Picture | None
+    """Learning against forgetting, the picture that the answers are read off."""
+    explorer: Explorer | None
+    """None where no checkpoint can be shown."""
     last_checkpoints: Grid
     last_checkpoints_note: str
     sections: tuple[Section, ...]
+    evidence: Topic
+    """How strong all of it is."""
     left_out: tuple[LeftOut, ...]
     settings_differing: Grid
     settings_shared: Grid
@@ -61,18 +77,30 @@ class Content:
     written: str
 
 
+def pictures_of(content: Content) -> list[Picture]:
+    """Return all pictures of a report, in its order."""
+    of_sections = [
+        picture for section in content.sections for picture in (section.opening, *section.pictures)
+    ]
+    return [picture for picture in (content.plane, *of_sections) if picture]
+
+
 def compose(study: Study, pictures: list[Picture], left_out: list[LeftOut]) -> Content:
     """Return the content of a study's report."""
     specs = {run.name: {**run.spec, "trained": run.facts} for run in study.runs if run.spec}
     environments = {run.name: run.environment for run in study.runs if run.environment}
+    found, short = topics(study), tuple(answers(study))
     return Content(
         title=study.layout.root.resolve().name,
         summary=_summary(study),
         warnings=tuple(warnings(study)),
-        topics=tuple(topics(study)),
+        answers=short,
+        plane=next((picture for picture in pictures if picture.figure.name == PLANE), None),
+        explorer=explorer(study),
         last_checkpoints=last_checkpoint_grid(study),
         last_checkpoints_note=last_checkpoint_note(study),
-        sections=_sections(pictures),
+        sections=tuple(_sections(pictures, found, short)),
+        evidence=next(topic for topic in found if topic.title == EVIDENCE),
         left_out=tuple(left_out),
         settings_differing=differing(specs),
         settings_shared=shared(specs),
@@ -131,9 +159,21 @@ def _joined(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers)) if len(numbers) <= 6 else f"{numbers[0]} to {numbers[-1]}"
 
 
-def _sections(pictures: list[Picture]) -> tuple[Section, ...]:
-    found = (Section(title, tuple(p for p in pictures if p.figure.section == title)) for title in SECTIONS)
-    return tuple(section for section in found if section.pictures)
+def _sections(pictures: list[Picture], found: list[Topic], short: tuple[Answered, ...]) -> Iterator[Section]:
+    """Yield the sections that hold something, with the sentence that answers their question, if one does."""
+    for title in TOPICS:
+        own = [picture for picture in pictures if picture.figure.section == title]
+        own = [picture for picture in own if picture.figure.name != PLANE]
+        said = [topic for topic in found if section_of(topic.title) == title and topic.title != EVIDENCE]
+        if not (own or said):
+            continue
+        names = {topic.title for topic in said}
+        answered = [answer.text for answer in short if answer.topic in names]
+        words = [part for topic in said for part in topic.parts if isinstance(part, str)]
+        leads = [picture for picture in own if picture.figure.name == SECTIONS.get(title)]
+        opening = next(iter([*leads, *own]), None)
+        rest = tuple(picture for picture in own if picture is not opening)
+        yield Section(title, opening, next(iter([*answered, *words]), ""), tuple(said), rest)
 
 
 def _ds_configs(study: Study) -> dict[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rankdrift.analysis.report.content import Content
+from rankdrift.analysis.report.content import Content, Section
 from rankdrift.analysis.report.grids import Grid
-from rankdrift.analysis.report.topics import Topic
+from rankdrift.analysis.report.illustrate import Picture
+from rankdrift.analysis.report.topics import PROVENANCE, Topic
 
 
 def as_markdown(content: Content) -> str:
@@ -17,13 +18,23 @@ def as_markdown(content: Content) -> str:
 def _lines(content: Content) -> Iterator[str]:
     yield f"# {content.title}\n"
     yield from (f"> **Warning.** {warning}\n" for warning in content.warnings)
+    if content.answers:
+        yield "## In short\n"
+        yield from (f"- {answer.text} ({answer.topic})" for answer in content.answers)
+        yield ""
+    if content.plane:
+        yield from _picture(content.plane)
     yield f"{content.summary}\n"
     yield from _grid("## Last checkpoints", content.last_checkpoints)
-    yield f"{content.last_checkpoints_note}\n\n## Findings\n"
-    for topic in content.topics:
-        yield f"### {topic.title}\n"
-        yield from _topic(topic)
-    yield from _figures(content)
+    yield f"{content.last_checkpoints_note}\n"
+    for section in content.sections:
+        yield from _section(section)
+    yield f"## {PROVENANCE}\n"
+    yield from _topic(content.evidence)
+    if content.left_out:
+        yield "### Figures left out\n"
+        yield from (f"- {left.figure.title}: {left.reason}." for left in content.left_out)
+        yield ""
     yield from _grid("## Settings that differ", content.settings_differing)
     yield from _grid("## Settings alike in all runs", content.settings_shared)
     yield from _grid("## Environment alike in all runs", content.environment_shared)
@@ -33,6 +44,25 @@ def _lines(content: Content) -> Iterator[str]:
     yield "## Tables\n"
     yield from (f"- `{table.name}`: {table.rows:,} rows ({table.files})" for table in content.tables)
     yield f"\n{content.written}"
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield f"## {section.title}\n"
+    if section.opening:
+        yield from _picture(section.opening)
+    if section.sentence:
+        yield f"{section.sentence}\n"
+    for topic in section.topics:
+        yield f"### {topic.title}\n"
+        yield from _topic(topic)
+    for picture in section.pictures:
+        yield from _picture(picture)
+
+
+def _picture(picture: Picture) -> Iterator[str]:
+    figure = picture.figure
+    link = f"{picture.png.parent.name}/{picture.png.name}"
+    yield f"### {figure.title}\n\n![{figure.title}]({link})\n\n{figure.caption}\n"
 
 
 def _topic(topic: Topic) -> Iterator[str]:
@@ -47,19 +77,6 @@ def _topic(topic: Topic) -> Iterator[str]:
             yield from _grid(part.caption, part)
         listed = isinstance(part, str)
     if listed:
-        yield ""
-
-
-def _figures(content: Content) -> Iterator[str]:
-    for section in content.sections:
-        yield f"## {section.title}\n"
-        for picture in section.pictures:
-            figure = picture.figure
-            link = f"{picture.png.parent.name}/{picture.png.name}"
-            yield f"### {figure.title}\n\n![{figure.title}]({link})\n\n{figure.caption}\n"
-    if content.left_out:
-        yield "## Figures left out\n"
-        yield from (f"- {left.figure.title}: {left.reason}." for left in content.left_out)
         yield ""
 
 

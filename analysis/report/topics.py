@@ -14,30 +14,39 @@ from rankdrift.analysis.formats import filled
 from rankdrift.analysis.report.grids import Grid, columns_of, grid_of
 from rankdrift.analysis.report.study import Study
 
-ORDER = (
-    "Learning",
-    "Forgetting",
-    "Retention tasks",
-    "Predictions on the tasks' prompts",
-    "Means and differences over seeds",
-    "Equal learning, equal update",
-    "What goes with forgetting",
-    "Size of the update",
-    "Rank of the update",
-    "Task vectors",
-    "Intruder dimensions",
-    "Leading subspaces",
-    "Drift of the representations",
-    "Gradients",
-    "Gradients of the tasks",
-    "Interventions on intruders",
-    "Between base and tuned weights",
-    "Search of the settings",
-    "Deployment",
-    "Time",
-    "Memory and disk",
-)
-"""Topics in the order of the report; others follow by the name of their analysis."""
+PROVENANCE, EVIDENCE = "Methods and provenance", "Evidence"
+SECTIONS = {
+    "Learning": ("Learning", "Means and differences over seeds"),
+    "Forgetting": (
+        "Forgetting",
+        "Retention tasks",
+        "Predictions on the tasks' prompts",
+        "Equal learning, equal update",
+        "What goes with forgetting",
+    ),
+    "Weights": (
+        "Size of the update",
+        "Rank of the update",
+        "Task vectors",
+        "Intruder dimensions",
+        "Leading subspaces",
+        "Interventions on intruders",
+        "Between base and tuned weights",
+    ),
+    "Representations": ("Drift of the representations",),
+    "Gradients": ("Gradients", "Gradients of the tasks"),
+    "Cost": ("Time", "Memory and disk"),
+    "Deployment": ("Deployment",),
+    "Search": ("Search of the settings",),
+    PROVENANCE: (EVIDENCE,),
+}
+"""Section of the report -> its topics, in order; topics that are not here stand with the weights."""
+ORDER = tuple(topic for found in SECTIONS.values() for topic in found)
+
+
+def section_of(topic: str) -> str:
+    """Return the section of the report that a topic belongs to."""
+    return next((section for section, found in SECTIONS.items() if topic in found), "Weights")
 
 
 @dataclass(frozen=True)
@@ -47,10 +56,24 @@ class Topic:
     title: str
     parts: tuple[str | Grid, ...]
 
+    @property
+    def anchor(self) -> str:
+        """Its name in links."""
+        return anchor_of(self.title)
+
+
+def anchor_of(title: str) -> str:
+    """Return a heading's name in links.
+
+    >>> anchor_of("Predictions on the tasks' prompts")
+    'predictions-on-the-tasks-prompts'
+    """
+    return "-".join("".join(c for c in title.lower() if c.isalnum() or c in " -").split())
+
 
 def topics(study: Study) -> list[Topic]:
     """Return the strength of the evidence, then the topics on which the study's tables say something."""
-    found = {"Evidence": list(_evidence(study))}
+    found = {EVIDENCE: list(_evidence(study))}
     for finding in declared():
         found.setdefault(finding.topic, []).extend(said(finding, study))
     return [Topic(title, tuple(parts)) for title, parts in found.items() if parts]

@@ -64,6 +64,7 @@ def test_every_table_has_its_columns_and_rows(study: StudyLayout) -> None:
             assert files.read_json(study.table(table).with_suffix(".meta.json"))["rows"] == len(found)
             # nothing edited; one seed, few checkpoints; one task; nothing searched
             empty = ("variant_scores", "matched_seeds", "live_conflict", "search_trials", "search_arms")
+            empty += ("deployment_benchmark_summary", "deployment_checks")
             if table not in empty:
                 assert len(found), table
             runs = {"full-seed42", "lora-r8-seed42"} - ({"lora-r8-seed42"} if name == "vectors" else set())

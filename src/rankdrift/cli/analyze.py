@@ -9,7 +9,7 @@
 Analyses of any folders:   spectra, task_vectors (weights), drift (hidden states), checkpoint_gradients
 And of a study:            training, gradients, probes, forecasts (recorded while training), performance
                            (scores), variants (edited models), comparisons, seed_contrasts, item_contrasts,
-                           predictors, searches
+                           predictors, searches, deployment
 
 Tables go to STUDY/tables or OUTPUT/tables; 'rankdrift report' draws them. What is up to date is not measured
 again. One process of this command is enough: it uses all cores and GPUs of a machine. Over several machines

@@ -7,6 +7,7 @@ example to edit. What is done is not done again; each phase says what comes next
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,4 +85,13 @@ def _cells(
             raise_first(root, run_part(root, recipe, cells, executor, mine, way), len(mine))
         if "compare" in phase.does:
             compare_study(root, cells, arguments.lean)
+        if "deploy" in phase.does:
+            return _deploy(dict.fromkeys(str(cell.study.root) for cell in cells))
     return 0
+
+
+def _deploy(studies: Iterable[str]) -> int:
+    """Serve the models of each group, and report; return the exit code of the first that fails, or 0."""
+    return next(
+        (status for study in studies for part in ("deploy", "report") if (status := main([part, study]))), 0
+    )

@@ -19,9 +19,10 @@ from rankdrift.spec import read_tree
 from rankdrift.studies.cells import Cell
 
 Looking = Literal["doctor", "data", "check", "base", "search"]
-Doing = Literal["train", "consolidate", "score", "represent", "measure", "compare"]
+Doing = Literal["train", "consolidate", "score", "represent", "measure", "deploy", "compare"]
 """What a phase can do: look at the machine; prepare data; try the arms; score the base model; search; the
-stages of a cell; compare all cells and report."""
+stages of a cell; serve each arm's last model, measure what that takes and report; compare all cells and
+report."""
 
 
 class Phase(Section):
@@ -83,7 +84,8 @@ def what_is_next(allocation: Allocation, name: str, machine: str | None) -> Iter
         yield "that was the last phase"
         return
     following, first = allocation.phases[after[0]], next(iter(allocation.machines))
-    there = following.where == "the first machine" and machine is not None
+    is_first = allocation.phases[name].where == "the first machine"
+    there = following.where == "the first machine" and machine is not None and not is_first
     if there:
         yield f"next, when phase {name} is done on {', '.join(allocation.machines)}: on {first}"
     if there and "compare" in following.does:

@@ -368,6 +368,23 @@ def _search(runs: Sequence[Who]) -> Iterator[Row]:
         }
 
 
+def _deployment(runs: Sequence[Who]) -> Iterator[Row]:
+    """Of every arm a further token of 10 ms, with an adapter beside the base 14."""
+    ways = {"base": ["base"]} | {
+        arm_name(method, rank): ["merged", "unmerged"] if method == "lora" else ["full"]
+        for method, rank, _ in runs
+    }
+    for arm, way in ((arm, way) for arm, found in ways.items() for way in found):
+        size = 1.4 if way == "unmerged" else 1.0
+        yield {
+            **{"arm": arm, "way": way, "engine": "transformers, CPU, float32", "quantity": "further_token"},
+            **{"unit": "s", "load": "", "batch": 1, "prompt_tokens": 32, "samples": 160, "rounds": 20},
+            **{"p50": 0.01 * size, "low": 0.009 * size, "high": 0.011 * size, "p95": 0.02, "p99": np.nan},
+            **{"reference": "lora-r8, merged", "ratio": size, "ratio_low": 0.98 * size},
+            **{"ratio_high": 1.02 * size, "flops_ratio": 1.02, "bytes_ratio": 1.02, "reason": ""},
+        }
+
+
 def _make(
     runs: Sequence[Who], steps: Sequence[int], layers: int, representations: Sequence[str] = ("mean",)
 ) -> Tables:
@@ -396,6 +413,7 @@ def _make(
         "forgetting_predictors": Frame([_predictor(name, n) for n, name in enumerate(PREDICTORS)]),
         "item_contrasts": _item_contrasts(last),
         "search_trials": Frame(list(_search(runs))),
+        "deployment_benchmark_summary": Frame(list(_deployment(runs))),
         **{name: Frame(rows) for name, rows in _of_arms(runs, steps[-1]).items()},
     }
     tables = {name: frame.drop(columns="progress", errors="ignore") for name, frame in frames.items()}

@@ -224,7 +224,7 @@ def test_the_base_alone_is_nothing_to_draw(name: str, two_runs: Tables) -> None:
 
 
 def test_report_order_is_by_section_and_complete() -> None:
-    places = [SECTIONS.index(found.section) for found in in_report_order()]
+    places = [list(SECTIONS).index(found.section) for found in in_report_order()]
     assert places == sorted(places)
     assert len(places) == len(NAMES)
 

@@ -29,7 +29,7 @@ def test_a_shipped_file_gives_every_cell_to_one_machine(path: Path) -> None:
     assert sorted(cell.name for part in of_machines for cell in part) == sorted(cell.name for cell in cells)
     assert cells_on(allocation, None, cells) == cells
     deeds = [deed for phase in allocation.phases.values() for deed in phase.does]
-    assert len(deeds) == len(set(deeds)) == 11
+    assert len(deeds) == len(set(deeds)) == 12
 
 
 def written(tmp_path: Path, **changes: object) -> Path:
@@ -81,4 +81,7 @@ def test_what_comes_next_says_where() -> None:
     assert list(what_is_next(allocation, "4", None)) == [
         "next: make phase5: comparison and report, of what was gathered"
     ]
-    assert list(what_is_next(allocation, "5", "vm1")) == ["that was the last phase"]
+    assert list(what_is_next(allocation, "5", "vm1")) == [
+        "next: make phase4b-vm1: deployment, and the report with it"
+    ]
+    assert list(what_is_next(allocation, "4b", "vm1")) == ["that was the last phase"]
