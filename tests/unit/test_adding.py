@@ -139,7 +139,7 @@ def test_the_analysis_makes_its_table_which_the_figure_draws_and_the_report_stat
     assert content.last_checkpoints == Grid(
         ("run", "step", "moved"), (("base", MISSING, MISSING), ("run", "3", share))
     )
-    evidence, topic = content.topics
+    evidence, ((topic,),) = content.evidence, [section.topics for section in content.sections]
     assert (evidence.title, topic.title) == ("Evidence", "What moved")
     headers = ("run", "matrices", "entries that moved")
     caption = "What moved, means over a run's matrices"

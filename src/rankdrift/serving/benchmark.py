@@ -16,13 +16,14 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from rankdrift.serving.bank import Bank
 from rankdrift.serving.checks import check_arm, prompt_of
 from rankdrift.serving.cost import cost_of
 from rankdrift.serving.deployed import Deployed, bytes_on_disk
 from rankdrift.serving.footprint import adapter_seconds, footprint
-from rankdrift.serving.passes import classify, clock_of, generate
+from rankdrift.serving.passes import Answer, classify, clock_of, generate
 from rankdrift.serving.record import COLUMNS, Checked, Measured
 
 SHORT = 2
@@ -62,102 +63,99 @@ def measure(
     say: Callable[[str], None],
 ) -> Measured:
     """Check all models, then measure them; raise IntegrityError where a check fails."""
-    checks = list(_checked(bank, ways, texts, asked, say))
-    rows = [*_footprints(bank, ways, texts, asked, say), *_requests(bank, ways, texts, asked, say)]
+    benchmark = _Benchmark(bank, ways, texts, asked, say)
+    checks = list(benchmark.checked())
+    rows = pd.DataFrame([*benchmark.footprints(), *benchmark.requests()], columns=list(COLUMNS))
     disk = [{"arm": way.arm, "way": way.way, "bytes": bytes_on_disk(way, bank.place.base)} for way in ways]
-    return Measured(checks, pd.DataFrame(rows, columns=list(COLUMNS)), list(_costs(bank, ways, asked)), disk)
+    return Measured(checks, rows, list(benchmark.costs()), disk)
 
 
-def _checked(
-    bank: Bank,
-    ways: Sequence[Deployed],
-    texts: Sequence[Sequence[int]],
-    asked: Asked,
-    say: Callable[[str], None],
-) -> Iterator[Checked]:
-    prompt = prompt_of(texts, max(2, bank.count), CHECKED, bank.place.device)
-    for way in ways:
-        if way.way == "merged":
-            assert way.tuned
-            say(f"checking {way.arm}")
-            yield from check_arm(bank, way.tuned, prompt, asked.tokens)
+@dataclass(frozen=True)
+class _Benchmark:
+    """What is measured, on which texts; its generators yield rows of COLUMNS."""
 
+    bank: Bank
+    ways: Sequence[Deployed]
+    texts: Sequence[Sequence[int]]
+    asked: Asked
+    say: Callable[[str], None]
 
-def _footprints(
-    bank: Bank,
-    ways: Sequence[Deployed],
-    texts: Sequence[Sequence[int]],
-    asked: Asked,
-    say: Callable[[str], None],
-) -> Iterator[tuple[Any, ...]]:
-    """Yield what loading takes, each time in a process of its own."""
-    batch, length = asked.sizes[-1]
-    prompt = prompt_of(texts, batch, length, "cpu").tolist()
-    alone = [way for way in ways if way.way != "mixed"]
-    order = random.Random(asked.seed)
-    for number in range(asked.footprints):
-        say(f"loading each model in a process of its own: {number + 1}/{asked.footprints}")
-        for way in order.sample(alone, len(alone)):
-            found = footprint(bank.place, way, prompt, asked.tokens)
-            for name, value in dataclasses.asdict(found).items():
-                yield number, way.arm, way.way, name, "", 0, 0, float(value)
+    def checked(self) -> Iterator[Checked]:
+        prompt = self._prompt(max(2, self.bank.count), CHECKED)
+        for way in self.ways:
+            if way.way == "merged":
+                assert way.tuned
+                self.say(f"checking {way.arm}")
+                yield from check_arm(self.bank, way.tuned, prompt, self.asked.tokens)
 
+    def footprints(self) -> Iterator[tuple[Any, ...]]:
+        """Yield what loading takes, each time in a process of its own."""
+        prompt = self._prompt(*self.asked.sizes[-1]).tolist()
+        alone = [way for way in self.ways if way.way != "mixed"]
+        order = random.Random(self.asked.seed)
+        for number in range(self.asked.footprints):
+            self.say(f"loading each model in a process of its own: {number + 1}/{self.asked.footprints}")
+            for way in order.sample(alone, len(alone)):
+                found = footprint(self.bank.place, way, prompt, self.asked.tokens)
+                for name, value in dataclasses.asdict(found).items():
+                    yield number, way.arm, way.way, name, "", 0, 0, float(value)
 
-def _requests(
-    bank: Bank,
-    ways: Sequence[Deployed],
-    texts: Sequence[Sequence[int]],
-    asked: Asked,
-    say: Callable[[str], None],
-) -> Iterator[tuple[Any, ...]]:
-    clock = clock_of(bank.place.device)
-    answer = classify if bank.place.labels else generate
-    prompts = {size: prompt_of(texts, *size, bank.place.device) for size in asked.sizes}
-    say(f"warming up: {asked.warm_ups} requests of every size")
-    for way, size in itertools.product(ways, asked.sizes):
-        served = bank.served(way)
+    def requests(self) -> Iterator[tuple[Any, ...]]:
+        """Yield what requests take, after warm-ups: in every round one of every size to every model."""
+        prompts = {size: self._prompt(*size) for size in self.asked.sizes}
+        turns = list(itertools.product(self.ways, self.asked.sizes))
+        self.say(f"warming up: {self.asked.warm_ups} requests of every size")
+        for way, size in turns:
+            for _ in range(self.asked.warm_ups):
+                self._answer(way, prompts[size], SHORT)
+        order = random.Random(self.asked.seed)
+        for number in range(self.asked.rounds):
+            self.say(f"round {number + 1}/{self.asked.rounds}")
+            for way, size in order.sample(turns, len(turns)):
+                self._answer(way, prompts[size], SHORT)  # another model was at work before
+                answer = self._answer(way, prompts[size], self.asked.tokens)
+                for quantity, value in self._values(answer, size[0]):
+                    yield number, way.arm, way.way, quantity, "", *size, value
+            yield from self._adapters(number)
+
+    def costs(self) -> Iterator[dict[str, Any]]:
+        """Yield what the shapes say of every model and size."""
+        for way, (batch, length) in itertools.product(self.ways, self.asked.sizes):
+            served = self.bank.served(way)
+            for quantity, tokens in (("first_token", batch * length), ("further_token", batch)):
+                cost = cost_of(served.model, tokens, batch, served.adapters[:batch])
+                named = {"arm": way.arm, "way": way.way, "quantity": quantity}
+                size = {"batch": batch, "prompt_tokens": length}
+                yield named | size | dataclasses.asdict(cost)
+
+    def _prompt(self, rows: int, length: int) -> Tensor:
+        return prompt_of(self.texts, rows, length, self.bank.place.device)
+
+    def _answer(self, way: Deployed, prompt: Tensor, tokens: int) -> Answer:
+        served = self.bank.served(way)
         served.activate()
-        for _ in range(asked.warm_ups):
-            answer(served, prompts[size], SHORT, clock)
-    order = random.Random(asked.seed)
-    turns = list(itertools.product(ways, asked.sizes))
-    for number in range(asked.rounds):
-        say(f"round {number + 1}/{asked.rounds}")
-        for way, size in order.sample(turns, len(turns)):
-            served = bank.served(way)
-            served.activate()
-            answer(served, prompts[size], SHORT, clock)  # another model was at work before
-            found = answer(served, prompts[size], asked.tokens, clock)
-            named = (number, way.arm, way.way)
-            if bank.place.labels:
-                yield *named, "classification", "", *size, found.first
-                continue
-            yield *named, "first_token", "", *size, found.first
-            yield from ((*named, "further_token", "", *size, seconds) for seconds in found.further)
-            yield *named, "throughput", "", *size, size[0] * asked.tokens / found.seconds
-        yield from _of_adapters(bank, ways, number)
+        answer = classify if self.bank.place.labels else generate
+        return answer(served, prompt, tokens, clock_of(self.bank.place.device))
 
+    def _values(self, answer: Answer, rows: int) -> Iterator[tuple[str, float]]:
+        if self.bank.place.labels:
+            yield "classification", answer.first
+            return
+        yield "first_token", answer.first
+        yield from (("further_token", seconds) for seconds in answer.further)
+        yield "throughput", rows * self.asked.tokens / answer.seconds
 
-def _of_adapters(bank: Bank, ways: Sequence[Deployed], number: int) -> Iterator[tuple[Any, ...]]:
-    for way in ways:
-        if way.way == "mixed":
-            assert way.tuned
-            served = bank.served(way)
-            found = adapter_seconds(served.model, bank.folders(way.tuned), served.adapters, bank.place)
-            yield from ((number, way.arm, "unmerged", name, "", 0, 0, value) for name, value in found.items())
-
-
-def _costs(bank: Bank, ways: Sequence[Deployed], asked: Asked) -> Iterator[dict[str, Any]]:
-    for way, (batch, length) in itertools.product(ways, asked.sizes):
-        served = bank.served(way)
-        used = served.adapters[:batch]
-        for quantity, tokens in (("first_token", batch * length), ("further_token", batch)):
-            cost = cost_of(served.model, tokens, batch, used)
-            yield {"arm": way.arm, "way": way.way, "quantity": quantity, "batch": batch} | {
-                "prompt_tokens": length,
-                "flops": cost.flops,
-                "bytes": cost.bytes,
-            }
+    def _adapters(self, number: int) -> Iterator[tuple[Any, ...]]:
+        """Yield the seconds to load, switch and swap adapters, of each arm that has several."""
+        for way in self.ways:
+            if way.way == "mixed":
+                assert way.tuned
+                served = self.bank.served(way)
+                folders = self.bank.folders(way.tuned)
+                found = adapter_seconds(served.model, folders, served.adapters, self.bank.place)
+                yield from (
+                    (number, way.arm, "unmerged", name, "", 0, 0, value) for name, value in found.items()
+                )
 
 
 def served_by(bank: Bank, asked: Asked) -> dict[str, Any]:
