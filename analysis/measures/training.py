@@ -94,7 +94,7 @@ def _cheapest(training: pd.DataFrame) -> str | None:
     if times.empty or times["arm"].nunique() < 2:
         return None
     seconds = times.groupby("arm", sort=False)["seconds"].mean()
-    memory = with_arms(timed_memory(training)).groupby("arm", sort=False)["memory_gib"].max()
+    memory = with_arms(_memory(training)).groupby("arm", sort=False)["memory_gib"].max()
     least, most = str(seconds.idxmin()), str(seconds.idxmax())
     text = (
         f"{least} is the quickest to train: {number(seconds[least])} s a step, "
@@ -105,7 +105,7 @@ def _cheapest(training: pd.DataFrame) -> str | None:
     return f"{text}. Times belong to this machine."
 
 
-def timed_memory(training: pd.DataFrame) -> pd.DataFrame:
+def _memory(training: pd.DataFrame) -> pd.DataFrame:
     """Return the most memory of each run's ranks, GiB."""
     steps = training[training["split"] == "train"]
     return steps.groupby(RUN_KEYS, sort=False)["memory_gib"].max().reset_index()

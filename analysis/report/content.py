@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rankdrift import __version__, files
-from rankdrift.analysis.figures import SECTIONS
 from rankdrift.analysis.report.answers import Answered, answers
 from rankdrift.analysis.report.explorer import Explorer, explorer
 from rankdrift.analysis.report.grids import Grid, differing, shared
 from rankdrift.analysis.report.illustrate import LeftOut, Picture
 from rankdrift.analysis.report.study import Study
 from rankdrift.analysis.report.summary import last_checkpoint_grid, last_checkpoint_note
-from rankdrift.analysis.report.topics import EVIDENCE, Topic, section_of, topics
-from rankdrift.analysis.report.topics import SECTIONS as TOPICS
+from rankdrift.analysis.report.topics import EVIDENCE, SECTIONS, Topic, section_of, topics
 from rankdrift.analysis.report.warnings import warnings
 from rankdrift.analysis.sources.observations import tuned_rows
 
@@ -161,18 +159,15 @@ def _joined(numbers: list[int]) -> str:
 
 def _sections(pictures: list[Picture], found: list[Topic], short: tuple[Answered, ...]) -> Iterator[Section]:
     """Yield the sections that hold something, with the sentence that answers their question, if one does."""
-    for title in TOPICS:
-        own = [picture for picture in pictures if picture.figure.section == title]
-        own = [picture for picture in own if picture.figure.name != PLANE]
+    for title in SECTIONS:
+        own = [p for p in pictures if p.figure.section == title and p.figure.name != PLANE]
         said = [topic for topic in found if section_of(topic.title) == title and topic.title != EVIDENCE]
         if not (own or said):
             continue
         names = {topic.title for topic in said}
         answered = [answer.text for answer in short if answer.topic in names]
         words = [part for topic in said for part in topic.parts if isinstance(part, str)]
-        leads = [picture for picture in own if picture.figure.name == SECTIONS.get(title)]
-        opening = next(iter([*leads, *own]), None)
-        rest = tuple(picture for picture in own if picture is not opening)
+        opening, rest = next(iter(own), None), tuple(own[1:])  # they are in the order of the report
         yield Section(title, opening, next(iter([*answered, *words]), ""), tuple(said), rest)
 
 

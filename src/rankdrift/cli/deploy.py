@@ -109,29 +109,26 @@ def _of_study(study: StudyLayout, arguments: argparse.Namespace) -> tuple[Place,
 def _of_folders(arguments: argparse.Namespace) -> tuple[Place, list[Tuned]]:
     from rankdrift.models.base import check_model_folder, resolve
     from rankdrift.serving.deployed import Tuned
+    from rankdrift.studies.study_checkpoints import folder_subjects
 
-    names = [folder.resolve().name for folder in arguments.tuned]
-    if len(set(names)) < len(names):
-        names = [
-            f"{folder.resolve().parent.name}-{name}"
-            for folder, name in zip(arguments.tuned, names, strict=True)
-        ]
-    models = [Tuned(name, folder) for name, folder in zip(names, arguments.tuned, strict=True)]
+    base = resolve(arguments.base)
+    subjects = folder_subjects(base, arguments.tuned)
+    models = [Tuned(subject.run, subject.tuned) for subject in subjects if subject.tuned]
     for tuned in models:
         if not tuned.is_adapter:
             check_model_folder(tuned.export)
-    return _place(resolve(arguments.base), ModelSpec(name=arguments.base), 0, arguments), models
+    return _place(base, ModelSpec(name=arguments.base), 0, arguments), models
 
 
 def _place(base: Path, spec: ModelSpec, labels: int, arguments: argparse.Namespace) -> Place:
     import torch
 
+    from rankdrift.scoring.models import DTYPES
     from rankdrift.serving.bank import Place
 
     on_gpu = torch.cuda.is_available()
     precision = arguments.precision or ("bf16" if on_gpu else "fp32")
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    return Place(base, spec, labels, dtype, "cuda" if on_gpu else "cpu")
+    return Place(base, spec, labels, DTYPES[precision], "cuda" if on_gpu else "cpu")
 
 
 def _asked(arguments: argparse.Namespace, place: Place) -> Asked:

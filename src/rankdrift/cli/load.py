@@ -85,22 +85,22 @@ def _server(study: StudyLayout, arguments: argparse.Namespace) -> Iterator[tuple
         yield arguments.url, arguments.adapters
         return
     from rankdrift.models.base import resolve
+    from rankdrift.serving.deployed import Tuned
     from rankdrift.serving.endpoint import vllm
     from rankdrift.spec import read_spec
     from rankdrift.studies.deployment import last_exports
 
     exports = last_exports(study)
     spec = read_spec(study.run(next(iter(exports.values()))[0]).spec)
-    folders = {
-        arm: folder for arm, (_, folder) in exports.items() if (folder / "adapter_config.json").is_file()
-    }
+    models = [Tuned(arm, export) for arm, (_, export) in exports.items()]
+    adapters = [tuned for tuned in models if tuned.is_adapter]
     base = resolve(spec.model.name, spec.model.revision)
-    asked = vllm.command(base, folders, arguments.port, tuple(arguments.vllm_option))
+    asked = vllm.command(base, adapters, arguments.port, tuple(arguments.vllm_option))
     log = study.deployment.with_name("vllm.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     say(" ".join(asked))
     with vllm.serving(asked, arguments.port, log) as url:
-        yield url, list(folders)
+        yield url, [adapter.arm for adapter in adapters]
 
 
 def _models(base: str, adapters: list[str]) -> Mapping[tuple[str, str], list[str]]:

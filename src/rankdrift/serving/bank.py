@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -138,7 +137,7 @@ class Bank:
 
     def _load(self, folder: Path, name: str) -> None:
         if self.adapted is None:
-            model = dataclasses.replace(self.place).load(Deployed(BASE))
+            model = self.place.load(Deployed(BASE))
             self.adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         else:
             self.adapted.load_adapter(str(folder), adapter_name=name)

@@ -43,8 +43,11 @@ class HostRanks:
     """Of DeepSpeed's launcher."""
 
     def __str__(self) -> str:
-        names = ", ".join(host.name for host in self.hosts)
-        return f"{sum(len(host.used) for host in self.hosts)} ranks ({names})"
+        return f"{sum(len(host.used) for host in self.hosts)} ranks ({', '.join(self._names)})"
+
+    @property
+    def _names(self) -> list[str]:
+        return [host.name for host in self.hosts]
 
     def start(self) -> None:
         """Start them once all machines answer; raise as ``launcher.launch`` and where one does not."""
@@ -58,10 +61,10 @@ class HostRanks:
         """Ask the first machine that answers: rank 0's, unless it is gone."""
         ask = [sys.executable, "-m", "rankdrift.studies.stand", str(self.run.root)]
         line = as_a_rank(Path.cwd(), self.variables, ask)
-        for answer in self.how.ssh.run_on_all([host.name for host in self.hosts], line):
+        for answer in self.how.ssh.run_on_all(self._names, line):
             if not answer.status:
                 return Stand(**json.loads(answer.output))
-        raise LostRankError(f"no host answers of {', '.join(host.name for host in self.hosts)}")
+        raise LostRankError(f"no host answers of {', '.join(self._names)}")
 
     def without_what_failed(self, stand: Stand) -> HostRanks:
         """Return the machines that answer; if all do, without the slot of the rank that failed."""
@@ -76,7 +79,7 @@ class HostRanks:
 
     def _silent(self) -> dict[str, str]:
         """Return what is wrong with machines that do not answer."""
-        answers = self.how.ssh.run_on_all([host.name for host in self.hosts], "true")
+        answers = self.how.ssh.run_on_all(self._names, "true")
         return {answer.host: answer.problem for answer in answers if answer.problem}
 
     def _require_answers(self) -> None:

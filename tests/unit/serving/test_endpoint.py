@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from rankdrift.errors import IntegrityError, UserError
+from rankdrift.serving.deployed import Tuned
 from rankdrift.serving.endpoint import vllm
 from rankdrift.serving.endpoint.adapters import require_adapters
 from rankdrift.serving.endpoint.benchmark import describe, measure
@@ -194,14 +195,14 @@ def test_vllm_is_asked_to_serve_base_and_adapters(tmp_path: Path) -> None:
     for name, rank in (("a", 8), ("b", 16)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text(json.dumps({"r": rank}))
-    folders = {name: tmp_path / name for name in ("a", "b")}
-    found = vllm.command(tmp_path, folders, 8001, ("--dtype=bfloat16",))
+    adapters = [Tuned(name, tmp_path / name) for name in ("a", "b")]
+    found = vllm.command(tmp_path, adapters, 8001, ("--dtype=bfloat16",))
     assert found == [
         *("vllm", "serve", str(tmp_path), "--served-model-name", "base", "--port", "8001"),
         *("--enable-lora", "--max-loras", "2", "--max-lora-rank", "16"),
         *("--lora-modules", f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", "--dtype=bfloat16"),
     ]
-    assert "--enable-lora" not in vllm.command(tmp_path, {}, 8001)
+    assert "--enable-lora" not in vllm.command(tmp_path, [], 8001)
 
 
 SERVER = """

@@ -7,24 +7,24 @@ import shutil
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rankdrift import files
 from rankdrift.errors import UserError
+from rankdrift.serving.deployed import Tuned
 
 READY, ASK_AGAIN, END = 900.0, 1.0, 30.0
 """Seconds a server has to load and compile, between two questions, and to end."""
 BASE = "base"
 
 
-def command(base: Path, adapters: Mapping[str, Path], port: int, further: tuple[str, ...] = ()) -> list[str]:
-    """Return the command that serves the base model as ``base``, and each adapter by its name."""
+def command(base: Path, adapters: Sequence[Tuned], port: int, further: tuple[str, ...] = ()) -> list[str]:
+    """Return the command that serves the base model as ``base``, and each adapter by its arm's name."""
     found = ["vllm", "serve", str(base), "--served-model-name", BASE, "--port", str(port)]
     if adapters:
-        ranks = [int(files.read_json(folder / "adapter_config.json")["r"]) for folder in adapters.values()]
+        ranks = [int(adapter.config["r"]) for adapter in adapters]
         found += ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(max(ranks))]
-        found += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
+        found += ["--lora-modules", *(f"{adapter.arm}={adapter.export}" for adapter in adapters)]
     return [*found, *further]
 
 
