@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from rankdrift.analysis.arm_differences import arm_means, compared, differences
 from rankdrift.analysis.findings import Answer
 from rankdrift.analysis.formats import number, score_name, signed
-from rankdrift.analysis.measures._arms_compared import arm_means, compared, differences
 from rankdrift.analysis.sources.observations import (
     GENERAL_TEXT,
     TRAINED_TASKS,

@@ -87,19 +87,25 @@ MATRICES = (
 
 def explorer_data(study: Study) -> Data | None:
     """Return what can be explored; None of a study without a trained checkpoint."""
+    checkpoints, quantities = checkpoint_quantities(study)
+    if checkpoints.empty:
+        return None
+    notes: list[str] = []
+    matrices, of_matrices = _matrices(study.table("svd_analysis_results"), notes)
+    spectra = _spectra(study.table("singular_values"), study.table("svd_analysis_results"), notes)
+    return Data(checkpoints, quantities, matrices, of_matrices, spectra, tuple(notes))
+
+
+def checkpoint_quantities(study: Study) -> tuple[pd.DataFrame, tuple[Quantity, ...]]:
+    """Return a row a trained checkpoint (`run`, `arm`, `seed`, `step`), and what its other columns are."""
     summary = checkpoint_summaries(study.tables)
     if summary.empty:
-        return None
+        return summary, ()
     checkpoints, scores = _with_scores(with_arms(summary), study.table("performance_metrics"))
     checkpoints = _with_seconds(checkpoints, study.table("training_metrics"))
     known = [*scores, *(each for each in SUMMARIES if each.column in checkpoints)]
     quantities = tuple(each for each in known if checkpoints[each.column].notna().any())
-    keys = ["run", "arm", "seed", "step"]
-    notes: list[str] = []
-    matrices, of_matrices = _matrices(study.table("svd_analysis_results"), notes)
-    spectra = _spectra(study.table("singular_values"), study.table("svd_analysis_results"), notes)
-    columns = [each.column for each in quantities]
-    return Data(checkpoints[[*keys, *columns]], quantities, matrices, of_matrices, spectra, tuple(notes))
+    return checkpoints[["run", "arm", "seed", "step", *(each.column for each in quantities)]], quantities
 
 
 def _with_scores(rows: pd.DataFrame, performance: pd.DataFrame | None) -> tuple[pd.DataFrame, list[Quantity]]:

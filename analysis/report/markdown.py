@@ -25,7 +25,7 @@ def _lines(content: Content) -> Iterator[str]:
     if content.plane:
         yield from _picture(content.plane)
     yield f"{content.summary}\n"
-    yield from _grid("## Last checkpoints", content.last_checkpoints)
+    yield from grid_lines("## Last checkpoints", content.last_checkpoints)
     yield f"{content.last_checkpoints_note}\n"
     for section in content.sections:
         yield from _section(section)
@@ -35,10 +35,10 @@ def _lines(content: Content) -> Iterator[str]:
         yield "### Figures left out\n"
         yield from (f"- {left.figure.title}: {left.reason}." for left in content.left_out)
         yield ""
-    yield from _grid("## Settings that differ", content.settings_differing)
-    yield from _grid("## Settings alike in all runs", content.settings_shared)
-    yield from _grid("## Environment alike in all runs", content.environment_shared)
-    yield from _grid("## Environment that differs", content.environment_differing)
+    yield from grid_lines("## Settings that differ", content.settings_differing)
+    yield from grid_lines("## Settings alike in all runs", content.settings_shared)
+    yield from grid_lines("## Environment alike in all runs", content.environment_shared)
+    yield from grid_lines("## Environment that differs", content.environment_differing)
     for runs, text in content.ds_configs.items():
         yield f"## DeepSpeed configuration: {runs}\n\n```json\n{text}\n```\n"
     yield "## Tables\n"
@@ -74,13 +74,14 @@ def _topic(topic: Topic) -> Iterator[str]:
         else:
             if listed:
                 yield ""
-            yield from _grid(part.caption, part)
+            yield from grid_lines(part.caption, part)
         listed = isinstance(part, str)
     if listed:
         yield ""
 
 
-def _grid(title: str, grid: Grid) -> Iterator[str]:
+def grid_lines(title: str, grid: Grid) -> Iterator[str]:
+    """Yield a table below its title; nothing where it has no rows."""
     if not grid.rows:
         return
     yield f"{title}\n"

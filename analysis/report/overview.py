@@ -1,39 +1,31 @@
-"""A page over several groups: what cannot be compared, since base model or data differ, side by side."""
+"""A page over several studies, or groups of one: what cannot be compared, side by side."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from rankdrift import __version__, files
-from rankdrift.analysis.findings import RUNS
-from rankdrift.analysis.formats import MISSING, ROUNDING, number
 from rankdrift.analysis.report.build import environment
-from rankdrift.analysis.report.grids import Columns, Grid, grid_of
-from rankdrift.analysis.report.study import Study, missing_cells, read_study
+from rankdrift.analysis.report.grids import Grid
+from rankdrift.analysis.report.side_by_side import SideBySide, side_by_side
+from rankdrift.analysis.report.study import Study, read_study
 from rankdrift.analysis.report.summary import last_checkpoint_grid, last_checkpoint_note
-from rankdrift.analysis.report.warnings import missing_sentence
-from rankdrift.analysis.sources.observations import GENERAL_TEXT, TRAINED_TASKS
+from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
 
-SCORES = "performance_metrics"
-ACROSS = (
-    ("Score of what was trained on, at the last checkpoint: of several tasks their macro average", "score"),
-    ("KL divergence from the base model on general text (nats a token), at the last checkpoint", "kl"),
-)
 READING = (
-    "Each group has its own base model or its own data; methods are compared within a group, in its report. "
-    "Here they stand side by side: mean over seeds, ± the standard deviation, (number of seeds)."
+    "Each of them has its own base model or its own data; methods are compared within one, in its report. "
+    "Here they stand side by side: mean over seeds, ± the standard deviation, (number of seeds). A "
+    "difference is of the first arm less the other, with its 95 % interval."
 )
 
 
 @dataclass(frozen=True)
-class Group:
-    """One group: its report and its last checkpoints."""
+class Part:
+    """One study, or group: its report and its last checkpoints."""
 
     name: str
     link: str
@@ -45,10 +37,10 @@ class Overview:
     """The whole page."""
 
     title: str
-    warnings: tuple[str, ...]
+    kind: str
     summary: str
-    across: tuple[Grid, ...]
-    groups: tuple[Group, ...]
+    together: SideBySide
+    parts: tuple[Part, ...]
     note: str
     written: str
 
@@ -56,56 +48,62 @@ class Overview:
 def build_overview(root: StudyLayout, groups: Mapping[str, StudyLayout]) -> Path:
     """Write the page over groups that have tables into the study's folder; return its path."""
     known = {name: read_study(layout) for name, layout in groups.items()}
-    missing = [cell for layout in groups.values() for cell in missing_cells(layout)]
-    page = Overview(
-        title=root.root.resolve().name,
-        warnings=tuple(missing_sentence(missing)),
+    title = root.root.resolve().name
+    return _write(root.report, title, "study", known, side_by_side(known))
+
+
+def build_comparison(studies: Mapping[str, StudyLayout], folder: Path) -> tuple[Path, SideBySide]:
+    """Write ``comparison.html``, ``quantities.csv`` and ``contrasts.csv``; return the page and what it says.
+
+    Raises
+    ------
+    UserError
+        If a study has no tables, or one that is incomplete or unreadable.
+
+    """
+    known = {name: read_study(layout) for name, layout in studies.items()}
+    together = side_by_side(known)
+    page = _write(folder / "comparison.html", ", ".join(known), "comparison", known, together)
+    files.write_text(folder / "quantities.csv", together.quantities.to_csv(index=False))
+    files.write_text(folder / "contrasts.csv", together.contrasts.to_csv(index=False))
+    return page, together
+
+
+def named_studies(folders: list[Path]) -> dict[str, StudyLayout]:
+    """Return studies by the names of their folders, or by their paths where names are alike.
+
+    Raises
+    ------
+    UserError
+        If there are fewer than two, or one is named twice.
+
+    """
+    paths = [folder.resolve() for folder in folders]
+    twice = next((folder for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice}: named twice; a study is compared with another one")
+    if len(folders) < 2:
+        raise UserError(f"one study is nothing to compare; its own report is 'rankdrift report {folders[0]}'")
+    names = [path.name for path in paths]
+    alike = len(set(names)) < len(names)
+    return {
+        str(folder) if alike else name: StudyLayout(folder)
+        for name, folder in zip(names, folders, strict=True)
+    }
+
+
+def _write(page: Path, title: str, kind: str, known: Mapping[str, Study], together: SideBySide) -> Path:
+    content = Overview(
+        title=title,
+        kind=kind,
         summary=READING,
-        across=tuple(_across(known, title, what) for title, what in ACROSS),
-        groups=tuple(
-            Group(name, os.path.relpath(study.layout.report, root.root), last_checkpoint_grid(study))
+        together=together,
+        parts=tuple(
+            Part(name, os.path.relpath(study.layout.report, page.parent), last_checkpoint_grid(study))
             for name, study in known.items()
         ),
         note=" ".join(dict.fromkeys(last_checkpoint_note(study) for study in known.values())),
         written=f"rankdrift {__version__}, {files.timestamp()}",
     )
-    files.write_text(root.report, environment().get_template("overview.html.j2").render(content=page))
-    return root.report
-
-
-def _across(known: Mapping[str, Study], title: str, what: str) -> Grid:
-    """Return one quantity: a row an arm, a column a group, its base model's value in a row of its own."""
-    columns: Columns = {"arm": {arm: arm for arm in ["base", *_arms(known)]}}
-    for name, study in known.items():
-        columns[name] = dict(_of_arms(study, what))
-    return grid_of(columns, title)
-
-
-def _arms(known: Mapping[str, Study]) -> list[str]:
-    return list(dict.fromkeys(arm for study in known.values() for arm in study.arms))
-
-
-def _of_arms(study: Study, what: str) -> Iterator[tuple[str, str]]:
-    scores, runs = study.table(SCORES), study.table(RUNS)
-    if scores is None or runs is None:
-        return
-    rows = _of_quantity(scores, what)
-    base = rows[rows["run"] == "base"]["value"]
-    yield "base", number(float(base.iloc[0])) if len(base) else MISSING
-    tuned = rows[rows["run"] != "base"]
-    last = tuned[tuned["step"] == tuned.groupby("run")["step"].transform("max")].merge(runs[["run", "arm"]])
-    for arm, of_seeds in last.groupby("arm")["value"]:
-        stdev = float(of_seeds.std())
-        spread = f" ± {number(stdev if stdev > ROUNDING else 0.0)}" if len(of_seeds) > 1 else ""
-        yield str(arm), f"{number(float(of_seeds.mean()))}{spread} ({len(of_seeds)})"
-
-
-def _of_quantity(scores: pd.DataFrame, what: str) -> pd.DataFrame:
-    """Return the rows of one quantity, one a checkpoint."""
-    if what == "kl":
-        return scores[(scores["task"] == GENERAL_TEXT) & (scores["metric"] == "kl_from_base")]
-    trained = scores[scores["task"] == TRAINED_TASKS]
-    if trained.empty:  # a single task: its first metric
-        trained = scores[scores["role"] == "trained"]
-        trained = trained[trained["metric"] == trained["metric"].iloc[:1].squeeze()]
-    return trained
+    files.write_text(page, environment().get_template("overview.html.j2").render(content=content))
+    return page

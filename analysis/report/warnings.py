@@ -16,7 +16,7 @@ MOST_NAMED = 6
 def warnings(study: Study) -> list[str]:
     """Return sentences that stand at the top of the report; none where all was scored as it should be."""
     table = study.table(ENVIRONMENTS)
-    scored = [] if table is None else [*_moved(table), *_different_versions(table)]
+    scored = [] if table is None else [*moved(table), *different_versions(table)]
     return [*missing_sentence(missing_cells(study.layout)), *scored]
 
 
@@ -27,10 +27,10 @@ def missing_sentence(cells: list[str]) -> Iterator[str]:
         yield f"Cells of this study are not done, and in no number below: {len(cells)}: {named}."
 
 
-def _moved(table: pd.DataFrame) -> Iterator[str]:
+def moved(table: pd.DataFrame) -> Iterator[str]:
     """Yield where a reference model that nobody trains scored otherwise than it had."""
-    moved = table[table["canary_moved"] == 1]
-    for reason, rows in moved.groupby("canary_reason", sort=False):
+    elsewhere = table[table["canary_moved"] == 1]
+    for reason, rows in elsewhere.groupby("canary_reason", sort=False):
         first = rows.iloc[0]
         change = _difference(first["reference_versions"], first["versions"])
         versions = f"; its answers were stored with {change[0]}, here are {change[1]}" if change else ""
@@ -40,7 +40,8 @@ def _moved(table: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _different_versions(table: pd.DataFrame) -> Iterator[str]:
+def different_versions(table: pd.DataFrame) -> Iterator[str]:
+    """Yield whose scores were computed by other packages than those of the first."""
     known = table[table["versions"] != ""]
     groups = [(str(versions), rows) for versions, rows in known.groupby("versions", sort=False)]
     for versions, rows in groups[1:]:
@@ -48,7 +49,7 @@ def _different_versions(table: pd.DataFrame) -> Iterator[str]:
         change = _difference(first, versions)
         if change:
             yield (
-                f"Checkpoints of this study were scored with different packages: {_named(first_rows)} with "
+                f"Checkpoints were scored with different packages: {_named(first_rows)} with "
                 f"{change[0]}, {_named(rows)} with {change[1]}. A library alone can move scores by as much "
                 "as methods differ: score all of them again in one environment."
             )

@@ -156,7 +156,7 @@ def local_files(task: Task, split: Split, data: DataSpec) -> list[Path]:
     if source.files is not None:
         return [Path(source.files[_our(theirs)])]
     folder = folder_of(task, data)
-    return files_of_split(folder, theirs) if folder else []
+    return _files(task, folder, theirs) if folder else []
 
 
 def folder_of(task: Task, data: DataSpec) -> Path | None:

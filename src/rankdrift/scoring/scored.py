@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rankdrift import registry
-from rankdrift.data.sources import folder_of
+from rankdrift.data.sources import folder_of, local_files
 from rankdrift.errors import UserError
 from rankdrift.spec import Spec
 from rankdrift.tasks import GROUPS, Split, Task
@@ -43,6 +43,13 @@ def scored_tasks(spec: Spec, split: Split) -> Scored:
     held = [task for task in retention if _is_held(spec, task)]
     left_out = tuple(task.name for task in retention if task not in held)
     return Scored((*trained, *held), left_out)
+
+
+def require_files(spec: Spec) -> None:
+    """Raise UserError where a split that will be scored has no file in the folder of data."""
+    for split in spec.scoring.splits:
+        for task in scored_tasks(spec, split).tasks:
+            local_files(task, split, spec.data)
 
 
 def _is_held(spec: Spec, task: Task) -> bool:

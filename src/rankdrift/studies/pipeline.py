@@ -20,6 +20,7 @@ from rankdrift.layout import StudyLayout
 from rankdrift.models.base import resolve
 from rankdrift.progress import Say, indented, progress_lines
 from rankdrift.scoring.run import score_base
+from rankdrift.scoring.scored import require_files
 from rankdrift.spec import Recipe, read_spec
 from rankdrift.studies import away, driver
 from rankdrift.studies.carry_out import STAGES, carry_out, needs_nothing, take_done
@@ -104,14 +105,16 @@ def run_part(
 ) -> list[Outcome]:
     """Carry out some stages of some cells; return what became of those that failed.
 
-    Raises UserError, before anything is written, where a run's folder holds another experiment, or a storage
-    cannot be used.
+    Raises UserError, before anything is written, where a run's folder holds another experiment, a storage
+    cannot be used, or data that will be scored is not there.
     """
     for url in {cell.spec.storage for cell in chosen if cell.spec.storage}:
         with _stage(f"storage {url}", say):
             Storage(url).require()
     for group in groups_of(cells).values():
         _prepare(group, say)
+        if executor.is_here and "score" in way.stages:
+            require_files(group[0].spec)  # now, and not after hours of training
     with driver.alone(root):
         write_cells(root, recipe, cells)
         for group in groups_of(cells).values():

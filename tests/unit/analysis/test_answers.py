@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from rankdrift import files
+from rankdrift.analysis.arm_differences import Difference, compared, differences
 from rankdrift.analysis.comparisons.comparisons import ANALYSIS as COMPARISONS
-from rankdrift.analysis.measures._arms_compared import Difference, compared, differences
 from rankdrift.analysis.measures._performance_answers import ANSWERS
 from rankdrift.analysis.measures.training import ANALYSIS as TRAINING
 from rankdrift.analysis.report.answers import answers

@@ -105,6 +105,19 @@ def test_failures_are_told_at_the_end(
     assert len(executor.tasks) == 2
 
 
+@pytest.mark.usefixtures("tiny")
+def test_a_split_that_will_be_scored_is_missed_before_anything_is_trained(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "rows" / "glue_mrpc" / "train.csv", "sentence1,sentence2,label\na,b,0\n")
+    files.write_text(tmp_path / "rows" / "glue_mrpc" / "validation.csv", "sentence1,sentence2,label\na,b,0\n")
+    data = {"tasks": ["mrpc"], "root": str(tmp_path / "rows")}
+    root, recipe, cells = a_study(tmp_path, data=data)
+    executor = Scripted({})
+    with pytest.raises(UserError, match=r"glue_mrpc: no file of the split 'test'.*data.carve=\[mrpc\]"):
+        run_study(root, recipe, cells, executor, say=lambda line: None)
+    assert executor.tasks == []
+    assert not root.cells.exists()
+
+
 DATA = {"tasks": ["topic"], "train_limit": 6, "max_length": 400}
 
 
