@@ -26,6 +26,7 @@ CONTEXT: Mapping[str, Any] = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -40,11 +41,13 @@ CONTEXT: Mapping[str, Any] = {
     "md5": "cr:md5",
     "parentField": "cr:parentField",
     "path": "cr:path",
+    "rai": "http://mlcommons.org/croissant/RAI/",
     "recordSet": "cr:recordSet",
     "references": "cr:references",
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",
@@ -82,7 +85,6 @@ def write_croissant(study: StudyLayout, folder: Path, license_name: str | None =
         f"{name}, a row a checkpoint, matrix, layer or score.",
         "version": "1.0.0",
         "datePublished": files.timestamp()[:10],
-        "creator": {"@type": "sc:SoftwareApplication", "name": f"rankdrift {__version__}"},
         "citeAs": CITATION.format(version=__version__),
     }
     if license_name:
@@ -106,13 +108,14 @@ def _file(table: Path) -> dict[str, Any]:
 
 
 def _records(table: Path) -> dict[str, Any]:
+    fields = [_field(column) for column in columns(table)]
     meta = files.read_json(table.with_suffix(".meta.json"))
     return {
         "@type": "cr:RecordSet",
         "@id": table.stem,
         "name": table.stem,
         "description": f"{meta['rows']} rows, by the analysis {meta['analysis']}",
-        "field": [_field(column) for column in columns(table)],
+        "field": fields,
     }
 
 

@@ -12,6 +12,7 @@ import altair as alt
 import pandas as pd
 import pytest
 import vl_convert
+from made_up_study import write_study
 
 from rankdrift import files, registry
 from rankdrift.analysis.formats import MISSING, number
@@ -25,7 +26,6 @@ from rankdrift.analysis.report.overview import build_overview
 from rankdrift.analysis.report.study import read_study
 from rankdrift.analysis.report.summary import last_checkpoint_grid
 from rankdrift.analysis.report.topics import topics
-from rankdrift.analysis.sources.subjects import IDENTITY
 from rankdrift.cli.main import main
 from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
@@ -46,25 +46,6 @@ class Links(HTMLParser):
         self.found += [
             value or "" for key, value in attrs if key in ("src", "href", "srcset", "data", "action")
         ]
-
-
-def write_study(root: Path, tables: Tables) -> StudyLayout:
-    """A study's folder with tables and, for each run, the JSON files of a finished training."""
-    study = StudyLayout(root)
-    for name, table in tables.items():
-        meanings = {column: f"what {column} means" for column in table}
-        parts = {} if set(IDENTITY) <= set(table) else {"study": {}}  # a table of the whole study
-        files.write_table(study.table(name), table, {"columns": meanings, "parts": parts}, csv=False)
-    for run in sorted(set(tables["performance_metrics"]["run"]) - {"base"}):
-        layout = study.run(run)
-        method = {"name": run.split("-")[0]}
-        files.write_json(layout.spec, {"model": {"name": "tiny"}, "method": method, "seed": 42})
-        files.write_json(layout.environment, {"python": "3.11", "time": "2026-01-01T10:00:00Z"})
-        files.write_json(
-            layout.status, {"state": "finished", "training_seconds": 124.6, "trainable_parameters": 4096}
-        )
-        files.write_json(layout.ds_config, {"zero_optimization": {"stage": 2}})
-    return study
 
 
 @pytest.fixture
@@ -270,7 +251,7 @@ def environments(*rows: tuple[str, int, float, str]) -> pd.DataFrame:
         (
             [("base", 0, 0.0, "torch 2, peft 1"), ("lora-r8-seed42", 4, 0.0, "torch 3, peft 1")],
             [
-                "Checkpoints of this study were scored with different packages: base with torch 2, "
+                "Checkpoints were scored with different packages: base with torch 2, "
                 "lora-r8-seed42 at step 4 with torch 3. A library alone can move scores by as much as "
                 "methods differ: score all of them again in one environment."
             ],
