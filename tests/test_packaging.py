@@ -1,4 +1,4 @@
-"""What a user installs: the wheel's contents, and the links that keep three folders at the top level."""
+"""What a user installs: the wheel's contents, and the links that keep folders outside the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-LINKS = {"analysis": "../../analysis", "recipes": "../../launch/recipes", "ds_configs": "../../ds_configs"}
+LINKS = {
+    "analysis": "../../analysis",
+    "recipes": "../../launch/recipes",
+    "phases": "../../launch/phases",
+    "ds_configs": "../../ds_configs",
+    "notebooks": "../../docs/notebooks",
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,7 @@ def test_the_wheel_holds_every_module_and_data_file(root: Path, wheel: set[str])
     data |= {f"rankdrift/ds_configs/{p.name}" for p in (root / "ds_configs").glob("*.json")}
     data |= {"rankdrift/py.typed", "rankdrift/data/general_text.txt"}
     data |= {"rankdrift/analysis/report/report.html.j2"}
+    data |= {f"rankdrift/notebooks/{p.name}" for p in (root / "docs" / "notebooks").glob("*.py")}
     assert len(modules) > 50
     assert modules | data <= wheel
 

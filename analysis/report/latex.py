@@ -16,7 +16,7 @@ LETTERS = {
     **dict(zip("εκλμ", ["epsilon", "kappa", "lambda", "mu"], strict=True)),
     **dict(zip("ρσφΔΣΓΛ", ["rho", "sigma", "varphi", "Delta", "Sigma", "Gamma", "Lambda"], strict=True)),
 }
-SPECIAL = {
+SPECIAL: dict[str, str | int | None] = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",

@@ -215,9 +215,9 @@ def _leading(study: Study) -> dict[str, pd.DataFrame]:
 def _contrasts(known: Mapping[str, Study]) -> pd.DataFrame:
     """Return the first arm that all studies have against every other one, in each of them."""
     columns = ["study", "quantity", "arm", "other_arm", "difference", "low", "high", "over"]
-    first = next((arm for arm in _arms(known) if all(arm in study.arms for study in known.values())), None)
+    common = [arm for arm in _arms(known) if all(arm in study.arms for study in known.values())]
     found = []
-    for name, study in known.items() if first is not None else ():
+    for (name, study), first in itertools.product(known.items(), common[:1]):
         tables = study.table("seed_contrasts"), study.table("item_contrasts")
         for quantity, rows in _leading(study).items():
             last = last_checkpoints(rows)
