@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -20,8 +23,9 @@ from rankdrift.progress import Progress
 def build_report(study: StudyLayout, progress: Progress, again: bool = False) -> Path:
     """Draw a study's figures and write its report; return the path of report.html.
 
-    Nothing is done where the tables, the runs' JSON files and rankdrift are those of the last report, unless
-    it is to be made ``again``. The record of what it was made from, ``report.meta.json``, is written last.
+    Nothing is done where the tables, the runs' JSON files and rankdrift are those of the last report, and no
+    figure is drawn whose tables are, unless it is to be made ``again``. The record of what it was made from,
+    ``report.meta.json``, is written last.
 
     Raises
     ------
@@ -32,11 +36,12 @@ def build_report(study: StudyLayout, progress: Progress, again: bool = False) ->
     made_from = _made_from(study)
     if not again and _is_current(study, made_from):
         return study.report
-    content = _compose(study, progress)
+    content, drawn = _compose(study, progress, {} if again else _drawn_before(study))
     files.write_text(study.report, as_html(content))
     files.write_text(_markdown(study), as_markdown(content))
     outputs = [str(picture.png.relative_to(study.root)) for picture in pictures_of(content)]
-    files.write_json(_meta(study), {"made_from": made_from, "figures": outputs, "written": files.timestamp()})
+    meta = {"made_from": made_from, "figures": outputs, "drawn": drawn, "written": files.timestamp()}
+    files.write_json(_meta(study), meta)
     return study.report
 
 
@@ -59,10 +64,18 @@ def environment() -> Environment:
     return found
 
 
-def _compose(study: StudyLayout, progress: Progress) -> Content:
+def _compose(
+    study: StudyLayout, progress: Progress, before: Mapping[str, Any]
+) -> tuple[Content, dict[str, dict[str, Any]]]:
+    """Return the content, and what became of each figure."""
     known = read_study(study)
-    pictures, left_out = illustrate(known.tables, study.figures, progress)
-    return compose(known, pictures, left_out)
+    digests = {table.stem: files.content_digest(table) for table in table_files(study)}
+    pictures, left_out, drawn = illustrate(known.tables, digests, study.figures, before, progress)
+    return compose(known, pictures, left_out), {name: asdict(each) for name, each in drawn.items()}
+
+
+def _drawn_before(study: StudyLayout) -> Mapping[str, Any]:
+    return dict(files.read_json(_meta(study)).get("drawn", {})) if _meta(study).exists() else {}
 
 
 def _embedded(png: Path) -> str:

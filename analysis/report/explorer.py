@@ -6,17 +6,21 @@ Views are Altair charts; one parameter of all of them, ``chosen``, holds the run
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import altair as alt
 import pandas as pd
 import vl_convert
 
+from rankdrift import files
 from rankdrift.analysis.figures._style import run_styles
 from rankdrift.analysis.report.explorer_data import Data, Quantity, as_columns, explorer_data
 from rankdrift.analysis.report.study import Study
+from rankdrift.layout import cache_folder
 
 CHOSEN = "(chosen.length == 0 || indexof(chosen, datum.run) >= 0)"
 HEIGHT = 300
@@ -78,9 +82,13 @@ VIEWS = {
 }
 
 
+@functools.cache
 def _bundle() -> str:
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return bundle.replace("</script", "<\\/script")
+    """Return Vega's bundle; it is made (in 2 s) once for a version of vl-convert, and kept in the cache."""
+    kept = cache_folder() / "vega" / f"{version('vl-convert-python')}.js"
+    if not kept.exists():
+        files.write_text(kept, vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    return kept.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
 def _colours(study: Study, data: Data) -> alt.Color:

@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/checkpoints.md runs: those that train, on a tiny model."""
+"""Every command of the README and of two pages of the docs runs: those that train, on a tiny model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAINING = (
 LEARNABLE = {"rankdrift check": ["model.head=classifier"]}
 # what the demo has, and what SMALL makes
 SMALLER = {"smollm2-135m": "tiny", "step-000012": "step-000004", "--step 12": "--step 4"}
-DOCUMENTS = ("README.md", "docs/checkpoints.md")
+DOCUMENTS = ("README.md", "docs/checkpoints.md", "docs/analysis.md")
 # commands that are run by other means: the demo runs the first, this very test run is the second
 ELSEWHERE = ("make demo", "make test", "make help", "git clone", "cd ", "tensorboard")
 

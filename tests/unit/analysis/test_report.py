@@ -179,6 +179,45 @@ def test_unchanged_tables_are_not_drawn_again(scores_only: StudyLayout) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_figure_is_drawn_again_where_a_table_that_it_looked_for_is_another(
+    study: StudyLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(illustrate, "DPI", 30)
+    monkeypatch.setitem(illustrate.STYLE, "pdf.fonttype", 3)
+    drawn: list[str] = []
+    monkeypatch.setattr(
+        illustrate, "_save", lambda _, path, suffix: drawn.append(path.stem) or files.write_text(path, suffix)
+    )
+
+    def again() -> set[str]:
+        drawn.clear()
+        build(study)
+        return set(drawn)
+
+    every = again()
+    assert len(every) > 30
+    assert again() == set()
+    change(study, "deployment_benchmark_summary", "high")
+    assert again() == {"latency_comparison"}
+    change(study, "live_updates", "ratio")  # which a figure of another table shows as well, where it is there
+    assert again() == {"update_to_weight", "layer_comparison"}
+    study.table("matched_seeds").unlink()
+    study.table("matched_seeds").with_suffix(".meta.json").unlink()
+    assert again() == {"matched_comparison"}
+    (study.figures / "training_loss.pdf").unlink()
+    files.write_json(study.run("full-seed42").status, {"state": "training"})
+    assert again() == {"training_loss"}
+    scores = files.read_table(study.table("performance_metrics"))
+    renamed = scores.assign(run=scores["run"].str.replace("full-", "whole-"))
+    files.write_parquet(study.table("performance_metrics"), renamed)
+    assert again() == every  # runs look otherwise now
+
+
+def change(study: StudyLayout, name: str, column: str) -> None:
+    table = files.read_table(study.table(name))
+    files.write_parquet(study.table(name), table.assign(**{column: table[column] * 1.5}))
+
+
 @pytest.mark.parametrize("change", ["table", "status", "figure", "markdown"])
 def test_whatever_changed_is_made_anew(scores_only: StudyLayout, change: str) -> None:
     page = build(scores_only)
