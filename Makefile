@@ -20,7 +20,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo sanity validate status tensorboard test test-unit faults machines gpu check format report clean
+.PHONY: help install data demo sanity validate status tensorboard test test-unit faults machines gpu check format docs report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
@@ -80,6 +80,9 @@ check: $(READY)  ## what CI checks besides the tests: ruff, mypy
 format: $(READY)  ## format and sort
 	@ruff format .
 	@ruff check --fix .
+
+docs: $(READY)  ## the documentation as pages, to site/index.html
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 report: $(READY)  ## draw the report of a study again (STUDY=demo)
 	@rankdrift report --again outputs/$(STUDY)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rankdrift.analysis.findings import ALPHA
-from rankdrift.analysis.formats import interval, number, signed
+from rankdrift.analysis.formats import ROUNDING, interval, number, signed
 from rankdrift.analysis.mathematics.statistics.seeds import minimum_detectable_difference
 from rankdrift.analysis.sources.observations import rows_of, with_arms
 
@@ -58,6 +58,16 @@ class Difference:
 def arm_means(last: pd.DataFrame) -> pd.Series:
     """Return arm -> mean over its runs of `value`, from rows of last checkpoints, in their order."""
     return with_arms(last).groupby("arm", sort=False)["value"].mean()
+
+
+def leaders(means: pd.Series, higher: bool) -> list[str]:
+    """Return the arms whose mean no other one beats, by more than rounding, in their order.
+
+    >>> leaders(pd.Series({"a": 0.5, "b": 0.75, "c": 0.75}), higher=True)
+    ['b', 'c']
+    """
+    best = means.max() if higher else means.min()
+    return list(means.index[(means - best).abs() <= ROUNDING])
 
 
 def differences(
@@ -141,11 +151,11 @@ def compared(found: list[Difference]) -> str:
         text += f" {interval(nearest.low, nearest.high)} over {nearest.unit}"
     text += f" against {nearest.other}" + (", the nearest" if len(found) > 1 else "")
     if alike:
-        text += f". Not told apart from {_named([each.other for each in alike])}{_needed(alike)}"
+        text += f". Not told apart from {names([each.other for each in alike])}{_needed(alike)}"
     elif len(found) > 1 and apart and not unknown:
         text += f", and told apart from all {len(found)} others"
     if unknown:
-        text += f". No interval against {_named(unknown)}: measure more seeds, or the same items"
+        text += f". No interval against {names(unknown)}: measure more seeds, or the same items"
     return text
 
 
@@ -163,7 +173,8 @@ def _needed(alike: list[Difference]) -> str:
     )
 
 
-def _named(arms: list[str]) -> str:
+def names(arms: list[str]) -> str:
+    """Return arms by name, of many some."""
     return (
         ", ".join(arms) if len(arms) <= NAMED else f"{', '.join(arms[:NAMED])} and {len(arms) - NAMED} more"
     )

@@ -120,8 +120,8 @@ def _summary(study: Study) -> str:
         study.tables[name] for name in ("performance_metrics", "svd_analysis_results") if name in study.tables
     ]
     steps = sorted({int(step) for table in measured for step in tuned_rows(table)["step"].unique()})
-    text = f"{_counted(by_arm, 'arm')} ({', '.join(by_arm)})"
-    if study.runs:  # folders from anywhere do not say what seed they were trained with
+    text = _counted(by_arm, "arm") + (f" ({', '.join(by_arm)})" if by_arm else "")
+    if study.runs and seeds:  # folders from anywhere do not say what seed they were trained with
         text += f", {_counted(seeds, 'seed')} ({_joined(seeds)})"
     text += f", trained from {', '.join(models)}" if models else ""
     text += f" on {', '.join(tasks)}" if tasks else ""

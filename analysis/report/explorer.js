@@ -15,7 +15,7 @@
   const config = () => ({
     background: "transparent", font: "system-ui, sans-serif", view: { stroke: null },
     axis: { labelColor: ink(), titleColor: ink(), gridColor: line(), domainColor: line(), tickColor: line(), labelFontSize: 12, titleFontSize: 12 },
-    legend: { labelColor: ink(), titleColor: ink(), labelFontSize: 12 }, header: { labelColor: ink(), labelFontSize: 12 },
+    title: { color: ink() }, legend: { labelColor: ink(), titleColor: ink(), labelFontSize: 12 }, header: { labelColor: ink(), labelFontSize: 12 },
   });
 
   const runs = () => {

@@ -24,6 +24,10 @@ from rankdrift.layout import cache_folder
 
 CHOSEN = "(chosen.length == 0 || indexof(chosen, datum.run) >= 0)"
 HEIGHT = 300
+VIEW, SYMBOL, LETTER, LONGEST_NAME = 480, 26, 7, 40
+"""Pixels of a view, of a legend's symbol, of a letter beside it; and the letters of it that are shown."""
+AXIS = alt.Axis(format=".4~g")
+"""Four digits: of a quantity that all runs share, the one tick that there is says how much it is."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,10 @@ def _colours(study: Study, data: Data) -> alt.Color:
     arms = data.checkpoints.drop_duplicates("arm")
     named = {arm: styles[run].colour for arm, run in zip(arms["arm"], arms["run"], strict=True)}
     scale = alt.Scale(domain=list(named), range=list(named.values()))
-    legend = alt.Legend(title=None, orient="top", columns=4, symbolLimit=40, labelLimit=220)
+    columns = max(1, VIEW // (SYMBOL + LETTER * min(max(map(len, named)), LONGEST_NAME)))
+    legend = alt.Legend(
+        title=None, orient="top", columns=columns, symbolLimit=40, labelLimit=LETTER * LONGEST_NAME
+    )
     return alt.Color("arm:N", scale=scale, legend=legend)
 
 
@@ -126,7 +133,7 @@ def _line(data: Data, colour: alt.Color) -> dict[str, Any]:
         .mark_line(point=alt.OverlayMarkDef(size=36))
         .encode(
             alt.X("step:Q", title="step", axis=alt.Axis(format="d")),
-            alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+            alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=AXIS),
             colour,
             detail="run:N",
             opacity=alt.condition(arms, alt.value(1.0), alt.value(0.08)),
@@ -149,8 +156,8 @@ def _plane(data: Data, colour: alt.Color) -> dict[str, Any]:
         .transform_filter(f"isValid(datum.x) && isValid(datum.y) && {CHOSEN}")
     )
     axes = (
-        alt.X("x:Q", title=None, scale=alt.Scale(zero=False)),
-        alt.Y("y:Q", title=None, scale=alt.Scale(zero=False)),
+        alt.X("x:Q", title=None, scale=alt.Scale(zero=False), axis=AXIS),
+        alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=AXIS),
     )
     points = (
         known.mark_point(filled=True, size=60)

@@ -153,6 +153,8 @@ def _spectra(values: pd.DataFrame | None, shapes: pd.DataFrame | None, notes: li
     if values is None or shapes is None or tuned_rows(values).empty:
         return pd.DataFrame(columns=columns)
     values = of_blocks(values[values["sigma"] > 0])
+    if tuned_rows(values).empty:
+        return pd.DataFrame(columns=columns)
     layers = sorted(values["layer"].unique())
     values = values[values["layer"] == layers[len(layers) // 2]]
     runs = list(tuned_rows(values)["run"].unique())

@@ -17,7 +17,15 @@ def warnings(study: Study) -> list[str]:
     """Return sentences that stand at the top of the report; none where all was scored as it should be."""
     table = study.table(ENVIRONMENTS)
     scored = [] if table is None else [*moved(table), *different_versions(table)]
-    return [*missing_sentence(missing_cells(study.layout)), *scored]
+    return [*_nothing_measured(study), *missing_sentence(missing_cells(study.layout)), *scored]
+
+
+def _nothing_measured(study: Study) -> Iterator[str]:
+    if not study.arms:
+        yield (
+            "No checkpoint of a trained run has been measured: the tables have no row of one. "
+            f"'rankdrift study status {study.layout.root}' says how far the runs are."
+        )
 
 
 def missing_sentence(cells: list[str]) -> Iterator[str]:

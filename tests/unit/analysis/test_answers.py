@@ -99,7 +99,7 @@ def test_who_forgets_least_is_named(performance: pd.DataFrame) -> None:
     rows = contrast(-0.05, -0.01).assign(task="general_text", metric="nll", items=48)
     said = FORGETS(performance, None, rows)
     assert said == (
-        "lora-r8 forgets least: its loss on general text changes by +0.0200 nats a token; -0.0300 [-0.0500, "
+        "lora-r8 forgets least: loss on general text +0.0200 nats a token; -0.0300 [-0.0500, "
         "-0.0100] over 48 items against full."
     )
 
@@ -177,3 +177,19 @@ def test_a_study_is_answered_in_order_and_each_answer_has_its_rows(
     assert found[-1].text.startswith(
         "Served beside the base model, the adapter of lora-r8 makes a token take 1.40"
     )
+
+
+def test_where_nobody_is_ahead_that_is_said(make_tables: Callable[..., Tables]) -> None:
+    every = (*RUNS, ("lora", 16, 42))
+    alike = make_tables(every, [4, 8], 1)["performance_metrics"]
+    assert LEARNS(alike, None, None) == (
+        "No arm learns more than another: all 3 have accuracy on topic 0.870 (base 0.420)."
+    )
+    one = (alike["run"] == "full-seed42") & (alike["metric"] == "accuracy")
+    behind = alike.assign(value=alike["value"].mask(one, alike["value"] - 0.05))
+    said = str(LEARNS(behind, None, contrast(0.02, 0.08).assign(run="lora-r16-seed42")))
+    assert said.startswith("lora-r16, lora-r8 learn most, alike: accuracy on topic 0.870 (base 0.420)") or (
+        said.startswith("lora-r8, lora-r16 learn most, alike: accuracy on topic 0.870 (base 0.420)")
+    )
+    assert "against full" in said
+    assert "against lora" not in said
