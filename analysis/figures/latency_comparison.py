@@ -32,14 +32,25 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     rows = rows[rows["quantity"].isin(TITLES)]
     if rows.empty:
         raise NothingToDraw("no request was timed")
+    rows = rows.assign(model=list(map(_named, rows["arm"], rows["way"])))
+    ways, quantities = list(COLOURS), list(TITLES)
+    place = rows["way"].map(lambda way: ways.index(way) if way in ways else len(ways))
+    models = list(dict.fromkeys(rows.assign(place=place).sort_values("place", kind="stable")["model"]))
+    place = rows["quantity"].map(quantities.index)
+    rows = rows.assign(place=place).sort_values(["load", "batch", "prompt_tokens", "place"], kind="stable")
     requests: list[Any] = list(rows.groupby(["quantity", "load", "batch", "prompt_tokens"], sort=False))
-    lines = max(len(found) for _, found in requests)
-    canvas, axes = panels(min(len(requests), 4), height=1.0 + 0.34 * lines, share_y=True)
+    canvas, axes = panels(min(len(requests), 4), height=1.0 + 0.34 * len(models), share_y=True)
     for ax, (request, found) in zip(axes, requests, strict=False):
-        _draw_request(ax, found)
+        _draw_request(ax, found, models)
         ax.set_title(_titled(*request), fontsize=9)
     axes[0].set_ylabel("model, as served")
+    axes[0].set_yticks(range(len(models)), models)  # one order in all panels, which share the axis
+    axes[0].set_ylim(len(models) - 0.5, -0.5)
     return canvas
+
+
+def _named(arm: str, way: str) -> str:
+    return arm if arm == way or way == "full" else f"{arm}, {way}"
 
 
 def _titled(quantity: str, load: str, batch: int, prompt: int) -> str:
@@ -47,22 +58,16 @@ def _titled(quantity: str, load: str, batch: int, prompt: int) -> str:
     return f"{TITLES[quantity]}\n{asked}"
 
 
-def _draw_request(ax: Axes, rows: pd.DataFrame) -> None:
-    names = [
-        arm if arm == way or way == "full" else f"{arm}, {way}"
-        for arm, way in zip(rows["arm"], rows["way"], strict=True)
-    ]
-    places, middle = np.arange(len(rows)), 1e3 * rows["p50"].to_numpy()
+def _draw_request(ax: Axes, rows: pd.DataFrame, models: list[str]) -> None:
+    places, middle = np.array(list(map(models.index, rows["model"]))), 1e3 * rows["p50"].to_numpy()
     ends = np.vstack([middle - 1e3 * rows["low"], 1e3 * rows["high"] - middle])
     ax.barh(places, middle, color=[COLOURS.get(way, GREY) for way in rows["way"]], height=0.68)
     ax.errorbar(
         middle, places, xerr=np.nan_to_num(ends), fmt="none", ecolor="#222222", elinewidth=1.0, capsize=2
     )
-    for place, value, ratio in zip(range(len(rows)), middle, rows["ratio"], strict=True):
+    for place, value, end, ratio in zip(places, middle, ends[1], rows["ratio"], strict=True):
         said = f" {value:.3g}" + (f"  ({ratio:.2f}x)" if ratio == ratio else "")
-        ax.text(np.nan_to_num(ends[1, place]) + value, place, said, va="center", fontsize=8, color=GREY)
-    ax.set_yticks(places, names)
-    ax.invert_yaxis()
+        ax.text(np.nan_to_num(end) + value, place, said, va="center", fontsize=8, color=GREY)
     ax.set_xlim(0, 1.45 * float(np.nanmax(middle + np.nan_to_num(ends[1]))))
     ax.set_xlabel("milliseconds")
     ax.grid(visible=False, axis="y")
@@ -76,7 +81,8 @@ FIGURE = Figure(
     caption=(
         "Medians with 95 % intervals (whole rounds resampled), and in brackets how many times as long as the "
         "merged model takes for the same request. Of a batch the time is that of all its rows together. "
-        "Milliseconds belong to the machine and the engine; do not compare them with another benchmark's."
+        "Of more than four requests the smallest are drawn; the table has all. Milliseconds belong to the "
+        "machine and the engine; do not compare them with another benchmark's."
     ),
     draw=_draw,
 )

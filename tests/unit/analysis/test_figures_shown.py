@@ -341,3 +341,39 @@ def test_a_layer_that_rested_has_not_moved(two_runs: Tables) -> None:
     }
     assert found["lora-r8-seed42", "mlp", 3, 8] == pytest.approx(sizes[8])
     assert found["lora-r8-seed42", "mlp", 3, 24] == pytest.approx(abs(sizes[24] - sizes[16]))
+
+
+def test_every_bar_of_a_latency_stands_beside_its_models_name(two_runs: Tables) -> None:
+    """Rows of a table are in no order that means anything: each request has its own here."""
+    rows = two_runs["deployment_benchmark_summary"]
+    requests = [(batch, quantity) for batch in (8, 1) for quantity in ("further_token", "first_token")]
+    sizes = {(batch, quantity): 1 + batch + 0.1 * (quantity == "first_token") for batch, quantity in requests}
+    drawn = [
+        rows.sample(frac=1, random_state=number).assign(
+            batch=batch,
+            quantity=quantity,
+            p50=rows["p50"] * size,
+            low=rows["low"] * size,
+            high=rows["high"] * size,
+        )
+        for number, ((batch, quantity), size) in enumerate(sizes.items())
+    ]
+    table = pd.concat(drawn, ignore_index=True)
+    table["p50"] += table["arm"].map({"base": 0.0, "full": 1e-4, "lora-r8": 2e-4})
+    canvas = figure("latency_comparison").render({"deployment_benchmark_summary": table})
+    assert [ax.get_title("left") for ax in canvas.axes] == [
+        f"{quantity}\n{batch} at once, prompt of 32"
+        for batch in (1, 8)
+        for quantity in ("first token", "further token")
+    ]
+    named = [label.get_text() for label in canvas.axes[0].get_yticklabels()]
+    assert named == ["base", "full", "lora-r8, merged", "lora-r8, unmerged"]
+    for ax, batch, quantity in zip(
+        canvas.axes, (1, 1, 8, 8), ("first_token", "further_token") * 2, strict=True
+    ):
+        assert ax.get_ylim() == (3.5, -0.5)  # the first one above
+        found = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in ax.patches}
+        own = table[(table["batch"] == batch) & (table["quantity"] == quantity)]
+        for row in own.itertuples():
+            name = row.arm if row.way in ("base", "full") else f"{row.arm}, {row.way}"
+            assert found[named.index(name)] == pytest.approx(1000 * row.p50)
