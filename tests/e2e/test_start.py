@@ -25,7 +25,8 @@ def test_everything_on_the_page_runs(cache: Path, tmp_path: Path) -> None:
     for language, code in BLOCK.findall((ROOT / "docs" / "start.md").read_text(encoding="utf-8")):
         if language == "yaml":
             name, _, text = code.removeprefix("# ").partition("\n")
-            (tmp_path / name).write_text(text.replace("smollm2-135m", "tiny"), encoding="utf-8")
+            small = text.replace("smollm2-135m", "tiny").replace("[42, 1337]", "[42]")
+            (tmp_path / name).write_text(small, encoding="utf-8")
             continue
         if not code.startswith("rankdrift"):
             subprocess.run(["bash", "-e", "-c", code], cwd=tmp_path, env=environment, check=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import re
 import shutil
@@ -13,9 +14,11 @@ import pandas as pd
 import pytest
 import vl_convert
 from made_up_study import write_study
+from PIL import Image
 
 from rankdrift import files, registry
 from rankdrift.analysis.formats import MISSING, number
+from rankdrift.analysis.report import build as build_module
 from rankdrift.analysis.report import illustrate
 from rankdrift.analysis.report import study as study_of_tables
 from rankdrift.analysis.report.build import as_html, build_report
@@ -102,6 +105,22 @@ def test_report_needs_no_other_file(reported: StudyLayout) -> None:
     assert set(re.findall(r"https?://[^\"]+", own)) == {
         alt.Chart().to_dict(validate=False)["$schema"]
     }  # a name
+
+
+def test_many_pictures_are_packed_tighter_without_loss(
+    scores_only: StudyLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "HEAVY", 0)
+    links = Links()
+    links.feed(build(scores_only).read_text(encoding="utf-8"))
+    pictures = [link for link in links.found if link.startswith("data:image/webp;base64,")]
+    stored = {Image.open(file).convert("RGB").tobytes() for file in scores_only.figures.glob("*.png")}
+    shown = {
+        Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))).convert("RGB").tobytes()
+        for link in pictures
+    }
+    assert len(pictures) == len(DRAWN_FROM_SCORES)
+    assert shown == stored
 
 
 def test_anchors_and_markdown_links_lead_somewhere(reported: StudyLayout) -> None:
