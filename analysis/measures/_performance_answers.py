@@ -35,8 +35,8 @@ def _learns(performance: pd.DataFrame, seeds: pd.DataFrame | None, items: pd.Dat
     base = base_score(performance, task, metric)
     what = f"{score_name(task, metric, higher)} {number(float(means[best[0]]))}"
     what += f" (base {number(base[0])})" if base else ""
-    verb = "was trained" if len(means) == 1 else "learns most" if len(best) == 1 else "learn most, alike"
-    return _said(means, best, "learns more", what, verb, differences(best[0], last, seeds, items))
+    verbs = ("was trained", "learns most", "learn most, alike", "learns more")
+    return _said(means, best, what, verbs, differences(best[0], last, seeds, items))
 
 
 def _forgets(performance: pd.DataFrame, seeds: pd.DataFrame | None, items: pd.DataFrame | None) -> str | None:
@@ -48,22 +48,24 @@ def _forgets(performance: pd.DataFrame, seeds: pd.DataFrame | None, items: pd.Da
     best = leaders(increases, higher=False)
     last = last_checkpoints(scores_of(performance, GENERAL_TEXT, "nll")).dropna(subset=["value"])
     what = f"loss on general text {signed(float(increases[best[0]]))} nats a token"
-    verb = (
-        "was measured"
-        if len(increases) == 1
-        else "forgets least"
-        if len(best) == 1
-        else "forget least, alike"
-    )
-    return _said(increases, best, "forgets less", what, verb, differences(best[0], last, seeds, items))
+    verbs = ("was measured", "forgets least", "forget least, alike", "forgets less")
+    return _said(increases, best, what, verbs, differences(best[0], last, seeds, items))
 
 
-def _said(means: pd.Series, best: list[str], more: str, what: str, verb: str, found: list[Difference]) -> str:
-    """Return who is ahead by what, and of whom that is told; or that nobody is."""
-    if len(best) == len(means) > 1:
+def _said(
+    means: pd.Series, best: list[str], what: str, verbs: tuple[str, str, str, str], found: list[Difference]
+) -> str:
+    """Return who is ahead by what, and of whom that is told; or that nobody is.
+
+    Verbs are of an arm that is alone, of one that is ahead, of several that are, and of none.
+    """
+    alone, ahead, together, more = verbs
+    if len(means) == 1:
+        return f"{best[0]} {alone}: {what}."
+    if len(best) == len(means):
         return f"No arm {more} than another: all {len(means)} have {what}."
     others = [each for each in found if each.other not in best]
-    return f"{names(best)} {verb}: {what}{compared(others)}."
+    return f"{names(best)} {ahead if len(best) == 1 else together}: {what}{compared(others)}."
 
 
 ANSWERS = (

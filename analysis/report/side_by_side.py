@@ -99,16 +99,16 @@ def _about(known: Mapping[str, Study]) -> Grid:
     columns: Columns = {heading: {} for heading in ("study", "base model", "trained on", "arms", "seeds")}
     columns |= {"steps": {}, "scored as stored answers say": {}}
     for name, study in known.items():
-        last = pd.concat([table[["run", "step"]] for table in study.of_checkpoints()])
+        last = max((int(table["step"].max()) for table in study.of_checkpoints() if len(table)), default=None)
         tasks = {task for table in study.of_checkpoints() for task in table["tasks"].unique()} - {""}
         seeds = sorted({seed for runs in study.arms.values() for seed in runs})
         facts = (
             name,
             ", ".join(sorted(_models(study))) or MISSING,
             ", ".join(sorted(tasks)) or MISSING,
-            ", ".join(study.arms),
-            ", ".join(map(str, seeds)),
-            str(int(last["step"].max())),
+            ", ".join(study.arms) or MISSING,
+            ", ".join(map(str, seeds)) or MISSING,
+            MISSING if last is None else str(last),
             _canary(study),
         )
         for heading, fact in zip(columns, facts, strict=True):
@@ -132,6 +132,9 @@ def _canary(study: Study) -> str:
 
 
 def _warnings(known: Mapping[str, Study]) -> Iterator[str]:
+    nothing = [name for name, study in known.items() if not study.arms]
+    if nothing:
+        yield f"No checkpoint of a trained run has been measured in {', '.join(nothing)}."
     yield from missing_sentence([cell for study in known.values() for cell in missing_cells(study.layout)])
     environments = [
         table.assign(run=f"{name}: " + table["run"])
@@ -173,8 +176,10 @@ def _bases_differ(one: str, study: Study, other: str, beside: Study) -> Iterator
 def _quantities(study: Study) -> pd.DataFrame:
     """Return a row an arm, and the base, and quantity, at last checkpoints."""
     found = []
+    columns = ["arm", "quantity", "seeds", "mean", "stdev"]
     runs = study.table(RUNS)
-    assert runs is not None, "read_study has seen tables of checkpoints"
+    if runs is None:  # no trained checkpoint has been measured
+        return pd.DataFrame(columns=columns)
     for quantity, rows in _leading(study).items():
         base = rows[rows["run"] == BASE].assign(arm=BASE)
         tuned = last_checkpoints(rows).merge(runs[["run", "arm"]])
@@ -183,7 +188,6 @@ def _quantities(study: Study) -> pd.DataFrame:
     for each in _beside_the_leading(known):
         values = last_checkpoints(summary).rename(columns={each.column: "value"})
         found.append(values[["run", "arm", "value"]].assign(quantity=each.label))
-    columns = ["arm", "quantity", "seeds", "mean", "stdev"]
     if not found:
         return pd.DataFrame(columns=columns)
     values = pd.concat(found, ignore_index=True).dropna(subset=["value"])

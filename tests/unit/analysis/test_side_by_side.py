@@ -183,6 +183,19 @@ def test_the_command_writes_a_page_and_both_tables(
         assert set(table["study"]) == {"one", "other"}
 
 
+def test_a_study_in_which_nothing_is_measured_is_named(
+    pair: tuple[StudyLayout, StudyLayout], make_tables: Make
+) -> None:
+    tables = make_tables((("lora", 8, 42),), [8], 2)
+    empty = write_study(pair[0].root.parent / "empty", tables)
+    for name, table in tables.items():
+        files.write_parquet(empty.table(name), table.head(0))
+    found = together(pair[0], empty)
+    assert found.warnings[0] == "No checkpoint of a trained run has been measured in empty."
+    assert set(found.quantities["study"]) == {"one"}
+    assert found.contrasts.empty
+
+
 @pytest.mark.parametrize(
     ("names", "message"), [(["one"], "nothing to compare"), (["one", "one/../one"], "named twice")]
 )
