@@ -319,6 +319,16 @@ class StudyLayout:
         return self.root / "figures"
 
     @property
+    def published(self) -> Path:
+        """Tables written for others: LaTeX, CSV, Croissant."""
+        return self.root / "export"
+
+    @property
+    def notebooks(self) -> Path:
+        """Notebooks that were carried out, and what they wrote."""
+        return self.root / "notebooks"
+
+    @property
     def report(self) -> Path:
         """The self-contained report."""
         return self.root / "report.html"

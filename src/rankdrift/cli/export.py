@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rankdrift.analysis.report.table_files import write_csv
 
     study = StudyLayout(arguments.study)
-    folder = arguments.to or study.root / "export"
+    folder = arguments.to or study.published
     asked = [name for name in FORMATS if getattr(arguments, name)] or list(FORMATS)
     if "latex" in asked:
         print(write_latex(read_study(study), folder / "latex")[-1])

@@ -29,6 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
     from rankdrift.analysis.report.notebook import write_notebook
 
     study = StudyLayout(arguments.study)
-    output = arguments.to or study.root / "notebooks"
+    output = arguments.to or study.notebooks
     print(write_notebook(arguments.name, study, output, not arguments.no_run))
     return 0
