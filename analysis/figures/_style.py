@@ -242,7 +242,11 @@ def legend(canvas: Canvas, runs: Iterable[Hashable], styles: Mapping[str, RunSty
     drawn = [styles[run] for run in in_order(runs, styles)]
     by_run = [Line2D([], [], label=style.label, **style.of_line(1)) for style in drawn]
     by_part = _arms_and_seeds(drawn)
-    handles = [*(by_part if len(by_part) < len(by_run) else by_run), *extra]
+    put_legend(canvas, [*(by_part if len(by_part) < len(by_run) else by_run), *extra])
+
+
+def put_legend(canvas: Canvas, handles: Sequence[Any]) -> None:
+    """Put a legend above the panels, in as many columns as the longest of its labels leaves room for."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = min(len(handles), 4, max(1, int(WIDTH / (0.6 + 0.068 * longest))))
     lines = math.ceil(len(handles) / columns)

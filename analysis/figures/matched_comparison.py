@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from rankdrift.analysis.figures import Figure, NothingToDraw
-from rankdrift.analysis.figures._style import GREY, MARKERS, OTHER_COLOURS, few, few_ticks, panels
+from rankdrift.analysis.figures._style import GREY, MARKERS, OTHER_COLOURS, few, few_ticks, panels, put_legend
 from rankdrift.analysis.sources.observations import rows_of
 
 MATCHED = {
@@ -43,7 +43,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
             ax.invert_xaxis()  # further trained is to the right in both
     axes[0].set_ylabel("first - second:\nNLL increase (nats / token)")
     handles = [Line2D([], [], label=f"{one} - {other}", **_style(n)) for n, (one, other) in enumerate(pairs)]
-    canvas.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+    put_legend(canvas, handles)
     return canvas
 
 

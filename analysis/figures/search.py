@@ -17,6 +17,7 @@ from rankdrift.analysis.figures._style import (
     OTHER_COLOURS,
     few_ticks,
     panels,
+    put_legend,
     reference,
     symlog_if_wide,
 )
@@ -38,7 +39,7 @@ def _draw(tables: Mapping[str, pd.DataFrame]) -> Canvas:
     handles = [
         Line2D([], [], color=colour, marker="o", linestyle="-", label=arm) for arm, colour in colours.items()
     ]
-    canvas.legend(handles=[*handles, *_signs()], loc="outside upper center", ncols=4)
+    put_legend(canvas, [*handles, *_signs()])
     return canvas
 
 
