@@ -82,7 +82,11 @@ def _compose(
 
 
 def _drawn_before(study: StudyLayout) -> Mapping[str, Any]:
-    return dict(files.read_json(_meta(study)).get("drawn", {})) if _meta(study).exists() else {}
+    """Return what became of each figure; nothing where another version of rankdrift wrote the report."""
+    meta = files.read_json(_meta(study)) if _meta(study).exists() else {"made_from": {}}
+    return (
+        dict(meta["drawn"]) if meta["made_from"].get("rankdrift") == __version__ and "drawn" in meta else {}
+    )
 
 
 def _as_png(png: Path) -> str:
