@@ -29,6 +29,8 @@ TRAINING = (
 LEARNABLE = {"rankdrift check": ["model.head=classifier"]}
 # what the demo has, and what SMALL makes
 SMALLER = {"smollm2-135m": "tiny", "step-000012": "step-000004", "--step 12": "--step 4"}
+# what four steps of a model of random weights may not have
+MAY_LACK = {"rankdrift analyze intervene": "no intruder among the 10 leading vectors"}
 DOCUMENTS = ("README.md", "docs/checkpoints.md", "docs/analysis.md")
 # commands that are run by other means: the demo runs the first, this very test run is the second
 ELSEWHERE = ("make demo", "make test", "make help", "git clone", "cd ", "tensorboard")
@@ -80,7 +82,8 @@ def test_every_other_command_runs_in_the_order_it_stands(folder: Path) -> None:
             done = subprocess.run(words, cwd=folder, env=environment, timeout=600, **both)
             status, said = done.returncode, done.stdout
             started.add(words[1])
-        assert status == 0, f"{command}\n{said[-4500:]}"
+        lacks = MAY_LACK.get(" ".join(words[:3]))
+        assert status == 0 or (lacks and lacks in said), f"{command}\n{said[-4500:]}"
         ran += 1
     assert ran >= 6
     assert (folder / "outputs" / "demo" / "report.html").exists()
