@@ -12,7 +12,7 @@ from typing import Any
 from pyarrow import types
 
 from rankdrift import __version__, files
-from rankdrift.analysis.report.study import table_files
+from rankdrift.analysis.report.study import read_meta, table_files
 from rankdrift.analysis.report.table_files import Column, columns, copy_tables
 from rankdrift.layout import StudyLayout
 
@@ -108,14 +108,13 @@ def _file(table: Path) -> dict[str, Any]:
 
 
 def _records(table: Path) -> dict[str, Any]:
-    fields = [_field(column) for column in columns(table)]
-    meta = files.read_json(table.with_suffix(".meta.json"))
+    meta = read_meta(table)
     return {
         "@type": "cr:RecordSet",
         "@id": table.stem,
         "name": table.stem,
         "description": f"{meta['rows']} rows, by the analysis {meta['analysis']}",
-        "field": fields,
+        "field": [_field(column) for column in columns(table)],
     }
 
 

@@ -150,7 +150,7 @@ def _matrices(spectra: pd.DataFrame | None, notes: list[str]) -> tuple[pd.DataFr
 def _spectra(values: pd.DataFrame | None, shapes: pd.DataFrame | None, notes: list[str]) -> pd.DataFrame:
     """Return the spectra of the middle layer at last checkpoints, those of the base, and of noise."""
     columns = ["run", "arm", "module", "kind", "index", "sigma"]
-    if values is None or shapes is None or tuned_rows(values).empty:
+    if values is None or shapes is None:
         return pd.DataFrame(columns=columns)
     values = of_blocks(values[values["sigma"] > 0])
     if tuned_rows(values).empty:

@@ -98,7 +98,7 @@ def missing_cells(layout: StudyLayout) -> list[str]:
 def read_study(layout: StudyLayout) -> Study:
     """Read a study's folder; raise UserError where it has no tables or an incomplete one."""
     names = [path.stem for path in table_files(layout)]
-    metas = {name: _read_meta(layout.table(name)) for name in names}
+    metas = {name: read_meta(layout.table(name)) for name in names}
     study = Study(
         layout=layout,
         recipe=_read_if_there(layout.spec),
@@ -178,7 +178,8 @@ def _of_whole_study(meta: Mapping[str, Any]) -> bool:
     return set(meta.get("parts", {})) == {"study"}
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return the metadata of a table; raise UserError where it is missing: the table is not complete."""
     meta = path.with_suffix(".meta.json")
     if not meta.exists():
         raise UserError(

@@ -12,8 +12,7 @@ import pyarrow
 from pyarrow.parquet import ParquetFile
 
 from rankdrift import files
-from rankdrift.analysis.report.study import table_files
-from rankdrift.errors import UserError
+from rankdrift.analysis.report.study import read_meta, table_files
 from rankdrift.layout import StudyLayout
 
 IDENTITY_MEANINGS = {
@@ -38,12 +37,7 @@ class Column:
 
 def columns(table: Path) -> list[Column]:
     """Return the columns of a table and what they mean; raise UserError where it is incomplete."""
-    meta = table.with_suffix(".meta.json")
-    if not meta.exists():
-        raise UserError(
-            f"{meta}: missing, so that the table beside it is not complete; run the analysis again"
-        )
-    meanings = {**IDENTITY_MEANINGS, **files.read_json(meta)["columns"]}
+    meanings = {**IDENTITY_MEANINGS, **read_meta(table)["columns"]}
     schema = ParquetFile(table).schema_arrow
     return [Column(table.stem, each.name, each.type, meanings.get(each.name, "")) for each in schema]
 
