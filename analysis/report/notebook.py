@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,14 @@ def _carried_out(notebook: Any) -> str:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    try:
-        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # no port that others can reach
-        NotebookClient(notebook, timeout=SECONDS, km=kernel).execute()
-    except CellExecutionError as error:
-        return f"{error.ename}: {error.evalue}"
-    except (CellTimeoutError, DeadKernelError) as error:
-        return str(error).splitlines()[0]
+    # sockets that are files: no other user can reach them, as they could ports; the kernel leaves its files
+    with tempfile.TemporaryDirectory(prefix="rankdrift-") as folder:
+        connection = f"{folder}/kernel.json"
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=connection)
+        try:
+            NotebookClient(notebook, timeout=SECONDS, km=kernel).execute()
+        except CellExecutionError as error:
+            return f"{error.ename}: {error.evalue}"
+        except (CellTimeoutError, DeadKernelError) as error:
+            return str(error).splitlines()[0]
     return ""

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -71,8 +72,16 @@ class Pulse:
         if self._ends_itself:
             return
         if order.get("stack"):
-            faulthandler.dump_traceback(sys.stderr)
+            _print_stacks()
         os._exit(order["exit"])
+
+
+def _print_stacks() -> None:
+    """Print all threads' stacks in one piece: lines of ranks that print at once would mix."""
+    with tempfile.TemporaryFile() as stacks:
+        faulthandler.dump_traceback(stacks)
+        stacks.seek(0)
+        os.write(sys.stderr.fileno(), stacks.read())
 
 
 @contextlib.contextmanager

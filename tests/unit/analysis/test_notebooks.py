@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def study(tmp_path_factory: pytest.TempPathFactory, make_tables: Callable[..., T
 def carried_out(request: pytest.FixtureRequest, study: StudyLayout) -> Path:
     assert main(["notebook", request.param, str(study.root)]) == 0
     return study.root / "notebooks" / f"{request.param}.ipynb"
+
+
+def test_a_kernel_leaves_nothing_where_it_was_started(
+    study: StudyLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["notebook", "rq2", str(study.root)]) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_notebook_holds_what_its_cells_show(carried_out: Path) -> None:
