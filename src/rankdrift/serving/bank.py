@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rankdrift.errors import IntegrityError
@@ -105,9 +106,18 @@ class Bank:
 
     @contextmanager
     def without_adapters(self) -> Iterator[Any]:
-        """Give the base model that the adapters are beside, as it is without them."""
-        with self.adapted.disable_adapter():
+        """Give the base model that the adapters are beside, as it is without them.
+
+        A classification head stays: the base model has none, and a new one would be drawn at random.
+        """
+        layers = [module for module in self.adapted.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
             yield self.adapted
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
 
     def folders(self, tuned: Tuned) -> list[Path]:
         """Return the folders of an arm's adapters: the trained one, then planted ones."""

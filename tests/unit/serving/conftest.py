@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rankdrift.serving.bank import Bank, Place
 from rankdrift.serving.deployed import Tuned
@@ -19,11 +19,16 @@ MakeAdapter = Callable[..., Tuned]
 
 @pytest.fixture(scope="session")
 def make_adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
-    def make(arm: str, scale: float = 0.05, **settings: object) -> Tuned:
+    def make(arm: str, scale: float = 0.05, labels: int = 0, **settings: object) -> Tuned:
         torch.manual_seed(len(arm))
-        model = AutoModelForCausalLM.from_pretrained(tiny)
+        model = (
+            AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=labels, pad_token_id=0)
+            if labels
+            else AutoModelForCausalLM.from_pretrained(tiny)
+        )
         chosen = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"], **settings}
-        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **chosen))
+        task = "SEQ_CLS" if labels else "CAUSAL_LM"
+        adapted = get_peft_model(model, LoraConfig(task_type=task, **chosen))
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():
                 if "lora_B" in name:

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankdrift.errors import IntegrityError
-from rankdrift.serving.bank import Bank, Served
+from rankdrift.serving.bank import Bank, Place, Served
 from rankdrift.serving.checks import CLOSE, check_arm, divergence, prompt_of
 from rankdrift.serving.deployed import Deployed, Tuned
 from rankdrift.serving.planted import WEIGHTS
+from rankdrift.spec import ModelSpec
 
 TOKENS = 4
 
@@ -105,6 +106,29 @@ def test_an_adapter_that_changes_nothing_is_not_timed(
 
     with pytest.raises(IntegrityError, match=r"^lora-r4: with its adapter the base model says exactly what"):
         check_arm(bank, with_tensors(adapter, tmp_path / "a", change), prompt, TOKENS)
+
+
+def classifiers(tiny: Path, folder: Path) -> Bank:
+    return Bank(Place(tiny, ModelSpec(name="tiny", head="classifier"), labels=3), folder)
+
+
+def test_what_a_classifiers_adapter_does_is_told_with_the_head_it_was_trained_with(
+    tiny: Path, make_adapter: Callable[..., Tuned], prompt: Tensor, tmp_path: Path
+) -> None:
+    tuned = make_adapter("lora-r4", labels=3)
+    effects = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)  # of the head that the base model is given
+        found = check_arm(classifiers(tiny, tmp_path / str(seed)), tuned, prompt, TOKENS)
+        effects += [each.value for each in found if each.check == "with the adapter against without"]
+    assert effects[0] == effects[1] > 100 * CLOSE
+
+
+def test_a_classifiers_adapter_that_changes_nothing_is_not_timed(
+    tiny: Path, make_adapter: Callable[..., Tuned], prompt: Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(IntegrityError, match=r"^faint: with its adapter the base model says exactly what"):
+        check_arm(classifiers(tiny, tmp_path), make_adapter("faint", scale=0.0, labels=3), prompt, TOKENS)
 
 
 def test_adapters_that_cannot_be_told_apart_prove_nothing(
