@@ -71,13 +71,13 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
     """Train a few steps on one rank; return the medians of all but the first, and what the GPU can do."""
     from rankdrift.layout import StudyLayout
     from rankdrift.spec import apply_overrides, parse_spec
-    from rankdrift.training import engine, setup, trainer
+    from rankdrift.training import collectives, engine, setup, trainer
     from rankdrift.training.flops import model_flops
     from rankdrift.training.matmul_peak import matmul_flops_per_second
     from rankdrift.training.run import prepared_model
 
     rows = arguments.rows
-    with tempfile.TemporaryDirectory() as output, engine.process_group():
+    with tempfile.TemporaryDirectory() as output, collectives.process_group():
         overrides = [
             f"output={output}",
             f"model.name={folder}",
@@ -103,7 +103,7 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
         operations = sum(
             flops.of_rows(lengths[order.rows(step - 1)], loop.targets(step)) for step in timed_steps
         )
-        peak = matmul_flops_per_second(engine.device(), next(under.module.parameters()).dtype)
+        peak = matmul_flops_per_second(collectives.device(), next(under.module.parameters()).dtype)
         found = {
             "seconds": statistics.median(seconds),
             "tokens_per_second": tokens / sum(seconds),
@@ -123,12 +123,12 @@ def train_once(method: str, folder: Path, arguments: argparse.Namespace) -> dict
 
 def timed(loop: Any, step: int) -> float:
     """Return the seconds of one step, the device's work included."""
-    from rankdrift.training import engine
+    from rankdrift.training import collectives
 
-    engine.wait_for_device()
+    collectives.wait_for_device()
     began = time.perf_counter()
     loop.train_step(step)
-    engine.wait_for_device()
+    collectives.wait_for_device()
     return time.perf_counter() - began
 
 

@@ -35,7 +35,7 @@ def loop_of(output: Path, model: str, root: Path, steps: int, limit: int | None)
     """Return a trainer of SST-2's rows that has begun."""
     from rankdrift.layout import StudyLayout
     from rankdrift.spec import apply_overrides, parse_spec
-    from rankdrift.training import engine, journal, run, setup, trainer
+    from rankdrift.training import collectives, engine, journal, run, setup, trainer
     from rankdrift.training.callbacks.accounting import Accounting
     from rankdrift.training.callbacks.recording import Recording
     from rankdrift.training.callbacks.requests import Asked
@@ -45,13 +45,13 @@ def loop_of(output: Path, model: str, root: Path, steps: int, limit: int | None)
     given = [f"output={output}", f"model.name={model}", "method.name=full", "data.tasks=[sst2]"]
     given += [f"data.root={root}", f"data.train_limit={limit or 'null'}", "data.validation_limit=8"]
     given += [f"training.steps={steps}", "training.probe_every=0", "training.packing=on"]
-    given += [f"training.global_batch={MICRO_BATCH * engine.world_size()}"]
+    given += [f"training.global_batch={MICRO_BATCH * collectives.world_size()}"]
     given += [f"training.micro_batch={MICRO_BATCH}"]
     spec = parse_spec(apply_overrides({}, given))
     plan = setup.set_up(spec, StudyLayout(spec.study_root).run(spec.run_name), CONFIG)
     under = engine.Engine(run.prepared_model(plan), spec.training, plan.config)
     plan.run.root.mkdir(parents=True, exist_ok=True)
-    log = journal.Journal(plan.run, steps, 0) if engine.rank() == 0 else None
+    log = journal.Journal(plan.run, steps, 0) if collectives.rank() == 0 else None
     callbacks = (Asked(Requests()), Utilisation(), Recording(), Accounting())
     loop = trainer.Trainer(plan, under, callbacks, 0, log)
     for callback in callbacks:
@@ -82,7 +82,7 @@ def overhead(arguments: argparse.Namespace, output: Path) -> dict[str, float]:
     """Return the median seconds of either loop's steps, and the median of their ratios, pair by pair."""
     from rankdrift.data.batches import packed
     from rankdrift.models.packing import packed_inputs
-    from rankdrift.training import engine
+    from rankdrift.training import collectives
 
     loop = loop_of(output, arguments.model, arguments.root, arguments.steps, None)
     loop.engine.deepspeed.train()
@@ -94,11 +94,11 @@ def overhead(arguments: argparse.Namespace, output: Path) -> dict[str, float]:
         batch["logits_to_keep"] = made.predicting
 
         def bare(batch: Any = batch, targets: Any = made.targets, total: int = total) -> None:
-            bare_step(loop.engine.deepspeed, batch, targets, total, engine.world_size())
+            bare_step(loop.engine.deepspeed, batch, targets, total, collectives.world_size())
 
         sides = {"bare": bare, "whole": functools.partial(whole_step, loop, step)}
         for name in sorted(sides, reverse=step % 2 == 0):
-            engine.barrier()
+            collectives.barrier()
             began = time.perf_counter()
             sides[name]()
             seconds[name].append(time.perf_counter() - began)
@@ -122,9 +122,9 @@ def growth(arguments: argparse.Namespace, output: Path, began: float) -> dict[st
 def run_rank(arguments: argparse.Namespace) -> None:
     """Be one rank."""
     began = time.perf_counter()
-    from rankdrift.training import engine
+    from rankdrift.training import collectives
 
-    with tempfile.TemporaryDirectory() as output, engine.process_group():
+    with tempfile.TemporaryDirectory() as output, collectives.process_group():
         if arguments.kind == "growth":
             found = growth(arguments, Path(output), began)
         else:

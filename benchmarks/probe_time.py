@@ -36,7 +36,7 @@ def loop_of(output: Path, arguments: argparse.Namespace) -> Any:
     """Return a trainer that has begun and probes every second step."""
     from rankdrift.layout import StudyLayout
     from rankdrift.spec import apply_overrides, parse_spec
-    from rankdrift.training import engine, journal, run, setup, trainer
+    from rankdrift.training import collectives, engine, journal, run, setup, trainer
     from rankdrift.training.callbacks.probing import Probing
     from rankdrift.training.callbacks.recording import Recording
 
@@ -52,7 +52,7 @@ def loop_of(output: Path, arguments: argparse.Namespace) -> Any:
     plan = setup.set_up(spec, StudyLayout(spec.study_root).run(spec.run_name), CONFIG)
     under = engine.Engine(run.prepared_model(plan), spec.training, plan.config)
     plan.run.root.mkdir(parents=True, exist_ok=True)
-    log = journal.Journal(plan.run, arguments.steps, 0) if engine.rank() == 0 else None
+    log = journal.Journal(plan.run, arguments.steps, 0) if collectives.rank() == 0 else None
     callbacks = (Probing(), Recording())
     loop = trainer.Trainer(plan, under, callbacks, 0, log)
     loop.data = dataclasses.replace(loop.data, order=Twice(loop.data.order))
@@ -74,37 +74,37 @@ class Twice:
 
 def timed_step(loop: Any, step: int) -> float:
     """Train a step as the loop does; return its wall time, everything included."""
-    from rankdrift.training import engine
+    from rankdrift.training import collectives
 
-    engine.barrier()
+    collectives.barrier()
     began = time.perf_counter()
     done = loop.train_step(step)
     for callback in loop.callbacks:
         callback.after_step(loop, done)
-    engine.barrier()
+    collectives.barrier()
     return time.perf_counter() - began
 
 
 def rank_main(arguments: argparse.Namespace) -> None:
     """Measure one case on one rank of the group."""
-    from rankdrift.training import engine
+    from rankdrift.training import collectives
 
-    with engine.process_group(), tempfile.TemporaryDirectory() as folder:
-        shared = Path(engine.gather(folder)[0])
+    with collectives.process_group(), tempfile.TemporaryDirectory() as folder:
+        shared = Path(collectives.gather(folder)[0])
         loop = loop_of(shared, arguments)
         times = [timed_step(loop, step) for step in range(1, arguments.steps + 1)][WARM_UP:]
         began = time.perf_counter()
         if loop.journal:
             loop.journal.flush()  # rows are made of what was measured
         written = (time.perf_counter() - began) / (arguments.steps // 2)
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             pairs = list(zip(times[::2], times[1::2], strict=True))
             plain = statistics.median(without for without, _ in pairs)
             extra = statistics.median(measured - without for without, measured in pairs)
             found = {"step": plain, "probes": extra, "tables": written}
             found["share"] = (extra + written) / (EVERY * plain)
             arguments.out.write_text(json.dumps(found))
-        engine.barrier()
+        collectives.barrier()
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from rankdrift import files
 from rankdrift.cli.main import leave
 from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
-from rankdrift.training import checkpointing, engine
+from rankdrift.training import checkpointing, collectives, engine
 from rankdrift.zero_checkpoint.checksums import flush
 from rankdrift.zero_checkpoint.manifest import Manifest
 
@@ -69,7 +69,9 @@ class Saves:
         self.engine, self.run, self.step = under, run, 0
         facts = {"method": "full", "precision": "bf16", "spec_digest": "", "base": "", "base_digest": ""}
         counts = {"step": 0, "data_position": 0, "seed": 0}
-        self.manifest = Manifest(**facts, **counts, world_size=engine.world_size(), zero_stage=under.stage)
+        self.manifest = Manifest(
+            **facts, **counts, world_size=collectives.world_size(), zero_stage=under.stage
+        )
 
     def deepspeed(self) -> None:
         """Save as DeepSpeed does."""
@@ -81,9 +83,11 @@ class Saves:
         """Save as DeepSpeed does, and flush."""
         self.deepspeed()
         for path in (self.run.checkpoints / f"plain-{self.step}").iterdir():
-            if f"rank_{engine.rank()}_" in path.name or (engine.rank() == 0 and "mp_rank" in path.name):
+            if f"rank_{collectives.rank()}_" in path.name or (
+                collectives.rank() == 0 and "mp_rank" in path.name
+            ):
                 flush(path)
-        engine.barrier()
+        collectives.barrier()
 
     def rankdrift(self) -> checkpointing.Save:
         """Save as a training run does."""
@@ -94,28 +98,28 @@ class Saves:
         """Save once; return seconds and bytes, and remove the checkpoint."""
         self.step += 1
         os.sync()
-        engine.barrier()
+        collectives.barrier()
         began = time.perf_counter()
         save: Callable[[], checkpointing.Save | None] = getattr(self, side)
         under_way = save()
-        stall = engine.max_over_ranks(time.perf_counter() - began)
+        stall = collectives.max_over_ranks(time.perf_counter() - began)
         if under_way:
             under_way.finish()
-        seconds = engine.max_over_ranks(time.perf_counter() - began)
-        engine.barrier()
+        seconds = collectives.max_over_ranks(time.perf_counter() - began)
+        collectives.barrier()
         files = [path for path in self.run.checkpoints.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
-        engine.barrier()
-        if engine.rank() == 0:
+        collectives.barrier()
+        if collectives.rank() == 0:
             shutil.rmtree(self.run.checkpoints)
-        engine.barrier()
+        collectives.barrier()
         return {"stall": stall, "seconds": seconds, "bytes": size}
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Run as one rank: save in turn; rank 0 writes what it measured."""
     found: dict[str, list[dict[str, float]]] = {}
-    with engine.process_group():
+    with collectives.process_group():
         saves = Saves(built(int(arguments.parameters), arguments.stage), RunLayout(arguments.folder))
         for side in SIDES:
             saves.timed(side)  # first touches of memory
@@ -123,9 +127,9 @@ def measure(arguments: argparse.Namespace) -> None:
             for side in SIDES[repeat % 3 :] + SIDES[: repeat % 3]:
                 name, timed = f"zero{arguments.stage} {side}", saves.timed(side)
                 found.setdefault(name, []).append(timed)
-                if engine.rank() == 0:
+                if collectives.rank() == 0:
                     print(f"{repeat + 1} {name} {timed}", flush=True)
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             files.write_json(arguments.folder / "found.json", found)
 
 

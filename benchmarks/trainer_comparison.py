@@ -40,9 +40,9 @@ def planned(arguments: argparse.Namespace, output: Path, method: str, packing: s
     from rankdrift.layout import StudyLayout
     from rankdrift.models.base import config_of
     from rankdrift.spec import apply_overrides, parse_spec
-    from rankdrift.training import engine, setup
+    from rankdrift.training import collectives, setup
 
-    rows = arguments.micro_batch * engine.world_size()
+    rows = arguments.micro_batch * collectives.world_size()
     overrides = [f"output={output}", f"model.name={arguments.model}", f"method.name={method}"]
     overrides += [f"data.tasks=[{'sst2' if arguments.data else 'topic'}]", "data.validation_limit=8"]
     overrides += [f"data.root={arguments.data}"] if arguments.data else ["data.max_length=256"]
@@ -134,10 +134,10 @@ def their_loop(arguments: argparse.Namespace, output: Path, method: str, samplin
 
 def run_rank(arguments: argparse.Namespace) -> None:
     """Be one rank of a side, and write what it saw."""
-    from rankdrift.training import engine
+    from rankdrift.training import collectives
 
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as output, engine.process_group():
+    with tempfile.TemporaryDirectory() as output, collectives.process_group():
         if arguments.side in OWN:
             packing = {"packed": "on", "filled": "off"}[arguments.side]
             found = own_loop(arguments, Path(output), arguments.method, packing)

@@ -39,7 +39,7 @@ from rankdrift import files
 from rankdrift.cli.main import leave
 from rankdrift.models.base import load_model
 from rankdrift.spec import ModelSpec, TrainingSpec
-from rankdrift.training import engine
+from rankdrift.training import collectives, engine
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "ds_configs" / "zero3.json"
@@ -108,11 +108,11 @@ def measure(arguments: argparse.Namespace) -> None:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    with engine.process_group():
-        engine.barrier()
+    with collectives.process_group():
+        collectives.barrier()
         before, sampler, began = anonymous_gib(), Sampler(), time.perf_counter()
         under, loaded, loaded_gib = made(arguments.way, arguments.folder, config)
-        engine.barrier()
+        collectives.barrier()
         found = {
             "loading_seconds": loaded - began,
             "seconds": time.perf_counter() - began,
@@ -123,8 +123,8 @@ def measure(arguments: argparse.Namespace) -> None:
         tokens = torch.arange(32)[None] * 7
         with torch.no_grad():
             found["loss"] = float(under(input_ids=tokens, labels=tokens, use_cache=False).loss)
-        every = engine.gather({**found, "imports_gib": before})
-        if engine.rank() == 0:
+        every = collectives.gather({**found, "imports_gib": before})
+        if collectives.rank() == 0:
             files.write_json(arguments.folder / "found.json", every)
 
 

@@ -17,7 +17,7 @@ from faulty_saves import Campaign, Handle, built, failing
 from rankdrift.cli.main import leave
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
-from rankdrift.training import checkpointing, engine
+from rankdrift.training import checkpointing, collectives, engine
 from rankdrift.training.parts import at_hand, whole_steps
 from rankdrift.training.places import Place, Places
 from rankdrift.zero_checkpoint import checksums
@@ -31,14 +31,14 @@ class Apart(Campaign):
 
     def __init__(self, under: engine.Engine, run: RunLayout) -> None:
         super().__init__(under, run)
-        self.places = Places((Place("vm1", (0,)), Place("vm2", (1,))), engine.rank())
+        self.places = Places((Place("vm1", (0,)), Place("vm2", (1,))), collectives.rank())
         self.whole = 0
 
     def try_to(self, call: tuple[object, str], index: int | None, on: int) -> int:
         """Save while a call fails on rank ``on``; return how many such calls there were on this rank."""
         self.step += 1
         manifest, said = replace(self.manifest, step=self.step), ""
-        with failing(*call, index if engine.rank() == on else None) as calls:
+        with failing(*call, index if collectives.rank() == on else None) as calls:
             try:
                 checkpointing.save(self.engine, self.run, manifest, False, 1000, self.places).finish()
             except UserError as error:
@@ -63,18 +63,20 @@ class Apart(Campaign):
     def run_all(self) -> None:
         for call in CALLS:
             self.try_to(call, None, on=0)  # so that the folder is there
-            for rank in range(engine.world_size()):
-                for index in range(engine.gather(self.try_to(call, None, rank))[rank]):
+            for rank in range(collectives.world_size()):
+                for index in range(collectives.gather(self.try_to(call, None, rank))[rank]):
                     self.try_to(call, index, rank)
             shutil.rmtree(self.run.checkpoints)
 
 
 def main(folder: Path, config: Path) -> None:
     checksums.open = Handle  # type: ignore[attr-defined]
-    with engine.process_group():
-        campaign = Apart(built(json.loads(config.read_text())), RunLayout(folder / f"rank{engine.rank()}"))
+    with collectives.process_group():
+        campaign = Apart(
+            built(json.loads(config.read_text())), RunLayout(folder / f"rank{collectives.rank()}")
+        )
         campaign.run_all()
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             (folder / "failures.json").write_text(json.dumps(campaign.failures))
 
 

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from rankdrift.cli.main import program
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.trainer import Trainer
 
 KIND, _, NUMBER = os.environ["FAULT"].partition(":")
@@ -19,7 +19,7 @@ TRAIN_STEP = Trainer.train_step
 
 
 def train_step(trainer: Trainer, step: int) -> Any:
-    if step == trainer.start + int(NUMBER) and engine.rank() == 1:
+    if step == trainer.start + int(NUMBER) and collectives.rank() == 1:
         if KIND == "raise":
             raise ZeroDivisionError("of the test")
         for callback in trainer.callbacks:

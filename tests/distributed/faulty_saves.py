@@ -25,7 +25,7 @@ from rankdrift.cli.main import leave
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
 from rankdrift.spec import TrainingSpec
-from rankdrift.training import checkpointing, engine
+from rankdrift.training import checkpointing, collectives, engine
 from rankdrift.zero_checkpoint import checksums
 from rankdrift.zero_checkpoint.manifest import Manifest, newest
 
@@ -82,7 +82,7 @@ class Campaign:
         self.engine, self.run, self.step, self.failures = under, run, 0, 0
         self.manifest = Manifest(
             step=0,
-            world_size=engine.world_size(),
+            world_size=collectives.world_size(),
             zero_stage=under.stage,
             method="full",
             precision="fp32",
@@ -97,13 +97,13 @@ class Campaign:
         """Save the next step while a call fails on rank ``on``; return how many such calls there were."""
         self.step += 1
         manifest, said, failed = replace(self.manifest, step=self.step), "", False
-        with failing(owner, name, index if engine.rank() == on else None) as calls:
+        with failing(owner, name, index if collectives.rank() == on else None) as calls:
             try:
                 checkpointing.save(self.engine, self.run, manifest, False, needed=1000).finish()
             except UserError as error:
                 said, failed = str(error), True
         assert not failed or ("No space left on device" in said and "checkpoints are untouched" in said), said
-        outcomes = engine.gather(failed)
+        outcomes = collectives.gather(failed)
         assert outcomes == [index is not None] * len(outcomes), (name, index, on, outcomes)
         self.failures += failed
         self.check(failed)
@@ -116,30 +116,30 @@ class Campaign:
         Manifest.read(folder).check_contents(folder)
         leftovers = [path for path in self.run.checkpoints.iterdir() if path.name.startswith(".step")]
         assert not leftovers, leftovers
-        engine.barrier()
+        collectives.barrier()
 
     def run_all(self) -> None:
         for owner, name in CALLS:
             self.save(owner, name, None, on=0)  # so that the folder is there
-            for rank in range(engine.world_size()):
-                calls = engine.gather(self.save(owner, name, None, rank))[rank]
+            for rank in range(collectives.world_size()):
+                calls = collectives.gather(self.save(owner, name, None, rank))[rank]
                 for index in range(calls):
                     self.save(owner, name, index, rank)
                     self.save(owner, name, None, rank)
-            if engine.rank() == 0:  # the list of checkpoints would make looking for the newest slow
+            if collectives.rank() == 0:  # the list of checkpoints would make looking for the newest slow
                 shutil.rmtree(self.run.checkpoints)
-            engine.barrier()
+            collectives.barrier()
 
 
 def main(folder: Path, configs: list[Path]) -> None:
     checksums.open = Handle  # type: ignore[attr-defined]
-    with engine.process_group():
+    with collectives.process_group():
         failures = {}
         for config in configs:
             campaign = Campaign(built(json.loads(config.read_text())), RunLayout(folder / config.stem))
             campaign.run_all()
             failures[config.stem] = campaign.failures
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             (folder / "failures.json").write_text(json.dumps(failures))
 
 

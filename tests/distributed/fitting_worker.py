@@ -16,7 +16,7 @@ from rankdrift import files
 from rankdrift.cli.main import leave
 from rankdrift.layout import StudyLayout
 from rankdrift.spec import load_recipe
-from rankdrift.training import checkpointing, engine, run, setup
+from rankdrift.training import checkpointing, collectives, engine, run, setup
 from rankdrift.training.memory import GpuMemory
 from rankdrift.training.trainer import Trainer
 
@@ -50,7 +50,7 @@ class StandIn(GpuMemory):
 def train(job: dict[str, Any]) -> None:
     spec = load_recipe(Path(job["recipe"]), job["overrides"]).spec()
     layout = StudyLayout(spec.study_root).run(spec.run_name)
-    memory = StandIn(job["limit"], job["each"][engine.rank()])
+    memory = StandIn(job["limit"], job["each"][collectives.rank()])
 
     def forward(self: engine.Engine, batch: dict[str, Any], **options: Any) -> Any:
         memory.most = max(memory.most, batch["input_ids"].numel())
@@ -77,13 +77,13 @@ def train(job: dict[str, Any]) -> None:
     except StoppedError:
         return
     finally:
-        path = layout.root / f"seen-{engine.rank()}.json"
+        path = layout.root / f"seen-{collectives.rank()}.json"
         seen = {"at_once": memory.steps, "peaks": memory.peaks}
         files.write_json(path, [*(files.read_json(path) if path.exists() else []), seen])
 
 
 def main() -> None:
-    with engine.process_group():
+    with collectives.process_group():
         for job in json.loads(Path(sys.argv[1]).read_text()):
             train(job)
     leave(0)

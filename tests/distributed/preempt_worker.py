@@ -21,7 +21,7 @@ from rankdrift.cli.main import leave
 from rankdrift.errors import Preempted, UserError
 from rankdrift.layout import StudyLayout
 from rankdrift.spec import load_recipe
-from rankdrift.training import checkpointing, engine
+from rankdrift.training import checkpointing, collectives
 from rankdrift.training.callbacks.evaluation import Evaluation
 from rankdrift.training.callbacks.saving import Saving
 from rankdrift.training.run import train
@@ -43,7 +43,7 @@ def ask(what: str, root: Path) -> None:
 
 def prepare(job: dict[str, Any]) -> None:
     """Make the trainer ask for what a job says."""
-    moments = {(a["when"], a["step"]): a["what"] for a in job["asked"] if a["rank"] == engine.rank()}
+    moments = {(a["when"], a["step"]): a["what"] for a in job["asked"] if a["rank"] == collectives.rank()}
     for name, method in METHODS.items():
 
         def asking(*given: Any, name: str = name, method: Any = method) -> Any:
@@ -75,7 +75,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         except (Preempted, UserError) as error:
             end = f"{type(error).__name__}: {error}".replace(str(layout.root), "RUN")
     return {
-        "ended": engine.gather(end),
+        "ended": collectives.gather(end),
         "saved": complete_steps(layout.checkpoints),
         "state": files.read_json(layout.status)["state"],
         "files": [path.name for path in (layout.save_request, layout.stop_request) if path.exists()],
@@ -85,10 +85,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     path = Path(sys.argv[1])
     jobs = json.loads(path.read_text())
-    with engine.process_group():
+    with collectives.process_group():
         for job in jobs:
             job |= run(job)
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             path.write_text(json.dumps(jobs))
 
 

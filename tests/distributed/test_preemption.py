@@ -148,8 +148,8 @@ IMPATIENT = """
 import sys
 from datetime import timedelta
 from rankdrift.cli.main import main
-from rankdrift.training import engine
-engine.TIMEOUT = timedelta(seconds=8)  # another test file may be running
+from rankdrift.training import collectives
+collectives.TIMEOUT = timedelta(seconds=8)  # another test file may be running
 sys.exit(main(["train", *sys.argv[1:]]))
 """
 OURS = [sys.executable, "-c", STARTER, sys.executable]

@@ -27,7 +27,7 @@ from rankdrift.cli.main import leave
 from rankdrift.errors import IntegrityError
 from rankdrift.layout import RunLayout, StudyLayout, steps_in
 from rankdrift.spec import load_recipe
-from rankdrift.training import checkpointing, engine
+from rankdrift.training import checkpointing, collectives, engine
 from rankdrift.training.probes import Sums, gradients
 from rankdrift.training.run import train as train_run
 
@@ -86,7 +86,7 @@ def write_state(under: engine.Engine, path: Path) -> None:
     counts = {float(entry["step"]) for entry in optimizer.state.values()}
     counters = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
     facts = {"adam_steps": counts, **{key: getattr(under.deepspeed, key) for key in counters}}
-    if engine.rank() == 0:
+    if collectives.rank() == 0:
         torch.save({"state": state, "facts": facts}, path)
 
 
@@ -104,30 +104,30 @@ def gathered(under: engine.Engine, param: Any) -> dict[str, torch.Tensor]:
 
 def copy_run(job: dict[str, Any], run: RunLayout) -> None:
     """Begin a run as another one stood just after the save of a step."""
-    if engine.rank() == 0:
+    if collectives.rank() == 0:
         shutil.copytree(job["copy_of"], run.root)
         for step in steps_in(run.checkpoints):
             if step > job["copy_step"]:
                 shutil.rmtree(run.checkpoint(step))
         logged = [row for row in files.read_jsonl(run.metrics) if row["step"] <= job["copy_step"]]
         files.write_text(run.metrics, "".join(map(files.json_line, logged)))
-    engine.barrier()
+    collectives.barrier()
 
 
 def prepare(job: dict[str, Any], run: RunLayout) -> None:
     """Tamper with what a run has logged, as its job asks."""
-    if engine.rank() == 0 and "forged" in job:
+    if collectives.rank() == 0 and "forged" in job:
         rows = files.read_jsonl(run.metrics)
         changed = [row | {"loss": 2 * row["loss"]} if row["step"] == job["forged"] else row for row in rows]
         files.write_text(run.metrics, "".join(map(files.json_line, changed)))
-    if engine.rank() == 0 and job.get("forget"):
+    if collectives.rank() == 0 and job.get("forget"):
         run.replay.unlink()
-    engine.barrier()
+    collectives.barrier()
 
 
 def train(jobs: list[dict[str, Any]]) -> None:
     """Train every job's run; one rank of the group that the environment describes."""
-    with engine.process_group():
+    with collectives.process_group():
         for job in jobs:
             spec = load_recipe(Path(job["recipe"]), job["overrides"]).spec()
             if "copy_of" in job:
@@ -141,8 +141,8 @@ def train(jobs: list[dict[str, Any]]) -> None:
             except IntegrityError as error:
                 if not job.get("refused"):
                     raise
-                messages = engine.gather(str(error))
-                if engine.rank() == 0:
+                messages = collectives.gather(str(error))
+                if collectives.rank() == 0:
                     run = StudyLayout(spec.study_root).run(spec.run_name)
                     (run.root / job["refused"]).write_text("\n".join(messages))
 

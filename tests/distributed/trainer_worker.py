@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from rankdrift.cli.main import leave
 from rankdrift.models.base import resolve
-from rankdrift.training.engine import process_group, world_size
+from rankdrift.training.collectives import process_group, world_size
 
 CASES = {  # of one rank
     "z0-full-fp32": (0, "full", False),

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankdrift import files
 from rankdrift.spec import load_recipe
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.run import train
 from rankdrift.training.trainer import Trainer
 
@@ -89,10 +89,10 @@ def main(jobs: list[dict[str, Any]], out: Path) -> None:
         return done[0]
 
     Trainer.train_step = watched  # type: ignore[method-assign]
-    with engine.process_group():
+    with collectives.process_group():
         for job in jobs:
             train(load_recipe(Path(job["recipe"]), job["overrides"]).spec(), Path(job["config"]))
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             files.write_json(out, found)
 
 

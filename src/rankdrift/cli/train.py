@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             signals.end_with_parent(signals.launcher_pid())
         spec = load_recipe(arguments.experiment, arguments.overrides).spec(arguments.arm, arguments.seed)
         from rankdrift.models.base import resolve  # torch and deepspeed take seconds to import: check first
-        from rankdrift.training.engine import process_group
+        from rankdrift.training.collectives import process_group
         from rankdrift.training.run import train
 
         analysis_settings(spec.analysis)  # a mistake is to be told of before days of training

@@ -22,7 +22,7 @@ from rankdrift.sanity.reloaded_export import check_export
 from rankdrift.sanity.results import EVERY_ARM, OF_ARM, Record
 from rankdrift.sanity.small_runs import small
 from rankdrift.spec import Spec
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.callbacks import Callback
 from rankdrift.training.run import train
 
@@ -77,7 +77,7 @@ class Examination:
             self._on_first("logging", spec.arm, lambda: check_log(run, heart.losses))
             self._everywhere("seeds", spec.arm, lambda: self._repeat(spec, heart.losses[:REPEATED]))
             self._on_first("reload", spec.arm, lambda: check_export(small_run, run, heart.answer))
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             shutil.rmtree(self.trial.folder / small_run.study, ignore_errors=True)
 
     def _learn(self, small_run: Spec, arm: str, heart: LearningByHeart) -> bool:
@@ -141,7 +141,7 @@ class Examination:
         base = resolve(spec.model.name, spec.model.revision)
         rate = self.trial.rate or rate_of(spec.method.name, hidden_size(base))
         run_name = f"{spec.arm}-{name}"
-        return small(spec, run_name, self.trial.folder, engine.world_size(), self.trial.steps, rate)
+        return small(spec, run_name, self.trial.folder, collectives.world_size(), self.trial.steps, rate)
 
     def _train(self, small_run: Spec, *further: Callback) -> None:
         """Train until the end, or until one of the callbacks has seen enough."""
@@ -160,7 +160,7 @@ class Examination:
         """
         self.record.begin(check, arm)
         wrong, what = None, ""
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             try:
                 what = find()
             except UserError as error:
@@ -180,7 +180,7 @@ class Examination:
         return self._agreed(check, arm, wrong, what)
 
     def _agreed(self, check: str, arm: str, wrong: str | None, what: str) -> bool:
-        failures = [failure for failure in engine.gather(wrong) if failure]
+        failures = [failure for failure in collectives.gather(wrong) if failure]
         self.record.end(check, arm, "failed" if failures else "passed", failures[0] if failures else what)
         return not failures
 

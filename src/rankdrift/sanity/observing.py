@@ -15,7 +15,7 @@ from torch import Tensor
 from rankdrift.data.batches import padded
 from rankdrift.data.tokens import Row
 from rankdrift.models.direction import pooled_at_the_end
-from rankdrift.training import engine
+from rankdrift.training import collectives, engine
 from rankdrift.training.callbacks import Callback, Step
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Gradients(Callback):
         self.silent = set(active) if step == 1 else self.silent
         own = torch.tensor([_measured(shard.values) for shard in shards], dtype=torch.float64)
         bad = []
-        for name, (largest, infinite) in zip(active, engine.sum_over_ranks(own).tolist(), strict=True):
+        for name, (largest, infinite) in zip(active, collectives.sum_over_ranks(own).tolist(), strict=True):
             bad += [name] if infinite else []
             self.silent -= {name} if largest else set()
         stray = _stray(trainer.engine.module, active)
@@ -145,7 +145,7 @@ def _stray(module: torch.nn.Module, active: list[str]) -> list[str]:
     """Return the parameters that have a gradient and should not have, of all ranks."""
     rest = {name: param for name, param in module.named_parameters() if name not in set(active)}
     mine = [name for name, param in rest.items() if param.grad is not None]
-    return sorted({name for names in engine.gather(mine) for name in names})
+    return sorted({name for names in collectives.gather(mine) for name in names})
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class LearningByHeart(Callback):
         self.losses.append(step.values["loss"])
         if not stopping and self.mean < LEARNT:
             self.learnt_at = step.number
-            if engine.rank() == 0:
+            if collectives.rank() == 0:
                 trainer.run.stop_request.touch()
         if stopping or step.number == trainer.training.steps:
             self._answer = _answered(trainer, trainer.data.train[0])

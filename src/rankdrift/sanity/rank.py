@@ -40,12 +40,12 @@ def be_a_rank(job: Path) -> int:
 def _examine(job: dict[str, Any], folder: Path, record: Record) -> None:
     from rankdrift.models.base import resolve  # torch and deepspeed take seconds to import
     from rankdrift.sanity.examination import Examination, Trial
-    from rankdrift.training import engine
+    from rankdrift.training import collectives
 
     specs: list[Spec] = [parse_spec(tree) for tree in job["specs"]]
     with contextlib.suppress(UserError):  # which the check of the model meets again
         resolve(specs[0].model.name, specs[0].model.revision)  # what has to be made is made outside a group
-    with engine.process_group():
+    with collectives.process_group():
         examination = Examination(Trial(folder, Path(job["config"]), job["steps"], job["rate"]), record)
         if not job["experiment"] or examination.of_experiment(specs[0]):
             for spec in specs:

@@ -19,7 +19,7 @@ from rankdrift.models.base import resolve
 from rankdrift.models.direction import pooled_at_the_end
 from rankdrift.sanity.observing import Answer
 from rankdrift.spec import Spec
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.verify.reload import ROUNDING
 from rankdrift.verify.verify import Verdict, find, verify
 from rankdrift.zero_checkpoint.manifest import complete_steps
@@ -73,8 +73,8 @@ def _plain_logits(spec: Spec, export: Path, asked: Answer) -> Tensor:
         model: Any = PeftModel.from_pretrained(base, str(export))
     else:
         model = auto.from_pretrained(export, dtype=torch.float32)
-    model = model.to(engine.device(), asked.dtype).eval()
-    moved = {name: value.to(engine.device()) for name, value in asked.inputs.items()}
+    model = model.to(collectives.device(), asked.dtype).eval()
+    moved = {name: value.to(collectives.device()) for name, value in asked.inputs.items()}
     with torch.no_grad(), pooled_at_the_end(model.config):
         logits: Tensor = model(**moved).logits.float().cpu()
     return logits

@@ -21,7 +21,8 @@ from rankdrift.errors import IntegrityError, UserError
 from rankdrift.layout import RunLayout
 from rankdrift.spec.identity import differences, digest
 from rankdrift.training import resume_check
-from rankdrift.training.engine import Engine, gather, on_rank_0, rank, require_none, world_size
+from rankdrift.training.collectives import gather, on_rank_0, rank, require_none, world_size
+from rankdrift.training.engine import Engine
 from rankdrift.training.parts import Held, at_hand, has, require_some, whole_steps
 from rankdrift.training.places import TOGETHER, Places
 from rankdrift.training.selection import best_of, costs

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from rankdrift import files
 from rankdrift.layout import RunLayout
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.parts import bring_folder
 from rankdrift.training.setup import Setup
 
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 def describe(setup: Setup, model: PreTrainedModel) -> None:
     """Write on rank 0 what the run is: settings, environment, what an export needs besides weights."""
-    run, hosts = setup.run, engine.gather(socket.gethostname())
-    if engine.rank() == 0:
+    run, hosts = setup.run, collectives.gather(socket.gethostname())
+    if collectives.rank() == 0:
         files.write_json(run.spec, setup.spec.as_dict())
         files.write_json(run.identity, setup.identity)
         files.write_json(run.facts, _facts(setup, model))
@@ -33,7 +33,7 @@ def describe(setup: Setup, model: PreTrainedModel) -> None:
         if setup.method.take_up and not setup.start:
             _keep_start(setup, model)
         setup.tokenizer.save_pretrained(run.model)
-    engine.barrier()
+    collectives.barrier()
     if setup.method.take_up and not setup.start:
         setup.places.on_leaders(lambda: _forget_start(setup))
         bring_folder(setup.run.initial_adapter, setup.places)
@@ -56,7 +56,7 @@ def _keep_start(setup: Setup, model: Any) -> None:
 
 def _forget_start(setup: Setup) -> None:
     """Remove what other machines have of a run that has not come to a checkpoint."""
-    if engine.rank():
+    if collectives.rank():
         shutil.rmtree(setup.run.initial_adapter, ignore_errors=True)
 
 

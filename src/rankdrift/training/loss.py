@@ -16,8 +16,9 @@ from rankdrift.data.dataset import TrainingData
 from rankdrift.data.tokens import Head, Row
 from rankdrift.models.direction import pooled_at_the_end
 from rankdrift.models.packing import packed_inputs, takes_packed_rows
+from rankdrift.training.collectives import to_device
 from rankdrift.training.cross_entropy import cross_entropies
-from rankdrift.training.engine import Engine, to_device
+from rankdrift.training.engine import Engine
 
 Predictions = tuple[Tensor, Tensor, Tensor]
 """The logits of every target, shape (targets, classes); the targets; the number of each one's row."""

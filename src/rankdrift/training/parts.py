@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
-from rankdrift.training.engine import from_rank, gather, rank, require_none
+from rankdrift.training.collectives import from_rank, gather, rank, require_none
 from rankdrift.training.places import Places
 from rankdrift.zero_checkpoint.checksums import StoredFile, stored_file
 from rankdrift.zero_checkpoint.manifest import MANIFEST_NAME, Manifest, complete_steps, newest

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankdrift.errors import UserError
-from rankdrift.training.engine import gather, rank, world_size
+from rankdrift.training.collectives import gather, rank, world_size
 
 
 @dataclass(frozen=True)

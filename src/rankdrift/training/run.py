@@ -24,7 +24,7 @@ from rankdrift.models.liger import use_liger
 from rankdrift.models.lora_products import join_products
 from rankdrift.models.packing import pack_rows
 from rankdrift.spec import Spec
-from rankdrift.training import checkpointing, engine, forecast
+from rankdrift.training import checkpointing, collectives, engine, forecast
 from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks import Callback
 from rankdrift.training.callbacks.accounting import Accounting
@@ -69,21 +69,21 @@ def train(
 ) -> RunLayout:
     """Train one run to its last step, from its newest checkpoint if it has one.
 
-    Every rank of a process group (``engine.process_group``) must call it. It raises Preempted once it has
-    stopped because it was asked to: by a signal, if it is given the requests that come so, or by a file.
+    Every rank of a process group (``collectives.process_group``) must call it. It raises Preempted once it
+    has stopped because it was asked to: by a signal, if it is given the requests that come so, or by a file.
     ``further`` callbacks come before the one that saves; ``pulse`` is this rank's where it is watched.
     """
     require_same_code()
     run = RunLayout(common_folder(StudyLayout(spec.study_root).run(spec.run_name).root))
     places = find_places(run.root)
-    with engine.alone_in(run.root, places.leads), deterministic(spec.training.deterministic):
-        log_to(run.log if engine.rank() == 0 else None)
+    with collectives.alone_in(run.root, places.leads), deterministic(spec.training.deterministic):
+        log_to(run.log if collectives.rank() == 0 else None)
         pulse = pulse or Pulse()
         pulse.train_in(run.root, spec.training.steps)
         setup = set_up(spec, run, config_path)
         start = checkpointing.require_resumable(run, setup.identity, places)
         setup = replace(setup, places=places, start=start)
-        with explained(setup.spec, stage_of(setup.config), engine.world_size()), watching() as watch:
+        with explained(setup.spec, stage_of(setup.config), collectives.world_size()), watching() as watch:
             _fit(setup, requests or Requests(), further, watch, pulse)
     return run
 
@@ -93,7 +93,7 @@ def _fit(setup: Setup, requests: Requests, further: Sequence[Callback], watch: W
     run, spec = setup.run, setup.spec
     model = prepared_model(setup)
     describe(setup, model)
-    if engine.rank() == 0 and not setup.start:
+    if collectives.rank() == 0 and not setup.start:
         _foretell(setup, model, watch.baseline)
     phases = _phases(setup, model)
     under = engine.Engine(
@@ -101,7 +101,7 @@ def _fit(setup: Setup, requests: Requests, further: Sequence[Callback], watch: W
     )
     start = checkpointing.resume(under, run, setup.places)
     require_space(setup, under, start)
-    journal = _journal(setup, start) if engine.rank() == 0 else None
+    journal = _journal(setup, start) if collectives.rank() == 0 else None
     asked = Asked(requests)
     watching = (Guarding(), Profiling(), Probing(), Replay(), Utilisation(), Allocation())
     recording = (Occupancy(watch), Recording(), Accounting(), Evaluation(), *further, Stopping())

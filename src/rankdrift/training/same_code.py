@@ -6,7 +6,7 @@ import socket
 
 from rankdrift.errors import UserError
 from rankdrift.hosts.code import PACKAGE, code_digest, versions
-from rankdrift.training.engine import gather
+from rankdrift.training.collectives import gather
 
 
 def require_same_code() -> None:

@@ -25,7 +25,7 @@ from rankdrift.models.liger import require_liger
 from rankdrift.models.packing import why_not
 from rankdrift.spec import Spec, TrainingSpec
 from rankdrift.spec.identity import digest
-from rankdrift.training import ds_config, engine, resume_check
+from rankdrift.training import collectives, ds_config, engine, resume_check
 from rankdrift.training.memory import memory_of_device
 from rankdrift.training.mirrors import kinds
 from rankdrift.training.places import TOGETHER, Places
@@ -70,7 +70,7 @@ def set_up(spec: Spec, run: RunLayout, config_path: Path, ranks: int | None = No
 
     It is for the ranks of the process group, or for so many of which there is no group yet.
     """
-    training, world_size = spec.training, ranks or engine.world_size()
+    training, world_size = spec.training, ranks or collectives.world_size()
     precision = resolved_precision(spec)
     rows = _rows_at_once(training)
     micro, accumulation = plan_micro_batches(training.global_batch, rows, world_size)

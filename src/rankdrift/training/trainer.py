@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rankdrift.data.batches import own_micro_batches, rank_batches_apart
 from rankdrift.data.tokens import Row
-from rankdrift.training import engine
+from rankdrift.training import collectives, engine
 from rankdrift.training.active_phases import ActivePhases
 from rankdrift.training.callbacks import Callback, Step, is_due
 from rankdrift.training.journal import Journal
@@ -97,7 +97,7 @@ class Trainer:
     def train_step(self, step: int) -> Step:
         """Forward and backward over the global batch, update, exchange."""
         # dropout depends on the step and the rank alone, so that a resumed run draws the same
-        torch.manual_seed(_mixed_seed(self.setup.spec.seed, step, engine.rank()))
+        torch.manual_seed(_mixed_seed(self.setup.spec.seed, step, collectives.rank()))
         phase = self._enter_phase(step)
         for callback in self.callbacks:
             callback.before_forward(self, step)
@@ -138,7 +138,7 @@ class Trainer:
 
     def _backpropagate(self, micro_batches: list[list[Row]], targets: int, clock: StepClock) -> Tensor:
         """Forward and backward over this rank's rows; return the sum of each task's loss, on the device."""
-        loss_sums = torch.zeros(len(self.data.train.tasks), dtype=torch.float64, device=engine.device())
+        loss_sums = torch.zeros(len(self.data.train.tasks), dtype=torch.float64, device=collectives.device())
         self.engine.share_penalty(len(micro_batches))
         for number, micro_batch in enumerate(micro_batches):
             for callback in self.callbacks:
@@ -154,14 +154,14 @@ class Trainer:
 
     def micro_batches(self, step: int) -> list[list[Row]]:
         """Return this rank's micro-batches of a step."""
-        window, own = self.data.order.rows(step - 1), (engine.rank(), engine.world_size())
+        window, own = self.data.order.rows(step - 1), (collectives.rank(), collectives.world_size())
         parts = own_micro_batches(window, self.data.lengths, *own, self.budget, self.loss.packs)
         return [[self.data.train[index] for index in part] for part in parts]
 
     def micro_batches_of_tasks(self, step: int) -> list[list[Row]]:
         """Return this rank's micro-batches of a step with rows of one task each; some may have none."""
         window, lengths = self.data.order.rows(step - 1), self.data.lengths
-        own, labels = (engine.rank(), engine.world_size()), self.data.train.tasks_of(window)
+        own, labels = (collectives.rank(), collectives.world_size()), self.data.train.tasks_of(window)
         parts = rank_batches_apart(window, labels, lengths, *own, self.budget, self.loss.packs)
         return [[self.data.train[index] for index in part] for part in parts]
 
@@ -175,8 +175,8 @@ class Trainer:
         All ranks give vectors of the same length, fp64, on their devices, or none.
         """
         told = torch.tensor([callback.tell(self) for callback in self.callbacks], dtype=torch.float64)
-        given = engine.to_device(told) if own is None else torch.cat([own, engine.to_device(told)])
-        of_ranks = engine.gather_vectors(given).numpy()
+        given = collectives.to_device(told) if own is None else torch.cat([own, collectives.to_device(told)])
+        of_ranks = collectives.gather_vectors(given).numpy()
         length = 0 if own is None else len(own)
         for callback, values in zip(self.callbacks, of_ranks[:, length:].T, strict=True):
             callback.told(self, values)

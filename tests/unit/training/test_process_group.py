@@ -9,7 +9,7 @@ import deepspeed
 import pytest
 
 from rankdrift.errors import UserError
-from rankdrift.training import engine
+from rankdrift.training import collectives
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(deepspeed, "get_accelerator", lambda: gpus)
     monkeypatch.setattr(deepspeed, "init_distributed", lambda **options: called.append("group"))
     monkeypatch.setattr(deepspeed.comm.comm, "cdb", SimpleNamespace())
-    monkeypatch.setattr(engine.heap, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(engine, "_share_cores", lambda: None)
+    monkeypatch.setattr(collectives.heap, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(collectives, "_share_cores", lambda: None)
     for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)  # as any launcher does
     return called
@@ -37,7 +37,7 @@ def test_a_rank_takes_its_gpu_before_it_joins(
 ) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", str(local))
-    with engine.process_group():
+    with collectives.process_group():
         calls.append("inside")
     assert calls == [("device", local), "group", "inside"]
 
@@ -46,6 +46,6 @@ def test_more_ranks_than_gpus(calls: list[Any], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("LOCAL_RANK", "2")
     message = "rank 2 is number 2 of this machine's ranks, which has 2 GPUs; start at most one"
-    with pytest.raises(UserError, match=message), engine.process_group():
+    with pytest.raises(UserError, match=message), collectives.process_group():
         pass
     assert not calls

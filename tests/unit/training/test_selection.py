@@ -95,7 +95,7 @@ def guarded(model: nn.Module) -> Guarding:
 
 
 def test_the_first_output_that_is_no_number_is_named(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankdrift.training.callbacks.guarding.engine.rank", lambda: 3)
+    monkeypatch.setattr("rankdrift.training.callbacks.guarding.collectives.rank", lambda: 3)
     model = load_model(tiny, ModelSpec())
     assert guarded(model).first_wrong() == ""
     with torch.no_grad():

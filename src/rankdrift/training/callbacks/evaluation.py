@@ -17,7 +17,7 @@ from rankdrift.scoring.items import TaskItems, task_items
 from rankdrift.scoring.score import metric_values, outcomes_of
 from rankdrift.scoring.shares import Shares
 from rankdrift.spec import TrainingSpec
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.callbacks import Callback, Step, is_due
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ class Evaluation(Callback):
         """Return a task's mean loss; every rank passes the same number of batches, as ZeRO-3 needs."""
         trainer.engine.deepspeed.eval()
         rows = table[: trainer.training.eval_rows]
-        size = min(trainer.rows_at_once, -(-len(rows) // engine.world_size()))
-        share = -(-len(rows) // (engine.world_size() * size)) * size
-        mine = rows[engine.rank() * share : (engine.rank() + 1) * share]
+        size = min(trainer.rows_at_once, -(-len(rows) // collectives.world_size()))
+        share = -(-len(rows) // (collectives.world_size() * size)) * size
+        mine = rows[collectives.rank() * share : (collectives.rank() + 1) * share]
         loss_sum = 0.0
         with torch.no_grad():
             for first in range(0, share, size):
@@ -70,7 +70,7 @@ class Evaluation(Callback):
                 # a rank that has no rows left passes the first one again and leaves it out of the sum
                 loss = float(trainer.loss.of_all(batch or rows[:1]))
                 loss_sum += loss if batch else 0.0
-        total = engine.sum_over_ranks(torch.tensor(loss_sum, dtype=torch.float64))
+        total = collectives.sum_over_ranks(torch.tensor(loss_sum, dtype=torch.float64))
         return float(total) / sum(map(trainer.loss.targets, rows))
 
 
@@ -93,7 +93,7 @@ def _metrics(trainer: Trainer, items: TaskItems) -> dict[str, float]:
     """Return a task's metrics; ranks share the items, in step where each holds a part of the model."""
     model = trainer.engine.deepspeed.module.eval()
     lockstep = trainer.engine.stage == ZERO3
-    shares = Shares.of_group(lockstep) if engine.world_size() > 1 else None
+    shares = Shares.of_group(lockstep) if collectives.world_size() > 1 else None
     budget = trainer.setup.spec.scoring.batch_tokens
     outcomes = outcomes_of(items, model, Detokenizer.of(trainer.setup.tokenizer), budget, shares)
     return {name: value for name, value in metric_values(items, outcomes).items() if math.isfinite(value)}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rankdrift import files
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.callbacks import Callback, Step
 from rankdrift.training.memory import GpuMemory, Measured, tokens_that_fit
 
@@ -43,8 +43,8 @@ class Fitting(Callback):
         if self.memory is None or trainer.training.micro_batch != "auto":
             return
         self.limit = self.memory.limit()
-        self.under = {**trainer.setup.conditions, "GiB of each rank": engine.gather(self.limit // 2**30)}
-        found = engine.gather(self._found(trainer))[0]  # rank 0 has the folder
+        self.under = {**trainer.setup.conditions, "GiB of each rank": collectives.gather(self.limit // 2**30)}
+        found = collectives.gather(self._found(trainer))[0]  # rank 0 has the folder
         self.searching = found is None
         trainer.budget = found or trainer.longest
 
@@ -67,7 +67,7 @@ class Fitting(Callback):
         """Take what fits on all ranks; stop looking where it is hardly more than there is."""
         if not self.at_once:
             return
-        everything = trainer.longest * trainer.training.global_batch // engine.world_size()
+        everything = trainer.longest * trainer.training.global_batch // collectives.world_size()
         fits, before, self.at_once = min(int(values.min()), everything), trainer.budget, 0
         trainer.budget = fits
         self.searching = before < everything and fits > WORTHWHILE * before

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankdrift.errors import UserError
 from rankdrift.models.families import in_block
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.callbacks import Callback, Step
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Guarding(Callback):
         """Raise UserError on every rank where a value is no number; warn of a loss far above those before."""
         wrong = [key for key, value in step.values.items() if not math.isfinite(value)]
         if wrong:
-            found = [place for place in engine.gather(self.first_wrong()) if place]
+            found = [place for place in collectives.gather(self.first_wrong()) if place]
             place = found[0] if found else "all blocks' outputs are finite: the head or a gradient overflowed"
             raise UserError(
                 f"{trainer.run.root}: {wrong[0]} is {step.values[wrong[0]]} at step {step.number}; {place}. "
@@ -89,7 +89,7 @@ class Guarding(Callback):
             if not right:
                 return (
                     f"the first output that is not finite is that of '{self.names[number]}' (rank "
-                    f"{engine.rank()}, micro-batch {micro_batch + 1})"
+                    f"{collectives.rank()}, micro-batch {micro_batch + 1})"
                 )
         return ""
 

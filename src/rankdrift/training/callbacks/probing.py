@@ -11,7 +11,7 @@ import torch
 
 from rankdrift import registry
 from rankdrift.data.tokens import Row
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.callbacks import Callback, Step, is_due
 from rankdrift.training.probes import Probe, Sums
 
@@ -70,7 +70,7 @@ class Probing(Callback):
 
     def _measure(self, found: Iterable[Sums | None]) -> float:
         """Keep what the probes find; return the seconds it took."""
-        engine.wait_for_device()  # or work of the step would count as the probes'
+        collectives.wait_for_device()  # or work of the step would count as the probes'
         began = time.perf_counter()
         measured = [*zip(self.probes, found, strict=True)]
         self.found += [(probe, sums) for probe, sums in measured if sums is not None]
@@ -83,7 +83,7 @@ class Probing(Callback):
         if not self.found:
             return
         flat = torch.cat([sums.own.flatten() for _, sums in self.found])
-        totals = engine.sum_over_ranks(flat).cpu().split([sums.own.numel() for _, sums in self.found])
+        totals = collectives.sum_over_ranks(flat).cpu().split([sums.own.numel() for _, sums in self.found])
         if trainer.journal:
             for (probe, sums), total in zip(self.found, totals, strict=True):
                 values = total.view(sums.own.shape).numpy()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch.profiler import profile
 
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.callbacks import Callback, Step
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Profiling(Callback):
         """Write what was traced."""
         if self.profiler:
             self.profiler.stop()
-            path = trainer.run.trace(step.number, engine.rank())
+            path = trainer.run.trace(step.number, collectives.rank())
             path.parent.mkdir(exist_ok=True)
             self.profiler.export_chrome_trace(str(path))
             self.profiler = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rankdrift.errors import IntegrityError
-from rankdrift.training import engine, resume_check
+from rankdrift.training import collectives, resume_check
 from rankdrift.training.callbacks import Callback, Step
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ class Replay(Callback):
     def at_start(self, trainer: Trainer) -> None:
         """Find what is expected, on every rank the same."""
         mine = None
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             setup = trainer.setup
             mine = resume_check.expected(trainer.run, setup.conditions, setup.spec.method.is_random)
-        self.expected = engine.gather(mine)[0]
+        self.expected = collectives.gather(mine)[0]
 
     def before_forward(self, trainer: Trainer, step: int) -> None:
         """Measure how far the loss of the expected step may be off by rounding.
@@ -47,7 +47,7 @@ class Replay(Callback):
             alone = torch.cat([trainer.loss.of_each([row]) for rows in micro_batches for row in rows])
         trainer.engine.deepspeed.train()
         own = torch.tensor(resume_check.rounding_noise(together, alone))
-        self.noise = float(engine.sum_over_ranks(own)) / trainer.targets(step)
+        self.noise = float(collectives.sum_over_ranks(own)) / trainer.targets(step)
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Stop where the step is not the one that was logged."""
@@ -61,5 +61,5 @@ class Replay(Callback):
             )
         logger.info("step %d is as it was before the interruption", step.number)
         self.expected = None
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             resume_check.forget(trainer.run)

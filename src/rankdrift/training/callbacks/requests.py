@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.callbacks import Callback
 from rankdrift.training.stop_requests import Request, Requests, forget
 
@@ -26,7 +26,7 @@ class Asked(Callback):
 
     def tell(self, trainer: Trainer) -> float:
         """Tell what this rank was asked; one of them looks for files."""
-        return self.requests.take(trainer.run if engine.rank() == 0 else None)
+        return self.requests.take(trainer.run if collectives.rank() == 0 else None)
 
     def told(self, trainer: Trainer, values: np.ndarray) -> None:
         """Keep the largest request until it is done."""
@@ -35,6 +35,6 @@ class Asked(Callback):
     def done(self, trainer: Trainer) -> Request:
         """Forget what has been done, and return it."""
         done, self.request = self.request, Request.NONE
-        if engine.rank() == 0:
+        if collectives.rank() == 0:
             forget(trainer.run, done)
         return done

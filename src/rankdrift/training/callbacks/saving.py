@@ -10,7 +10,7 @@ import numpy as np
 
 from rankdrift.errors import Preempted
 from rankdrift.planning.parameters import frozen_aliases
-from rankdrift.training import checkpointing, engine
+from rankdrift.training import checkpointing, collectives, engine
 from rankdrift.training.callbacks import Callback, Step
 from rankdrift.training.callbacks.requests import Asked
 from rankdrift.training.saves import is_save_step, retention, saves
@@ -92,7 +92,7 @@ class Saving(Callback):
             if trainer.journal:
                 trainer.journal.status("preempted", step)
                 trainer.journal.close()
-            engine.barrier()  # where one rank has ended, a launcher ends the others
+            collectives.barrier()  # where one rank has ended, a launcher ends the others
             logger.info("stopped after step %d, as asked", step)
             raise Preempted(f"{trainer.run.root}: after step {step}; run the same command again to go on")
 
@@ -100,7 +100,7 @@ class Saving(Callback):
 def require_space(setup: Setup, under: engine.Engine, start: int) -> None:
     """Refuse to train a run whose checkpoints the disk, or one of several machines' disks, cannot hold."""
     at_once = saves(setup.spec.training, start).at_once
-    needed = at_once * _checkpoint_bytes(setup, under) * len(setup.places.peers) // engine.world_size()
+    needed = at_once * _checkpoint_bytes(setup, under) * len(setup.places.peers) // collectives.world_size()
     checkpointing.require_space(setup.run.root, needed, f"{at_once} checkpoints", setup.places)
 
 
@@ -114,5 +114,5 @@ def _checkpoint_bytes(setup: Setup, under: engine.Engine) -> int:
     frozen = aliases if setup.method.exclude_frozen else under.parameter_count - under.trained
     weight = 2 if setup.manifest.precision == "bf16" else 4
     # two means of every element, which every rank writes at stage 3
-    kept = 8 * under.trained * (engine.world_size() if under.stage == 3 else 1) * setup.method.allocates
+    kept = 8 * under.trained * (collectives.world_size() if under.stage == 3 else 1) * setup.method.allocates
     return kept + checkpointing.predicted_bytes(under.trained, frozen, under.stage, weight)

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from rankdrift import files
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.callbacks import Callback, Step
 from rankdrift.training.callbacks.evaluation import is_evaluated
 from rankdrift.training.selection import costs, is_exhausted
@@ -40,7 +40,7 @@ class Stopping(Callback):
         if trainer.journal:
             found = costs(files.read_jsonl(trainer.run.metrics), training.best)
             own = is_exhausted(found, training.patience, training.min_delta)
-        if engine.max_over_ranks(float(own)):
+        if collectives.max_over_ranks(float(own)):
             logger.info(
                 "no better %s in %d evaluations: step %d is the last", training.best, training.patience, step
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.callbacks import Callback, Step
 from rankdrift.training.flops import ModelFlops, model_flops
 from rankdrift.training.matmul_peak import matmul_flops_per_second
@@ -25,9 +25,9 @@ class Utilisation(Callback):
     def at_start(self, trainer: Trainer) -> None:
         """Count what the model multiplies; measure the peak, of all ranks at once."""
         self.flops = model_flops(trainer.engine.module)
-        engine.barrier()
-        own = matmul_flops_per_second(engine.device(), next(trainer.engine.module.parameters()).dtype)
-        self.peak = float(engine.sum_over_ranks(torch.tensor(own, dtype=torch.float64)))
+        collectives.barrier()
+        own = matmul_flops_per_second(collectives.device(), next(trainer.engine.module.parameters()).dtype)
+        self.peak = float(collectives.sum_over_ranks(torch.tensor(own, dtype=torch.float64)))
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Add both to the log's line."""

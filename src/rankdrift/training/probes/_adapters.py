@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rankdrift.export.peft_names import disk_name
-from rankdrift.training.engine import device, whole_over_ranks
+from rankdrift.training.collectives import device, whole_over_ranks
 
 if TYPE_CHECKING:
     from rankdrift.training.trainer import Trainer

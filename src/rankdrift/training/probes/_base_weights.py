@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankdrift.export.base_weights import BaseTensor, open_base
-from rankdrift.training.engine import device
+from rankdrift.training.collectives import device
 from rankdrift.training.probes._sums import squares_of
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from rankdrift.data.tokens import Row
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._levels import Levels
 from rankdrift.training.probes._sums import RUN
@@ -100,8 +100,8 @@ class Conflict(Probe):
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
         self.tasks = trainer.data.train.tasks
-        self.alone = engine.world_size() == 1
-        self.share = 1 / engine.world_size()
+        self.alone = collectives.world_size() == 1
+        self.share = 1 / collectives.world_size()
         """A micro-batch's loss is its share of the step's, times the ranks: gradients are averaged."""
         self.watch = contextlib.ExitStack()
         self.gradients = torch.zeros(0)
@@ -123,9 +123,9 @@ class Conflict(Probe):
         """Make room for the gradients of this step."""
         under, tasks = self.trainer.engine, len(self.tasks)
         numels = tuple(under.numels[name] for name, _ in under.active)
-        self.places = Places.of(numels, engine.world_size())
+        self.places = Places.of(numels, collectives.world_size())
         rows = HALVES * tasks if self.alone else tasks
-        self.gradients = torch.zeros(rows, self.places.length, device=engine.device())
+        self.gradients = torch.zeros(rows, self.places.length, device=collectives.device())
         self.parts = [row.split(self.places.sizes)[:-1:2] for row in self.gradients]
         self.targets, self.batches = np.zeros(HALVES * tasks), np.zeros(tasks, np.int64)
         self.watch = under.watch_gradients(self._see)
@@ -135,7 +135,7 @@ class Conflict(Probe):
         if not rows:  # another rank has rows of this task: zeros come
             return
         task = self.tasks.index(rows[0].task)
-        number = HALVES * task + int(self.batches[task] if self.alone else engine.rank()) % HALVES
+        number = HALVES * task + int(self.batches[task] if self.alone else collectives.rank()) % HALVES
         self.batches[task] += 1
         self.row = number if self.alone else task
         self.targets[number] += sum(map(self.trainer.loss.targets, rows))
@@ -152,8 +152,8 @@ class Conflict(Probe):
         own = torch.zeros(len(names) + 1, rows, rows, dtype=torch.float64, device=halves.device)
         runs = halves.view(rows, -1, RUN)
         products = torch.bmm(runs.transpose(0, 1), runs.permute(1, 2, 0))
-        own.index_add_(0, engine.to_device(self.places.owners[engine.rank()]), products.double())
-        own[-1, 0] = engine.to_device(torch.from_numpy(self.targets))
+        own.index_add_(0, collectives.to_device(self.places.owners[collectives.rank()]), products.double())
+        own[-1, 0] = collectives.to_device(torch.from_numpy(self.targets))
         table = partial(_table, Levels.of(tuple(names)), self.tasks, 1 / self.places.stride)
         return Sums(own, table, partial(_scalars, self.tasks))
 
@@ -162,7 +162,7 @@ class Conflict(Probe):
         own, self.gradients, self.parts = self.gradients, torch.zeros(0), []
         if self.alone:
             return own
-        of_ranks = engine.shares_of_ranks(own)
+        of_ranks = collectives.shares_of_ranks(own)
         return torch.stack([of_ranks[half::HALVES].sum(dim=0) for half in range(HALVES)], dim=1).flatten(0, 1)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rankdrift.export.base_weights import BaseTensor
 from rankdrift.models.families import MODULES, in_block, roles
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._adapters import Adapter, adapters_of, spectra, whole_masters
 from rankdrift.training.probes._base_weights import BaseWeights, part, size
@@ -62,7 +62,7 @@ class Drift(Probe):
         """Return ``COLUMNS`` of each matrix, fp64, shape (matrices, 6); spectra are one rank's each."""
         if not self.rows:
             return None
-        own = torch.zeros(len(self.rows), len(COLUMNS), dtype=torch.float64, device=engine.device())
+        own = torch.zeros(len(self.rows), len(COLUMNS), dtype=torch.float64, device=collectives.device())
         if self.whole:
             self._add_whole(own)
         if self.adapted:
@@ -86,7 +86,7 @@ class Drift(Probe):
         """Return shards' rows, and of the base the same elements, mapped, and their squares; made once."""
         if self.base is None:
             stored = [self.whole[shard.name] for shard in held]
-            rows = engine.to_device(torch.tensor([self.rows[tensor.name] for tensor in stored]))
+            rows = collectives.to_device(torch.tensor([self.rows[tensor.name] for tensor in stored]))
             parts = [part(t, shard.start, len(shard.weights)) for t, shard in zip(stored, held, strict=True)]
             of_base = torch.cat([squares_of([values.to(held[0].weights.device)]) for values in parts])
             self.base = rows, parts, of_base
@@ -97,7 +97,7 @@ class Drift(Probe):
         adapters = [adapter for adapter, _ in self.adapted]
         numels = {name: numel for adapter in adapters for name, numel in adapter.numels.items()}
         masters = whole_masters(self.trainer, numels)
-        mine = slice(engine.rank(), None, engine.world_size())
+        mine = slice(collectives.rank(), None, collectives.world_size())
         stored = {adapter.module: base for adapter, base in self.adapted[mine]}
         for group, sigma in spectra(adapters[mine], masters):
             names = [stored[adapter.module] for adapter in group]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rankdrift.data.tokens import Row
-from rankdrift.training import engine
+from rankdrift.training import collectives
 from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._levels import Levels
 from rankdrift.training.probes._sums import CHUNK, squares_of
@@ -63,7 +63,7 @@ class Noise(Probe):
         """Look at the gradients of this step's micro-batches."""
         self.targets.clear()
         parameters = len(self.trainer.engine.active)
-        self.weighted = torch.zeros(parameters, dtype=torch.float64, device=engine.device())
+        self.weighted = torch.zeros(parameters, dtype=torch.float64, device=collectives.device())
         self.watch = self.trainer.engine.watch_gradients(self._see)
 
     def before_micro_batch(self, rows: list[Row]) -> None:
@@ -83,8 +83,8 @@ class Noise(Probe):
         numbers, gradients = zip(*self.seen, strict=True)
         self.seen, self.held = [], 0
         # a micro-batch's loss is its share of the step's, times the ranks, over which gradients are averaged
-        weight = 1 / (max(self.targets[-1], 1) * engine.world_size() ** 2)
-        rows = engine.to_device(torch.tensor(numbers))
+        weight = 1 / (max(self.targets[-1], 1) * collectives.world_size() ** 2)
+        rows = collectives.to_device(torch.tensor(numbers))
         self.weighted.index_add_(0, rows, squares_of(gradients), alpha=weight)
 
     def before_update(self) -> Sums:
@@ -95,13 +95,13 @@ class Noise(Probe):
         own = torch.stack([self.weighted, self._observed(shards)], dim=1)
         terms = torch.tensor([[np.count_nonzero(self.targets), sum(self.targets)]], dtype=torch.float64)
         levels = Levels.of(tuple(shard.name for shard in shards))
-        return Sums(torch.cat([own, engine.to_device(terms)]), partial(_table, levels), self._scalars)
+        return Sums(torch.cat([own, collectives.to_device(terms)]), partial(_table, levels), self._scalars)
 
     def _observed(self, shards: Sequence[GradientShard]) -> Tensor:
         found = torch.zeros_like(self.weighted)
         held = {number: s.values for number, s in enumerate(shards) if s.values is not None}
         if held:  # offloaded gradients lie on the CPU
-            rows = engine.to_device(torch.tensor([*held]))
+            rows = collectives.to_device(torch.tensor([*held]))
             found.index_add_(0, rows, squares_of([*held.values()]).to(found.device))
         return found
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankdrift.training.engine import MasterShard, device, to_device
+from rankdrift.training.collectives import device, to_device
+from rankdrift.training.engine import MasterShard
 from rankdrift.training.probes import Columns, Probe, Sums
 from rankdrift.training.probes._levels import Levels
 from rankdrift.training.probes._sums import portions, row_squares
