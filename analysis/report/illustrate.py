@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, ValuesView
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
@@ -163,19 +165,19 @@ def _common(tables: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _save(canvas: Canvas, path: Path, suffix: str) -> None:
+    """Write the picture; ``savefig`` would draw it twice, and give the same."""
+    canvas.set_dpi(DPI)
     with files.replacing(path) as temporary, matplotlib.rc_context(STYLE):
         if suffix == "png":
             _save_png(canvas, temporary)
         else:  # without a date in the PDF the same table gives the same file
-            canvas.savefig(temporary, format=suffix, dpi=DPI, metadata={"CreationDate": None})
+            FigureCanvasPdf(canvas).print_pdf(temporary, metadata={"CreationDate": None})
 
 
 def _save_png(canvas: Canvas, path: Path) -> None:
     """Write the picture in 256 colours of its own: a third of the bytes, of which a report holds forty."""
-    drawn = io.BytesIO()
-    canvas.savefig(drawn, format="rgba", dpi=DPI)
-    width = int(canvas.get_figwidth() * DPI + 1e-6)
-    size = (width, len(drawn.getbuffer()) // (4 * width))
-    picture = Image.frombuffer("RGBA", size, drawn.getvalue()).convert("RGB")
+    drawn = FigureCanvasAgg(canvas)
+    drawn.draw()
+    picture = Image.fromarray(np.asarray(drawn.buffer_rgba())).convert("RGB")
     colours = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     colours.save(path, format="PNG", dpi=(DPI, DPI))

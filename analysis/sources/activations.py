@@ -17,19 +17,21 @@ import operator
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rankdrift import files
 from rankdrift.analysis.sources import models
 from rankdrift.analysis.sources.models import Precision, arithmetic, blocks, device
 from rankdrift.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BATCH_TOKENS = 512
 """Tokens put through the model at once, padding included; one row may be longer."""
@@ -144,7 +146,7 @@ def base_states(base: Path, inputs: TokenRows, cache: Path, precision: Precision
         "batch_tokens": BATCH_TOKENS,
         "tokens_per_width": TOKENS_PER_WIDTH,
         "version": VERSION,
-        "versions": [torch.__version__, transformers.__version__],
+        "versions": [torch.__version__, metadata.version("transformers")],
     }
     path = cache / f"states-{files.digest_json(key)[:32]}" / "states.npy"
     with files.held(path.with_suffix(".lock")):  # processes with a checkpoint each wait for one pass

@@ -9,17 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.pytorch_utils import Conv1D
 
 from rankdrift.analysis.sources.adapters import Adapter
 from rankdrift.analysis.sources.folders import adapter_tensors, config_folder, is_adapter, model_tensors
@@ -28,6 +20,9 @@ from rankdrift.analysis.sources.weights import TunedWeights, open_weights
 from rankdrift.errors import NotApplicableError, UserError
 from rankdrift.export import adapter_update
 from rankdrift.models.direction import is_bidirectional
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Space = Literal["weight", "factor", "image"]
 
@@ -116,6 +111,12 @@ def has_classifier(tuned: Path) -> bool:
 
 def _headed(folder: Path, weights: dict[str, Tensor], classifies: bool) -> PreTrainedModel:
     """Return a folder's architecture with the head asked for, filled with weights."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+    )
+
     mapping = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if classifies else MODEL_FOR_CAUSAL_LM_MAPPING
     settings = config_folder(folder)
     try:
@@ -184,6 +185,8 @@ def _own(model: PreTrainedModel, name: str) -> tuple[str, nn.Parameter | None]:
 
 
 def _adapted(weights: TunedWeights, model: PreTrainedModel) -> Differentiable:
+    from transformers.pytorch_utils import Conv1D
+
     adapter = weights.adapter
     assert adapter is not None, "only an adapter has factors"
     if adapter.token_rows:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from rankdrift.analysis.mathematics.gradients.products import GradientSums, Shards, gradient_sums
 from rankdrift.analysis.sources.activations import length_batches, padded
@@ -22,6 +22,9 @@ from rankdrift.analysis.sources.loss_rows import IGNORED, LossRows, Row
 from rankdrift.analysis.sources.models import Precision, arithmetic, device
 from rankdrift.errors import UserError
 from rankdrift.models.families import Cell, cell_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HELD_BYTES = 5 * 2**30
 """Gradients held at once, of every shard; beside them a backward pass makes one parameter's own."""

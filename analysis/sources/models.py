@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from rankdrift.analysis.sources.folders import config_folder, is_adapter, model_tensors
 from rankdrift.analysis.sources.weights import open_weights
 from rankdrift.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Precision = Literal["fp32", "bf16"]
 POOLER = "pooler."
@@ -36,6 +37,8 @@ def load_backbone(folder: Path) -> PreTrainedModel:
         random.
 
     """
+    from transformers import MODEL_MAPPING, AutoConfig
+
     tensors, settings = model_tensors(folder), config_folder(folder)
     weights = {name: tensors.tensor(name) for name in tensors.names}
     try:
@@ -57,6 +60,8 @@ def filled(
 
     What is missing is for the caller to judge: transformers' own report of it is not printed.
     """
+    from transformers.utils import logging
+
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

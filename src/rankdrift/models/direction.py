@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+if TYPE_CHECKING:  # seconds, for those who ask no model
+    from transformers import PreTrainedConfig
 
 NO_TOKEN = -1
 
@@ -18,6 +18,8 @@ def is_bidirectional(config: PreTrainedConfig) -> bool:
     Of the families that have a masked LM head, those are causal that are configured as decoders (XLM calls it
     ``causal``), and the decoders of sequence-to-sequence models.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
     causal = any(getattr(config, name, False) for name in ("is_decoder", "causal", "is_encoder_decoder"))
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not causal
 
