@@ -101,6 +101,7 @@ def tables_of(machine: Machine, study: str) -> dict[str, pd.DataFrame]:
 
 
 @thorough
+@pytest.mark.timeout(1800)
 def test_twelve_cells_whatever_is_killed(three: Machines) -> None:
     told: dict[str, float] = {}
     began = time.monotonic()
