@@ -25,12 +25,12 @@ HEAVY = 2_000_000
 """Bytes of pictures above which they are packed tighter: a page of twenty runs is to have 5 MB at most."""
 
 
-def build_report(study: StudyLayout, progress: Progress, again: bool = False) -> Path:
+def build_report(study: StudyLayout, progress: Progress, again: bool = False, workers: int = 0) -> Path:
     """Draw a study's figures and write its report; return the path of report.html.
 
     Nothing is done where the tables, the runs' JSON files and rankdrift are those of the last report, and no
     figure is drawn whose tables are, unless it is to be made ``again``. The record of what it was made from,
-    ``report.meta.json``, is written last.
+    ``report.meta.json``, is written last. As many processes draw as there are ``workers`` (0: one a core).
 
     Raises
     ------
@@ -41,7 +41,7 @@ def build_report(study: StudyLayout, progress: Progress, again: bool = False) ->
     made_from = _made_from(study)
     if not again and _is_current(study, made_from):
         return study.report
-    content, drawn = _compose(study, progress, {} if again else _drawn_before(study))
+    content, drawn = _compose(study, progress, {} if again else _drawn_before(study), workers)
     files.write_text(study.report, as_html(content))
     files.write_text(_markdown(study), as_markdown(content))
     outputs = [str(picture.png.relative_to(study.root)) for picture in pictures_of(content)]
@@ -72,12 +72,12 @@ def environment() -> Environment:
 
 
 def _compose(
-    study: StudyLayout, progress: Progress, before: Mapping[str, Any]
+    study: StudyLayout, progress: Progress, before: Mapping[str, Any], workers: int
 ) -> tuple[Content, dict[str, dict[str, Any]]]:
     """Return the content, and what became of each figure."""
     known = read_study(study)
     digests = {table.stem: files.content_digest(table) for table in table_files(study)}
-    pictures, left_out, drawn = illustrate(known.tables, digests, study.figures, before, progress)
+    pictures, left_out, drawn = illustrate(known, digests, before, progress, workers)
     return compose(known, pictures, left_out), {name: asdict(each) for name, each in drawn.items()}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, ValuesView
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,20 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from rankdrift import __version__, analysis, files
+from rankdrift import __version__, analysis, files, registry
 from rankdrift.analysis.figures import Figure, NothingToDraw, in_report_order
 from rankdrift.analysis.figures._style import STYLE, run_styles
+from rankdrift.analysis.parallel import map_unordered
+from rankdrift.analysis.report.study import Study, read_study
 from rankdrift.analysis.sources.observations import RUN_KEYS
+from rankdrift.layout import StudyLayout
 from rankdrift.progress import Progress
 
 DPI = 150
 COLOURS = 256
 FORMATS = ("png", "pdf")
+FEW = 6
+"""Figures for which a process of their own would be started in vain: it reads the study first."""
 
 
 @dataclass(frozen=True)
@@ -81,56 +88,93 @@ class _Watched(Mapping[str, pd.DataFrame]):
 
 
 def illustrate(
-    tables: Mapping[str, pd.DataFrame],
+    study: Study,
     digests: Mapping[str, str],
-    folder: Path,
     before: Mapping[str, Any],
     progress: Progress,
+    workers: int = 1,
 ) -> tuple[list[Picture], list[LeftOut], dict[str, Drawn]]:
     """Draw every figure for which there is something to draw; take away older files of those left out.
 
     Parameters
     ----------
-    tables
-        The study's.
+    study
+        As it was read.
     digests
         Table -> digest of its content.
-    folder
-        Where figures are.
     before
         What became of each figure the last time, as a mapping; a figure is drawn again where what it was made
         from differs, or a file of it is missing.
     progress
-        Told of every figure.
+        Told of every figure that is drawn.
+    workers
+        Processes that draw (0: one a core).
 
     """
-    pictures: list[Picture] = []
-    left_out: list[LeftOut] = []
-    found: dict[str, Drawn] = {}
-    figures, common = in_report_order(), _common(tables)
-    for number, figure in enumerate(figures):
-        progress("figures", number, len(figures))
-        there = {suffix: folder / f"{figure.name}.{suffix}" for suffix in FORMATS}
-        drawn = Drawn(**before[figure.name]) if figure.name in before else None
-        if drawn is None or not _is_current(drawn, digests, common, there):
-            drawn = _drawn(figure, tables, digests, common, there)
-        found[figure.name] = drawn
-        if drawn.left_out is None:
-            pictures.append(Picture(figure, there["png"]))
-        else:
-            left_out.append(LeftOut(figure, drawn.left_out))
-    progress("figures", len(figures), len(figures))
-    return pictures, left_out, found
+    figures = in_report_order()
+    work = _Work(study.layout, digests, _common(study.tables))
+    found = {name: drawn for name, told in before.items() if work.is_current(name, drawn := Drawn(**told))}
+    missing = [figure.name for figure in figures if figure.name not in found]
+    for number, (name, drawn) in enumerate(_drawn_anew(work, missing, study.tables, workers)):
+        progress("figures", number, len(missing))
+        found[name] = drawn
+    if missing:
+        progress("figures", len(missing), len(missing))
+    reasons = [(figure, found[figure.name].left_out) for figure in figures]
+    pictures = [
+        Picture(figure, work.files(figure.name)["png"]) for figure, reason in reasons if reason is None
+    ]
+    left_out = [LeftOut(figure, reason) for figure, reason in reasons if reason is not None]
+    return pictures, left_out, {figure.name: found[figure.name] for figure in figures}
 
 
-def _drawn(
-    figure: Figure,
-    tables: Mapping[str, pd.DataFrame],
-    digests: Mapping[str, str],
-    common: str,
-    there: Mapping[str, Path],
-) -> Drawn:
-    watched, reason = _Watched(tables), None
+@dataclass(frozen=True)
+class _Work:
+    """What all figures of a study have in common; small enough to be sent to another process."""
+
+    study: StudyLayout
+    digests: Mapping[str, str]
+    common: str
+    """Digest of what all figures depend on."""
+
+    def files(self, name: str) -> dict[str, Path]:
+        """Return a figure's files, by their formats."""
+        return {suffix: self.study.figures / f"{name}.{suffix}" for suffix in FORMATS}
+
+    def made_from(self, tables: list[str]) -> str:
+        """Return the digest of what a figure depends on that looks for some tables."""
+        return files.digest_json([self.common, *(self.digests.get(name) for name in tables)])
+
+    def is_current(self, name: str, drawn: Drawn) -> bool:
+        """Return whether a figure would be drawn as it was."""
+        if drawn.made_from != self.made_from(drawn.tables):
+            return False
+        return all(file.exists() == (drawn.left_out is None) for file in self.files(name).values())
+
+
+def _drawn_anew(
+    work: _Work, names: list[str], tables: Mapping[str, pd.DataFrame], workers: int
+) -> Iterator[tuple[str, Drawn]]:
+    """Draw figures; by several processes where there are enough for each, which reads the study first."""
+    workers = min(workers or len(os.sched_getaffinity(0)), len(names) // FEW)
+    if workers > 1:
+        yield from map_unordered(partial(_drawn_apart, work), names, workers)
+    else:
+        yield from ((name, _drawn(work, name, tables)) for name in names)
+
+
+def _drawn_apart(work: _Work, name: str) -> tuple[str, Drawn]:
+    return name, _drawn(work, name, _tables_of(work.study.root))
+
+
+@lru_cache(maxsize=1)
+def _tables_of(root: Path) -> Mapping[str, pd.DataFrame]:
+    return read_study(StudyLayout(root)).tables
+
+
+def _drawn(work: _Work, name: str, tables: Mapping[str, pd.DataFrame]) -> Drawn:
+    figure: Figure = registry.load("figure", name)
+    watched, reason, there = _Watched(tables), None, work.files(name)
     try:
         canvas = figure.render(watched)
     except NothingToDraw as nothing:
@@ -141,18 +185,8 @@ def _drawn(
         for suffix, file in there.items():
             _save(canvas, file, suffix)
             canvas.set_layout_engine("none")  # finding where panels go is half of the time, and done
-    names = sorted(watched.looked_for)
-    return Drawn(names, _made_from(names, digests, common), reason)
-
-
-def _is_current(drawn: Drawn, digests: Mapping[str, str], common: str, there: Mapping[str, Path]) -> bool:
-    if drawn.made_from != _made_from(drawn.tables, digests, common):
-        return False
-    return all(file.exists() == (drawn.left_out is None) for file in there.values())
-
-
-def _made_from(names: list[str], digests: Mapping[str, str], common: str) -> str:
-    return files.digest_json([common, *(digests.get(name) for name in names)])
+    looked_for = sorted(watched.looked_for)
+    return Drawn(looked_for, work.made_from(looked_for), reason)
 
 
 def _common(tables: Mapping[str, pd.DataFrame]) -> str:

@@ -61,3 +61,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def say(line: str) -> None:
+    """Print a line at once: it is watched, also through a pipe."""
+    print(line, flush=True)

@@ -30,6 +30,7 @@ from rankdrift import registry
 from rankdrift.cli.main import program
 from rankdrift.errors import NotApplicableError, UserError
 from rankdrift.layout import RunLayout, StudyLayout
+from rankdrift.progress import say
 
 if TYPE_CHECKING:  # torch takes seconds to import, and other commands read this file for its help
     from rankdrift.analysis.contract import Params
@@ -174,7 +175,7 @@ def _of_study(arguments: argparse.Namespace) -> Iterator[Path]:
     _require_writable(study.root, "--study")
     names = arguments.names or registry.names("analysis")
     source: Source = arguments.source or "auto"
-    yield from analyse_study(study, names, _print, source, arguments.workers)
+    yield from analyse_study(study, names, say, source, arguments.workers)
 
 
 def _of_folders(arguments: argparse.Namespace) -> Iterator[Path]:
@@ -187,20 +188,20 @@ def _of_folders(arguments: argparse.Namespace) -> Iterator[Path]:
     subjects = _given_subjects(names, arguments)
     study = _output(arguments)
     names, params = _folder_params(
-        names, study, subjects[0].base, arguments.workers or 0, bool(arguments.names), _print
+        names, study, subjects[0].base, arguments.workers or 0, bool(arguments.names), say
     )
-    progress = progress_lines(_print)
+    progress = progress_lines(say)
     for line in _sources(subjects):
-        _print(line)
+        say(line)
     for name in names:  # one after the other: what is done is said, whatever becomes of the next
         try:
             yield from run_analyses([name], subjects, study.tables, params, progress)
         except NotApplicableError as error:
             if arguments.names:
                 raise
-            _print(f"{name}: left out; {error}")
+            say(f"{name}: left out; {error}")
     for line in _drowned(study):
-        _print(line)
+        say(line)
 
 
 def _sources(subjects: Sequence[Subject]) -> Iterator[str]:
@@ -344,17 +345,13 @@ def _require_fit(names: Sequence[str], base: Path, subjects: Sequence[Subject]) 
                 weights_of(subject)
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)  # a long analysis is watched through a pipe, too
-
-
 def _compare(arguments: argparse.Namespace) -> Iterator[str]:
     from rankdrift.studies.compare import compare
 
     runs = _runs(arguments)
     if len(runs) < 2:
         raise UserError(f"compare {runs[0].root}: give two or more run folders of one study")
-    yield from compare(runs, _print)
+    yield from compare(runs, say)
 
 
 def _intervene(arguments: argparse.Namespace) -> Iterator[Path]:
@@ -362,14 +359,14 @@ def _intervene(arguments: argparse.Namespace) -> Iterator[Path]:
 
     given = {name: getattr(arguments, name) for name in EDITS}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    return _variants(arguments, lambda run, step: intervene(run, step, settings, _print))
+    return _variants(arguments, lambda run, step: intervene(run, step, settings, say))
 
 
 def _interpolate(arguments: argparse.Namespace) -> Iterator[Path]:
     from rankdrift.studies.edited_models import interpolate
 
     positions = arguments.at or POSITIONS
-    return _variants(arguments, lambda run, step: interpolate(run, step, positions, _print))
+    return _variants(arguments, lambda run, step: interpolate(run, step, positions, say))
 
 
 def _variants(arguments: argparse.Namespace, make: Callable[[RunLayout, int], list[Path]]) -> Iterator[Path]:

@@ -17,7 +17,7 @@ import os
 import socket
 from pathlib import Path
 
-from rankdrift.cli.study import add_action
+from rankdrift.cli._arguments import add_action
 from rankdrift.errors import UserError
 from rankdrift.hosts.interface import OUTSIDE, own_address
 from rankdrift.studies.ray_cluster import PORT

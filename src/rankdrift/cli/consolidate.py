@@ -12,6 +12,7 @@ from pathlib import Path
 from rankdrift import files
 from rankdrift.errors import UserError
 from rankdrift.layout import RunLayout
+from rankdrift.progress import say
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     layout = RunLayout(arguments.run)
     options = Options(arguments.dtype, arguments.shard_size, arguments.merge)
     if source := trainer_folder(arguments.run):
-        consolidate_folder(source, arguments.output, arguments.model, options, _say)
+        consolidate_folder(source, arguments.output, arguments.model, options, say)
         return 0
     if arguments.output or arguments.model:
         raise UserError(
@@ -78,11 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
             "this is none (no file 'latest' that names a folder of shards in it)"
         )
     if arguments.watch:
-        watch(layout, options, _say)
+        watch(layout, options, say)
     elif arguments.best:
-        consolidate_run(layout, [best_step(layout)], options, arguments.jobs, _say)
+        consolidate_run(layout, [best_step(layout)], options, arguments.jobs, say)
     else:
-        consolidate_run(layout, arguments.step, options, arguments.jobs, _say)
+        consolidate_run(layout, arguments.step, options, arguments.jobs, say)
     return 0
 
 
@@ -94,7 +95,3 @@ def best_step(run: RunLayout) -> int:
             "(training.eval_every); name a step with --step N"
         )
     return int(files.read_json(run.best)["step"])
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # a watched run's lines are read as they come

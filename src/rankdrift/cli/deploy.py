@@ -16,8 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankdrift.cli._arguments import positive
 from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
+from rankdrift.progress import say
 from rankdrift.spec import DataSpec, ModelSpec, read_spec
 
 if TYPE_CHECKING:
@@ -154,21 +156,8 @@ def _asked(arguments: argparse.Namespace, place: Place) -> Asked:
     return asked
 
 
-def positive(text: str) -> int:
-    """Return a number of things, of which there is one at least."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
-    return number
-
-
 def _at_least_two(text: str) -> int:
     number = int(text)
     if number < 2:
         raise argparse.ArgumentTypeError(f"{text}: a mixed batch has 2 adapters or more")
     return number
-
-
-def say(line: str) -> None:
-    """Say a line at once, also where a pipe is watched."""
-    print(line, flush=True)

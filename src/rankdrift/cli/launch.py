@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankdrift import files
-from rankdrift.cli.study import count
+from rankdrift.cli._arguments import count
 from rankdrift.cli.train import add_arguments as add_training
 from rankdrift.errors import UserError
 from rankdrift.hosts.deepspeed_launcher import Start, command

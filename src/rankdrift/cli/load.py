@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankdrift.cli.deploy import positive, say
+from rankdrift.cli._arguments import positive
 from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
+from rankdrift.progress import say
 from rankdrift.spec import DataSpec
 
 if TYPE_CHECKING:

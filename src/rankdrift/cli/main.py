@@ -101,7 +101,11 @@ def _quieten_libraries() -> None:
 
 def commands() -> list[str]:
     """Return the names of the commands."""
-    return sorted(module.name for module in pkgutil.iter_modules(cli.__path__) if module.name != "main")
+    return sorted(
+        module.name
+        for module in pkgutil.iter_modules(cli.__path__)
+        if module.name[0] != "_" and module.name != "main"
+    )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -23,9 +23,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rankdrift import signals
+from rankdrift.cli._arguments import add_action, count
 from rankdrift.cli.plan import add_experiment, cells_from, tell
 from rankdrift.errors import Preempted, UserError
 from rankdrift.layout import StudyLayout
@@ -282,21 +283,6 @@ def restarts_of(arguments: argparse.Namespace) -> Restarts:
     from rankdrift.studies.restarts import Restarts
 
     return Restarts(arguments.max_restarts, arguments.elastic)
-
-
-def count(text: str) -> int:
-    """Return a number that is not negative."""
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def add_action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    """Declare one of the things that a command does."""
-    description = f"{summary[0].upper()}{summary[1:]}."
-    added: argparse.ArgumentParser = actions.add_parser(name, help=summary, description=description)
-    return added
 
 
 def _add_searched(parser: argparse.ArgumentParser) -> None:

@@ -229,7 +229,7 @@ def _compared(group: Sequence[Cell], lean: bool, weights: Weights, say: Say) -> 
         score_base(group[0].spec, progress=indented(say))
         analyse_study(study, registry.names("analysis"), say, weights=weights)
     with _stage(f"report{title}", say):
-        report = build_report(study, progress_lines(say))
+        report = build_report(study, progress_lines(say), workers=group[0].spec.analysis.workers)
     if lean:
         with _stage(f"clean{title}", say):
             clean(study, keep_exports=True, checkpoints=True, say=indented(say))

@@ -37,7 +37,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, make_tables: Callable[..., 
         files.write_table(study.table(name), table, {"columns": {}, "parts": parts}, csv=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(illustrate, "DPI", 40)
-        return build_report(study, lambda *_: None)
+        return build_report(study, lambda *_: None, workers=1)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def scores_only(tmp_path: Path, make_tables: Callable[..., Tables]) -> StudyLayo
 
 
 def build(study: StudyLayout) -> Path:
-    return build_report(study, lambda *_: None)
+    return build_report(study, lambda *_: None, workers=1)
 
 
 def parts(study: StudyLayout, topic: str) -> list[str | Grid]:
@@ -121,6 +121,26 @@ def test_many_pictures_are_packed_tighter_without_loss(
     }
     assert len(pictures) == len(DRAWN_FROM_SCORES)
     assert shown == stored
+
+
+def test_figures_are_the_same_whoever_draws_them(
+    scores_only: StudyLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by a process's own state: each reads the study's tables, and here none is drawn."""
+    again = StudyLayout(tmp_path / "again")
+    shutil.copytree(scores_only.root, again.root)
+    build(scores_only)
+    monkeypatch.setattr(illustrate, "FEW", 1)
+    monkeypatch.setattr(illustrate, "_drawn", None)
+    drawn: list[tuple[int, int]] = []
+    build_report(again, lambda what, done, total: drawn.append((done, total)), workers=2)
+    assert drawn == [(number, len(registry.names("figure"))) for number in range(len(drawn))]
+    for name in DRAWN_FROM_SCORES:
+        for suffix in ("png", "pdf"):
+            file = f"{name}.{suffix}"
+            assert (again.figures / file).read_bytes() == (scores_only.figures / file).read_bytes()
+    one, other = (files.read_json(s.report.with_suffix(".meta.json")) for s in (scores_only, again))
+    assert one["drawn"] == other["drawn"]
 
 
 def test_anchors_and_markdown_links_lead_somewhere(reported: StudyLayout) -> None:
