@@ -56,11 +56,11 @@ status: $(READY)  ## how far a study is (STUDY=demo)
 tensorboard: $(READY)  ## show all runs of a study (STUDY=demo)
 	@tensorboard --logdir outputs/$(STUDY)
 
-test: $(READY)  ## run all tests, two files at a time (files of long tests come first)
-	@HF_HUB_OFFLINE=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+test: $(READY)  ## run all tests, three files at a time, some of which wait (files of long tests come first)
+	@HF_HUB_OFFLINE=1 python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-unit: $(READY)  ## run the tests that start no ranks
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m 'not distributed and not e2e'
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 3 --dist loadfile -m 'not distributed and not e2e'
 
 faults: $(READY)  ## kill a run 200 times at random instants and see that nothing is lost (KILLS=, CONFIG=, METHOD=)
 	@folder=$$(mktemp -d) && HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu python tests/distributed/kill_campaign.py $$folder \
