@@ -17,6 +17,10 @@ from rankdrift.export.consolidate import consolidate
 from rankdrift.export.contents import Options
 from rankdrift.export.peft_names import disk_name
 from rankdrift.layout import RunLayout
+from rankdrift.serving.bank import Bank, Place
+from rankdrift.serving.checks import CLOSE, distance
+from rankdrift.serving.deployed import Deployed, Tuned, Way
+from rankdrift.spec import ModelSpec
 from rankdrift.zero_checkpoint.shards import open_checkpoint
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -153,6 +157,25 @@ def test_a_merged_model_gives_the_trained_models_logits(saved: Path, name: str) 
     with torch.no_grad():
         logits = auto.from_pretrained(merged).eval()(input_ids=TOKENS).logits
     torch.testing.assert_close(logits, torch.load(run.root / "expected.pt")["logits"])
+
+
+@pytest.mark.parametrize("name", ["full-fp32-2", *(f"lora-fp32-{stage}" for stage in range(4)), "dora"])
+def test_every_way_to_serve_it_gives_the_trained_models_logits(
+    saved: Path, name: str, tmp_path: Path
+) -> None:
+    run = RunLayout(saved / name)
+    tuned = Tuned("a", consolidate(run, STEP))
+    base = Path(tuned.config["base_model_name_or_path"]) if tuned.is_adapter else tuned.export
+    bank = Bank(Place(base, ModelSpec(name="tiny")), tmp_path / "planted")
+    ways: list[Way] = ["merged", "unmerged"] if tuned.is_adapter else ["full"]
+    trained = torch.load(run.root / "expected.pt")["logits"]
+    for way in [*ways, "mixed"] if tuned.can_be_mixed else ways:
+        served = bank.served(Deployed(way, tuned))
+        served.activate()
+        with torch.inference_mode():
+            logits = served(TOKENS).logits
+        rows = 1 if way == "mixed" else len(TOKENS)  # of a mixed batch the first has the trained adapter
+        assert distance(trained[:rows], logits[:rows]) <= CLOSE, way
 
 
 def test_round_robin_stores_parameters_in_another_order(saved: Path) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 from forked import run_command
+from stand_in_endpoint import DELAY, StandIn
 
 from rankdrift import files, registry
 from rankdrift.layout import StudyLayout, steps_in
@@ -220,3 +221,17 @@ def test_runs_are_compared(study: StudyLayout) -> None:
     for words in ("Learning and forgetting", "Item by item", "one seed: no interval over seeds"):
         assert words in printed
     assert "two or more run folders" in refused("analyze", "compare", runs[0])
+
+
+def test_load_on_a_server_is_measured_beside_the_base_model(study: StudyLayout) -> None:
+    server = StandIn()
+    size = ["--clients", 2, "--requests", 6, "--rounds", 4, "--tokens", 3]
+    said = rankdrift("load", study.root, "--url", server.url, "--adapters", "lora-r8=one", *size)
+    assert "lora-r8" in said
+    table = files.read_table(study.table("deployment_benchmark_summary"))
+    found = table[table["quantity"] == "further_token"].set_index(["arm", "way"])
+    assert set(found.index) == {("base", "base"), ("lora-r8", "unmerged")}
+    assert (found["samples"] == 4 * 6 * 2).all()
+    assert found["p50"].between(DELAY, 10 * DELAY).all()
+    assert set(table["load"]) == {"closed, 2 clients"}
+    assert {body["model"] for body in server.seen} == {"base", "one"}

@@ -40,7 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vllm", action="store_true", help="start vLLM here, with the last adapter of each arm"
     )
     parser.add_argument("--base", default="base", metavar="NAME", help="the base model's name there (base)")
-    parser.add_argument("--adapters", nargs="*", default=[], metavar="NAME", help="adapters' names there")
+    parser.add_argument(
+        "--adapters",
+        nargs="*",
+        type=_adapter,
+        default=[],
+        metavar="[ARM=]NAME",
+        help="adapters' names there, and the study's arms where these are others",
+    )
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--rate", type=float, metavar="N", help="requests a second, at random times (open loop)")
     how.add_argument("--clients", type=positive, metavar="N", help="requests in flight (closed loop)")
@@ -67,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     prompts = [" ".join(text.split()[:WORDS]) for text in paragraphs(DataSpec(general_text="builtin"))]
     load = Load(arguments.requests, arguments.rate, arguments.clients, arguments.timeout)
     with _server(study, arguments) as (url, adapters):
-        require_adapters(url, arguments.base, adapters, prompts[:CHECKED], arguments.timeout)
+        names = list(adapters.values())
+        require_adapters(url, arguments.base, names, prompts[:CHECKED], arguments.timeout)
         found = measure(
             url, _models(arguments.base, adapters), prompts, arguments.tokens, load, arguments.rounds, say
         )
@@ -80,10 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _server(study: StudyLayout, arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
-    """Give the server's address and its adapters' names."""
+def _server(study: StudyLayout, arguments: argparse.Namespace) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Give the server's address, and arm -> its adapter's name there."""
     if not arguments.vllm:
-        yield arguments.url, arguments.adapters
+        yield arguments.url, dict(arguments.adapters)
         return
     from rankdrift.models.base import resolve
     from rankdrift.serving.deployed import Tuned
@@ -101,13 +109,19 @@ def _server(study: StudyLayout, arguments: argparse.Namespace) -> Iterator[tuple
     log.parent.mkdir(parents=True, exist_ok=True)
     say(" ".join(asked))
     with vllm.serving(asked, arguments.port, log) as url:
-        yield url, [adapter.arm for adapter in adapters]
+        yield url, {adapter.arm: adapter.arm for adapter in adapters}
 
 
-def _models(base: str, adapters: list[str]) -> Mapping[tuple[str, str], list[str]]:
+def _adapter(text: str) -> tuple[str, str]:
+    """Return an arm and its adapter's name at the server; they are the same where one is given."""
+    arm, _, name = text.partition("=")
+    return arm, name or arm
+
+
+def _models(base: str, adapters: Mapping[str, str]) -> Mapping[tuple[str, str], list[str]]:
     """Return what is measured: the base model, each adapter, and all adapters in turn."""
-    found = {("base", "base"): [base], **{(name, "unmerged"): [name] for name in adapters}}
-    return found | ({("all adapters", "mixed"): adapters} if len(adapters) > 1 else {})
+    found = {("base", "base"): [base], **{(arm, "unmerged"): [name] for arm, name in adapters.items()}}
+    return found | ({("all adapters", "mixed"): list(adapters.values())} if len(adapters) > 1 else {})
 
 
 def _described(load: Load, arguments: argparse.Namespace) -> dict[str, object]:

@@ -13,12 +13,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from made_up_study import write_study
 
-from rankdrift import files
 from rankdrift.analysis.report import illustrate
 from rankdrift.analysis.report.build import build_report
-from rankdrift.analysis.sources.subjects import IDENTITY
-from rankdrift.layout import StudyLayout
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = os.environ.get("RANKDRIFT_CHROMIUM") or shutil.which("chromium")
@@ -31,10 +29,7 @@ CHOSEN = "Object.values(explorer.views).map(view => view.signal('chosen'))"
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory, make_tables: Callable[..., Tables]) -> Path:
-    study = StudyLayout(tmp_path_factory.mktemp("study"))
-    for name, table in make_tables(RUNS, [4, 8], 3).items():
-        parts = {} if set(IDENTITY) <= set(table) else {"study": {}}
-        files.write_table(study.table(name), table, {"columns": {}, "parts": parts}, csv=False)
+    study = write_study(tmp_path_factory.mktemp("study") / "demo", make_tables(RUNS, [4, 8], 3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(illustrate, "DPI", 40)
         return build_report(study, lambda *_: None, workers=1)
@@ -141,12 +136,20 @@ def test_a_quantity_is_chosen_from_all_of_them(page: Any) -> None:
     assert page.evaluate("explorer.views.line.signal('metric')") == "task_loss"
 
 
-def test_an_answer_leads_to_its_rows(page: Any) -> None:
-    link = page.locator(".answers a").first
-    assert page.locator("#learning").is_hidden()
-    link.click()
-    page.wait_for_function("document.querySelector('#learning').closest('details').open")
-    assert page.locator("#learning table").first.is_visible()
+def test_every_answer_leads_to_its_rows(page: Any) -> None:
+    """By one click on what it rests on: its section unfolds, and rows with the arms it names are seen."""
+    links = page.locator(".answers a")
+    assert links.count() >= 3
+    for number in range(links.count()):
+        page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = false; })")
+        link = links.nth(number)
+        target = page.locator(link.get_attribute("href"))
+        assert target.is_hidden()
+        link.click()
+        target.wait_for(state="visible")
+        rows = target.locator("table tbody tr")
+        assert rows.first.is_visible()
+        assert "lora-r8" in "".join(rows.all_text_contents())
 
 
 @pytest.mark.parametrize("width", [375, 1280, 1920])

@@ -116,7 +116,10 @@ def write_gguf(gguf, path: Path):  # type: ignore[no-untyped-def]
     return arrays["token_embd"]
 
 
-def test_smollm2_comes_from_the_hub_where_there_is_one(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_smollm2_comes_from_the_hub_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RANKDRIFT_CACHE", str(tmp_path))  # without one that another test has made
     monkeypatch.setattr(base, "_hub_answers", lambda repository: True)
     monkeypatch.setattr(base, "_from_hub", lambda repository, revision: Path("/hub") / repository)
     assert base.resolve("smollm2-135m") == Path("/hub/HuggingFaceTB/SmolLM2-135M-Instruct")
