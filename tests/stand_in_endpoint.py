@@ -13,9 +13,10 @@ DELAY = 0.01
 
 
 class StandIn:
-    """A server whose models are told what to do by their names."""
+    """A server whose models are told what to do by their names; a strict one knows the protocol alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
         self.seen: list[dict[str, object]] = []
         self.at_once = self.most_at_once = 0
         self.loop = asyncio.new_event_loop()
@@ -35,6 +36,10 @@ class StandIn:
         self.started.set()
         self.loop.run_forever()
 
+    def stop(self) -> None:
+        """Answer nobody any more."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.seen.append(body)
@@ -46,6 +51,8 @@ class StandIn:
             self.at_once -= 1
 
     async def _answer(self, request: web.Request, body: dict[str, object], model: str) -> web.StreamResponse:
+        if self.strict and "ignore_eos" in body:
+            return web.Response(status=422, text="{'detail': \"Unexpected fields: {'ignore_eos'}\"}")
         if model == "fails":
             return web.Response(status=500, text="out of\nmemory")
         if model == "hangs":
@@ -69,5 +76,8 @@ class StandIn:
             await stream.write(f"data: {json.dumps(event)}\n\n".encode())
             if model == "cut" and number == 1:
                 return stream
+        if self.strict:
+            await stream.write(b'data: {"choices": [{"text": "", "finish_reason": "length"}]}\n\n')
+            return stream
         await stream.write(b'data: {"choices": [], "usage": {}}\n\ndata: [DONE]\n\n')
         return stream

@@ -225,13 +225,17 @@ def test_runs_are_compared(study: StudyLayout) -> None:
 
 def test_load_on_a_server_is_measured_beside_the_base_model(study: StudyLayout) -> None:
     server = StandIn()
+    models = ["--adapters", "lora-r8=one", "--merged", "lora-r8=two", "--full", "full"]
     size = ["--clients", 2, "--requests", 6, "--rounds", 4, "--tokens", 3]
-    said = rankdrift("load", study.root, "--url", server.url, "--adapters", "lora-r8=one", *size)
+    said = rankdrift("load", study.root, "--url", server.url, *models, *size)
     assert "lora-r8" in said
     table = files.read_table(study.table("deployment_benchmark_summary"))
     found = table[table["quantity"] == "further_token"].set_index(["arm", "way"])
-    assert set(found.index) == {("base", "base"), ("lora-r8", "unmerged")}
+    ways = {("base", "base"), ("lora-r8", "unmerged"), ("lora-r8", "merged"), ("full", "full")}
+    assert set(found.index) == ways
+    assert found["ratio"]["lora-r8", "unmerged"] == pytest.approx(1, abs=0.5)
     assert (found["samples"] == 4 * 6 * 2).all()
     assert found["p50"].between(DELAY, 10 * DELAY).all()
     assert set(table["load"]) == {"closed, 2 clients"}
-    assert {body["model"] for body in server.seen} == {"base", "one"}
+    assert {body["model"] for body in server.seen} == {"base", "one", "two", "full"}
+    server.stop()

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 WORDS = 24
 """Words of a prompt, the beginning of a paragraph."""
+NAMED = {
+    "--adapters": "adapters' names there, and the study's arms where these are others",
+    "--merged": "of adapters that are merged in there, each a whole model",
+    "--full": "of models that are tuned whole",
+}
 CHECKED = 4
 """Prompts that each adapter is asked first."""
 
@@ -40,14 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vllm", action="store_true", help="start vLLM here, with the last adapter of each arm"
     )
     parser.add_argument("--base", default="base", metavar="NAME", help="the base model's name there (base)")
-    parser.add_argument(
-        "--adapters",
-        nargs="*",
-        type=_adapter,
-        default=[],
-        metavar="[ARM=]NAME",
-        help="adapters' names there, and the study's arms where these are others",
-    )
+    for option, what in NAMED.items():
+        parser.add_argument(option, nargs="*", type=_named, default=[], metavar="[ARM=]NAME", help=what)
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--rate", type=float, metavar="N", help="requests a second, at random times (open loop)")
     how.add_argument("--clients", type=positive, metavar="N", help="requests in flight (closed loop)")
@@ -66,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rankdrift.data.general_text import paragraphs
     from rankdrift.serving.endpoint.adapters import require_adapters
     from rankdrift.serving.endpoint.benchmark import measure
-    from rankdrift.serving.endpoint.load import Load
+    from rankdrift.serving.endpoint.load import Load, in_its_words
     from rankdrift.serving.record import write_record
     from rankdrift.studies import deployment
 
@@ -74,11 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
     prompts = [" ".join(text.split()[:WORDS]) for text in paragraphs(DataSpec(general_text="builtin"))]
     load = Load(arguments.requests, arguments.rate, arguments.clients, arguments.timeout)
     with _server(study, arguments) as (url, adapters):
-        names = list(adapters.values())
-        require_adapters(url, arguments.base, names, prompts[:CHECKED], arguments.timeout)
-        found = measure(
-            url, _models(arguments.base, adapters), prompts, arguments.tokens, load, arguments.rounds, say
-        )
+        load = in_its_words(url, arguments.base, load)
+        if not load.ignore_eos:
+            say("the server does not know ignore_eos: answers may end before their last token")
+        for names in (adapters.values(), [name for _, name in (*arguments.merged, *arguments.full)]):
+            require_adapters(url, arguments.base, list(names), prompts[:CHECKED], load)
+        models = _models(arguments.base, adapters)
+        models |= {(arm, "merged"): [name] for arm, name in arguments.merged}
+        models |= {(arm, "full"): [name] for arm, name in arguments.full}
+        found = measure(url, models, prompts, arguments.tokens, load, arguments.rounds, say)
     engine = {"engine": "vllm" if arguments.vllm else "endpoint", "device": url, "dtype": "its own"}
     write_record(study, {**engine, "asked": _described(load, arguments)}, found)
     deployment.tabulate(study, say)
@@ -112,13 +115,13 @@ def _server(study: StudyLayout, arguments: argparse.Namespace) -> Iterator[tuple
         yield url, {adapter.arm: adapter.arm for adapter in adapters}
 
 
-def _adapter(text: str) -> tuple[str, str]:
-    """Return an arm and its adapter's name at the server; they are the same where one is given."""
+def _named(text: str) -> tuple[str, str]:
+    """Return an arm and its model's name at the server; they are the same where one is given."""
     arm, _, name = text.partition("=")
     return arm, name or arm
 
 
-def _models(base: str, adapters: Mapping[str, str]) -> Mapping[tuple[str, str], list[str]]:
+def _models(base: str, adapters: Mapping[str, str]) -> dict[tuple[str, str], list[str]]:
     """Return what is measured: the base model, each adapter, and all adapters in turn."""
     found = {("base", "base"): [base], **{(arm, "unmerged"): [name] for arm, name in adapters.items()}}
     return found | ({("all adapters", "mixed"): list(adapters.values())} if len(adapters) > 1 else {})
@@ -132,4 +135,5 @@ def _described(load: Load, arguments: argparse.Namespace) -> dict[str, object]:
         "rounds": arguments.rounds,
         "tokens": arguments.tokens,
         "timeout": load.timeout,
+        "ignore_eos": load.ignore_eos,
     }

@@ -17,15 +17,24 @@ from rankdrift.serving.deployed import Tuned
 from rankdrift.serving.endpoint import vllm
 from rankdrift.serving.endpoint.adapters import require_adapters
 from rankdrift.serving.endpoint.benchmark import describe, measure
-from rankdrift.serving.endpoint.load import Load, arrivals, put_load_on
+from rankdrift.serving.endpoint.load import Load, arrivals, in_its_words, put_load_on
 from rankdrift.serving.endpoint.requests import Ask
+
+ASKED = Load(1, clients=1, timeout=5)
 
 
 @pytest.fixture
 def server() -> Iterator[StandIn]:
     found = StandIn()
     yield found
-    found.loop.call_soon_threadsafe(found.loop.stop)
+    found.stop()
+
+
+@pytest.fixture
+def strict_server() -> Iterator[StandIn]:
+    found = StandIn(strict=True)
+    yield found
+    found.stop()
 
 
 def test_a_stream_is_read_part_by_part(server: StandIn) -> None:
@@ -52,7 +61,7 @@ def test_a_stream_is_read_part_by_part(server: StandIn) -> None:
         ("rubbish", "not a line of an event stream: '<html>proxy error</html>'"),
         ("broken", "not JSON: '{not json'"),
         ("says", "the server says: {'message': 'too long'}"),
-        ("cut", "the stream ended without [DONE]"),
+        ("cut", "the stream ended without [DONE], or a reason to end"),
     ],
 )
 def test_what_goes_wrong_is_in_the_reply_and_ends_the_benchmark(
@@ -93,21 +102,32 @@ def test_the_open_loop_does_not_wait_for_answers(server: StandIn) -> None:
     assert all(reply.sent >= reply.due for reply in replies)
 
 
+def test_a_server_is_asked_in_its_own_words(server: StandIn, strict_server: StandIn) -> None:
+    """That of transformers takes nothing beyond the protocol, and ends with a reason."""
+    assert in_its_words(server.url, "lora", ASKED) == ASKED
+    assert in_its_words(server.url, "fails", ASKED) == ASKED  # for who asks next to find
+    strict = strict_server
+    load = in_its_words(strict.url, "lora", ASKED)
+    assert not load.ignore_eos
+    (refused,) = put_load_on(strict.url, [Ask("lora", "Once", 3)], ASKED)
+    assert refused.problem.startswith("HTTP 422")
+    (reply,) = put_load_on(strict.url, [Ask("lora", "Once", 3)], load)
+    assert (reply.problem, reply.text, len(reply.arrivals)) == ("", " lora0 lora1 lora2", 3)
+
+
 def test_a_load_is_open_or_closed() -> None:
     with pytest.raises(UserError, match="one of them"):
         put_load_on("http://x", [], Load(1))
 
 
 def test_a_server_that_ignores_an_adapter_is_found_out(server: StandIn) -> None:
-    require_adapters(server.url, "base", ["one", "two"], ["x", "y"], 5)
-    with pytest.raises(
-        IntegrityError, match=r"adapter 'ignored' says to all of 2 prompts what the base model"
-    ):
-        require_adapters(server.url, "base", ["one", "ignored"], ["x", "y"], 5)
-    with pytest.raises(IntegrityError, match=r"adapter 'one' says .* what adapter 'one' says"):
-        require_adapters(server.url, "base", ["one", "one"], ["x", "y"], 5)
+    require_adapters(server.url, "base", ["one", "two"], ["x", "y"], ASKED)
+    with pytest.raises(IntegrityError, match=r"'ignored' says to all of 2 prompts what the base model"):
+        require_adapters(server.url, "base", ["one", "ignored"], ["x", "y"], ASKED)
+    with pytest.raises(IntegrityError, match=r"'one' says .* what 'one' says"):
+        require_adapters(server.url, "base", ["one", "one"], ["x", "y"], ASKED)
     with pytest.raises(UserError, match=r"model 'fails': HTTP 500"):
-        require_adapters(server.url, "base", ["fails"], ["x"], 5)
+        require_adapters(server.url, "base", ["fails"], ["x"], ASKED)
 
 
 def test_models_are_measured_in_rounds(server: StandIn) -> None:

@@ -8,6 +8,7 @@ in flight, and asks less of a slow server: it gives throughput, not what users w
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import random
 import time
@@ -31,6 +32,9 @@ class Load:
     """Seconds for a request."""
     seed: int = 0
     """Of the times of arrival."""
+    ignore_eos: bool = True
+    """Whether servers are told to give all tokens that are asked for; the protocol has no such word, vLLM's
+    does."""
 
 
 def arrivals(load: Load) -> list[float]:
@@ -55,6 +59,14 @@ def put_load_on(url: str, asks: Sequence[Ask], load: Load) -> list[Reply]:
     return asyncio.run(_send_all(url.rstrip("/").removesuffix("/v1"), asks, load))
 
 
+def in_its_words(url: str, model: str, load: Load) -> Load:
+    """Return the load as the endpoint understands it: without ``ignore_eos`` where that is refused."""
+    asked = dataclasses.replace(load, requests=1, rate=None, clients=1)
+    (reply,) = put_load_on(url, [Ask(model, "Once", 1)], asked)
+    refused = reply.problem.startswith("HTTP 4") and "ignore_eos" in reply.problem
+    return dataclasses.replace(load, ignore_eos=not refused)
+
+
 async def _send_all(url: str, asks: Sequence[Ask], load: Load) -> list[Reply]:
     import aiohttp
 
@@ -66,10 +78,10 @@ async def _send_all(url: str, asks: Sequence[Ask], load: Load) -> list[Reply]:
 
         async def when_due(ask: Ask, due: float) -> Reply:
             await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
-            return await complete(session, url, ask, due, began)
+            return await complete(session, url, ask, due, began, load.ignore_eos)
 
         async def one_after_another() -> list[Reply]:
-            return [await complete(session, url, ask, due, began) for ask, due in waiting]
+            return [await complete(session, url, ask, due, began, load.ignore_eos) for ask, due in waiting]
 
         if load.clients is None:
             return list(await asyncio.gather(*(when_due(ask, due) for ask, due in waiting)))

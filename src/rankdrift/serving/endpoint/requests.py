@@ -46,14 +46,17 @@ class Rubbish(Exception):  # noqa: N818 - caught where the reply is made
     """A stream that is not what the protocol says."""
 
 
-async def complete(session: aiohttp.ClientSession, url: str, ask: Ask, due: float, began: float) -> Reply:
+async def complete(
+    session: aiohttp.ClientSession, url: str, ask: Ask, due: float, began: float, ignore_eos: bool
+) -> Reply:
     """Send one request and read its stream; whatever goes wrong is in the reply."""
     import aiohttp
 
     sent = time.perf_counter()
     body = {
         **{"model": ask.model, "prompt": ask.prompt, "max_tokens": ask.tokens},
-        **{"temperature": 0, "stream": True, "ignore_eos": True},
+        **{"temperature": 0, "stream": True},
+        **({"ignore_eos": True} if ignore_eos else {}),
     }
     arrivals: list[float] = []
     text: list[str] = []
@@ -77,7 +80,11 @@ async def complete(session: aiohttp.ClientSession, url: str, ask: Ask, due: floa
 
 
 async def _parts(stream: AsyncIterable[bytes]) -> AsyncIterator[str]:
-    """Yield the parts of the text in a stream of server-sent events; raise Rubbish where it is none."""
+    """Yield the parts of the text in a stream of server-sent events; raise Rubbish where it is none.
+
+    Not all servers send a last line that says that it is one; then the reason why the text ends has to be.
+    """
+    is_finished = False
     async for line in stream:
         if not (text := line.decode("utf-8", errors="replace").strip()) or text.startswith(":"):
             continue
@@ -88,12 +95,16 @@ async def _parts(stream: AsyncIterable[bytes]) -> AsyncIterator[str]:
             raise Rubbish(f"not a line of an event stream: {text[:80]!r}")
         if value.strip() == DONE:
             return
-        if (part := _text_of(value)) is not None:
+        part, reason = _text_of(value)
+        is_finished = is_finished or bool(reason)
+        if part or (part is not None and not reason):  # one that gives the reason alone is no token
             yield part
-    raise Rubbish(f"the stream ended without {DONE}")
+    if not is_finished:
+        raise Rubbish(f"the stream ended without {DONE}, or a reason to end")
 
 
-def _text_of(value: str) -> str | None:
+def _text_of(value: str) -> tuple[str | None, str | None]:
+    """Return the text of an event, if it has any, and why it is the last, if it is."""
     try:
         event: Any = json.loads(value)
     except ValueError:
@@ -101,7 +112,9 @@ def _text_of(value: str) -> str | None:
     if isinstance(event, dict) and "error" in event:
         raise Rubbish(f"the server says: {str(event['error'])[:200]}")
     try:
-        choices = event["choices"]
-        return str(choices[0]["text"]) if choices else None  # the last one may have the usage alone
+        if not event["choices"]:
+            return None, None  # the last one may have the usage alone
+        choice = event["choices"][0]
+        return str(choice["text"]), choice.get("finish_reason")
     except (KeyError, IndexError, TypeError):
         raise Rubbish(f"an event without choices[0].text: {value.strip()[:80]!r}") from None
