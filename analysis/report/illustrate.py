@@ -115,11 +115,11 @@ def illustrate(
     work = _Work(study.layout, digests, _common(study.tables))
     found = {name: drawn for name, told in before.items() if work.is_current(name, drawn := Drawn(**told))}
     missing = [figure.name for figure in figures if figure.name not in found]
-    for number, (name, drawn) in enumerate(_drawn_anew(work, missing, study.tables, workers)):
-        progress("figures", number, len(missing))
-        found[name] = drawn
     if missing:
-        progress("figures", len(missing), len(missing))
+        progress("figures", 0, len(missing))
+    for number, (name, drawn) in enumerate(_drawn_anew(work, missing, study.tables, workers), start=1):
+        found[name] = drawn
+        progress("figures", number, len(missing))
     reasons = [(figure, found[figure.name].left_out) for figure in figures]
     pictures = [
         Picture(figure, work.files(figure.name)["png"]) for figure, reason in reasons if reason is None
