@@ -36,10 +36,11 @@ SPECIAL: dict[str, str | int | None] = {
     **{letter: rf"$\{name}$" for letter, name in LETTERS.items()},
 }
 """What LaTeX reads as something else, and what it has no letter for, as every engine of it knows it."""
-WHOLE = r"""\documentclass[a4paper]{article}
+WHOLE = r"""\documentclass[a4paper,landscape]{article}
 \usepackage[T1]{fontenc}
 \usepackage[margin=2cm]{geometry}
 \usepackage{booktabs,adjustbox}
+\setlength{\belowcaptionskip}{1ex}
 \begin{document}
 %s
 \end{document}
