@@ -8,17 +8,19 @@ from typing import Any
 
 def positive(text: str) -> int:
     """Return a number of things, of which there is one at least."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
-    return number
+    return at_least(1, text, "give 1 or more")
 
 
 def count(text: str) -> int:
     """Return a number of things, of which there may be none."""
+    return at_least(0, text, "give 0 or more")
+
+
+def at_least(least: int, text: str, remedy: str) -> int:
+    """Return a number; raise what argparse prints, with the remedy, where it is less than the least."""
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text}: give 0 or more")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text}: {remedy}")
     return number
 
 

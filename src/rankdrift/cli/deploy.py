@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankdrift.cli._arguments import positive
+from rankdrift.cli._arguments import at_least, positive
 from rankdrift.errors import UserError
 from rankdrift.layout import StudyLayout
 from rankdrift.progress import say
@@ -157,7 +157,4 @@ def _asked(arguments: argparse.Namespace, place: Place) -> Asked:
 
 
 def _at_least_two(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"{text}: a mixed batch has 2 adapters or more")
-    return number
+    return at_least(2, text, "a mixed batch has 2 adapters or more")

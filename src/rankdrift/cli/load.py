@@ -76,11 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
         load = in_its_words(url, arguments.base, load)
         if not load.ignore_eos:
             say("the server does not know ignore_eos: answers may end before their last token")
-        for names in (adapters.values(), [name for _, name in (*arguments.merged, *arguments.full)]):
-            require_adapters(url, arguments.base, list(names), prompts[:CHECKED], load)
-        models = _models(arguments.base, adapters)
-        models |= {(arm, "merged"): [name] for arm, name in arguments.merged}
-        models |= {(arm, "full"): [name] for arm, name in arguments.full}
+        whole = [name for _, name in (*arguments.merged, *arguments.full)]
+        groups = [list(adapters.values()), whole]
+        require_adapters(url, arguments.base, groups, prompts[:CHECKED], load)
+        models = _models(arguments, adapters)
         found = measure(url, models, prompts, arguments.tokens, load, arguments.rounds, say)
     engine = {"engine": "vllm" if arguments.vllm else "endpoint", "device": url, "dtype": "its own"}
     write_record(study, {**engine, "asked": _described(load, arguments)}, found)
@@ -121,9 +120,11 @@ def _named(text: str) -> tuple[str, str]:
     return arm, name or arm
 
 
-def _models(base: str, adapters: Mapping[str, str]) -> dict[tuple[str, str], list[str]]:
-    """Return what is measured: the base model, each adapter, and all adapters in turn."""
-    found = {("base", "base"): [base], **{(arm, "unmerged"): [name] for arm, name in adapters.items()}}
+def _models(arguments: argparse.Namespace, adapters: Mapping[str, str]) -> dict[tuple[str, str], list[str]]:
+    """Return what is measured: the base model, each tuned one, and all adapters in turn."""
+    ways = {"unmerged": adapters.items(), "merged": arguments.merged, "full": arguments.full}
+    found = {("base", "base"): [arguments.base]}
+    found |= {(arm, way): [name] for way, models in ways.items() for arm, name in models}
     return found | ({("all adapters", "mixed"): list(adapters.values())} if len(adapters) > 1 else {})
 
 

@@ -134,7 +134,8 @@ def test_figures_are_the_same_whoever_draws_them(
     monkeypatch.setattr(illustrate, "_drawn", None)
     drawn: list[tuple[int, int]] = []
     build_report(again, lambda what, done, total: drawn.append((done, total)), workers=2)
-    assert drawn == [(number, len(registry.names("figure"))) for number in range(len(drawn))]
+    total = len(registry.names("figure"))
+    assert drawn == [(number, total) for number in range(total + 1)]
     for name in DRAWN_FROM_SCORES:
         for suffix in ("png", "pdf"):
             file = f"{name}.{suffix}"

@@ -121,13 +121,13 @@ def test_a_load_is_open_or_closed() -> None:
 
 
 def test_a_server_that_ignores_an_adapter_is_found_out(server: StandIn) -> None:
-    require_adapters(server.url, "base", ["one", "two"], ["x", "y"], ASKED)
+    require_adapters(server.url, "base", [["one", "two"], []], ["x", "y"], ASKED)
     with pytest.raises(IntegrityError, match=r"'ignored' says to all of 2 prompts what the base model"):
-        require_adapters(server.url, "base", ["one", "ignored"], ["x", "y"], ASKED)
+        require_adapters(server.url, "base", [["one", "ignored"]], ["x", "y"], ASKED)
     with pytest.raises(IntegrityError, match=r"'one' says .* what 'one' says"):
-        require_adapters(server.url, "base", ["one", "one"], ["x", "y"], ASKED)
+        require_adapters(server.url, "base", [["one", "one"]], ["x", "y"], ASKED)
     with pytest.raises(UserError, match=r"model 'fails': HTTP 500"):
-        require_adapters(server.url, "base", ["fails"], ["x"], ASKED)
+        require_adapters(server.url, "base", [["fails"]], ["x"], ASKED)
 
 
 def test_models_are_measured_in_rounds(server: StandIn) -> None:

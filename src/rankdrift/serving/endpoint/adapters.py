@@ -6,6 +6,7 @@ without a word. From outside the two look alike but for the text.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,15 +17,18 @@ from rankdrift.serving.endpoint.requests import Ask
 TOKENS = 16
 
 
-def require_adapters(url: str, base: str, names: Sequence[str], prompts: Sequence[str], load: Load) -> None:
-    """Raise IntegrityError where an adapter says to all prompts what the base model says, or another adapter.
+def require_adapters(
+    url: str, base: str, groups: Sequence[Sequence[str]], prompts: Sequence[str], load: Load
+) -> None:
+    """Raise IntegrityError where an adapter says to all prompts what the base model or one of its group says.
 
     Of the load, it is asked as patiently and in the same words, one prompt at a time. Raises UserError where
     the endpoint does not answer.
     """
-    texts = {name: _texts(url, name, prompts, load) for name in (base, *names)}
-    for number, name in enumerate(names):
-        for other in (base, *names[:number]):
+    names = dict.fromkeys((base, *itertools.chain.from_iterable(groups)))
+    texts = {name: _texts(url, name, prompts, load) for name in names}
+    for group in groups:
+        for other, name in itertools.combinations((base, *group), 2):
             if texts[name] == texts[other]:
                 what = "the base model" if other == base else f"'{other}'"
                 raise IntegrityError(

@@ -97,7 +97,7 @@ async def _parts(stream: AsyncIterable[bytes]) -> AsyncIterator[str]:
             return
         part, reason = _text_of(value)
         is_finished = is_finished or bool(reason)
-        if part or (part is not None and not reason):  # one that gives the reason alone is no token
+        if part is not None and (part or not reason):  # one that gives the reason alone is no token
             yield part
     if not is_finished:
         raise Rubbish(f"the stream ended without {DONE}, or a reason to end")
